@@ -1,0 +1,397 @@
+//! Records: the entries of a task's log.
+//!
+//! On the wire and in a store's chunk a record is its header in postcard form (frozen for ever) and then the body's
+//! bytes. Records are laid end to end; [`Reader`] walks them.
+
+use bytes::{Buf, Bytes};
+use serde::{Deserialize, Serialize};
+
+use crate::payload::{Payload, payloads, postcard_payload, to_postcard};
+use crate::spec::{Containment, Exit, TaskSpec};
+use crate::{DecodeError, Epoch, GroupId, Namespace, Offset, Seq, Timestamp, WorkerId};
+
+/// Longest body of one record, bytes. Output records are at most [`MAX_OUTPUT`].
+pub const MAX_BODY: usize = 256 * 1024;
+/// Most bytes of output in one record.
+pub const MAX_OUTPUT: usize = 32 * 1024;
+
+/// Who wrote a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Origin {
+    /// A controller.
+    Controller,
+    /// The worker that held this epoch; `seq` is dense in the epoch.
+    Worker {
+        /// The assignment.
+        epoch: Epoch,
+        /// Position in the epoch.
+        seq: Seq,
+    },
+}
+
+/// One entry of a log.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Record {
+    /// Position in the log. Zero in records a worker has not yet had appended.
+    pub offset: Offset,
+    /// Who wrote it.
+    pub origin: Origin,
+    /// When it was committed, on the store's clock; the worker's clock before that.
+    pub time: Timestamp,
+    /// What happened.
+    pub body: Body,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Header {
+    kind: u16,
+    version: u8,
+    offset: u64,
+    origin: Origin,
+    time: i64,
+    len: u32,
+}
+
+impl Record {
+    /// Appends the record to `out`.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        let mut body = Vec::new();
+        self.body.encode_body(&mut body);
+        let (kind, version) = self.body.kind();
+        let header = Header {
+            kind,
+            version,
+            offset: self.offset.0,
+            origin: self.origin,
+            time: self.time.0,
+            len: u32::try_from(body.len()).expect("a body is at most MAX_BODY long"),
+        };
+        to_postcard(&header, out);
+        out.extend_from_slice(&body);
+    }
+
+    /// Bytes this record takes in memory and on the wire, about.
+    pub fn weight(&self) -> usize {
+        48 + match &self.body {
+            Body::Output(output) => output.data.len(),
+            Body::Unknown { bytes, .. } => bytes.len(),
+            _ => 256,
+        }
+    }
+}
+
+/// Encodes `records` end to end.
+pub fn encode_all<'a>(records: impl IntoIterator<Item = &'a Record>) -> Bytes {
+    let mut out = Vec::new();
+    for record in records {
+        record.encode(&mut out);
+    }
+    out.into()
+}
+
+/// Walks records laid end to end. Output data is a slice of the input: nothing is copied.
+#[derive(Debug, Clone)]
+pub struct Reader(Bytes);
+
+impl Reader {
+    /// Starts at the first byte of `bytes`.
+    pub fn new(bytes: Bytes) -> Self {
+        Self(bytes)
+    }
+
+    fn read(&mut self) -> Result<Record, DecodeError> {
+        const WHAT: &str = "record header";
+        let (header, rest) =
+            postcard::take_from_bytes::<Header>(&self.0).map_err(|_| DecodeError::Malformed { what: WHAT })?;
+        let len = header.len as usize;
+        if len > MAX_BODY || len > rest.len() {
+            return Err(DecodeError::Malformed { what: WHAT });
+        }
+        let skip = self.0.len() - rest.len();
+        self.0.advance(skip);
+        let body = self.0.split_to(len);
+        Ok(Record {
+            offset: Offset(header.offset),
+            origin: header.origin,
+            time: Timestamp(header.time),
+            body: Body::decode_body(header.kind, header.version, &body)?,
+        })
+    }
+}
+
+impl Iterator for Reader {
+    type Item = Result<Record, DecodeError>;
+
+    /// After an error the walk ends: what follows cannot be found.
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.0.is_empty() {
+            return None;
+        }
+        let read = self.read();
+        if read.is_err() {
+            self.0.clear();
+        }
+        Some(read)
+    }
+}
+
+/// Reads all records of `bytes`.
+pub fn decode_all(bytes: Bytes) -> Result<Vec<Record>, DecodeError> {
+    Reader::new(bytes).collect()
+}
+
+payloads! {
+    /// What happened to a task. Kinds below 100 are lifecycle (never truncated), from 100 bulk.
+    pub enum Body {
+        /// The task exists. Always at offset 0.
+        1 / 1 => Submitted(Submitted),
+        /// A worker holds the task under a new epoch.
+        2 / 1 => Assigned(Assigned),
+        /// The agent's process runs.
+        3 / 1 => Started(Started),
+        /// The agent's process ended, and nothing of it is left.
+        4 / 1 => Exited(Exited),
+        /// Somebody asked for another state.
+        5 / 1 => DesiredChanged(DesiredChanged),
+        /// The agent is frozen because a user asked.
+        6 / 1 => Paused(Paused),
+        /// The agent runs again.
+        7 / 1 => Resumed(Resumed),
+        /// The worker was given up; its epoch is over.
+        8 / 1 => WorkerLost(WorkerLost),
+        /// The task goes back to the queue.
+        9 / 1 => Requeued(Requeued),
+        /// The task is over. Always the last record.
+        10 / 1 => Ended(Ended),
+        /// Records that are no longer kept; made up on reading, never stored.
+        11 / 1 => Truncated(Truncated),
+        /// Something people should know.
+        12 / 1 => Note(Note),
+        /// One read of the agent's stdout or stderr.
+        100 / 1 => Output(Output),
+    }
+}
+
+/// See [`Body::Submitted`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Submitted {
+    /// Where the task lives.
+    pub namespace: Namespace,
+    /// Who submitted it, as `role/name`.
+    pub owner: String,
+    /// Its label, if any.
+    pub name: Option<String>,
+    /// The group it belongs to, if any.
+    pub group: Option<Member>,
+    /// What was asked.
+    pub spec: TaskSpec,
+}
+
+/// A task's place in its group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    /// The group.
+    pub id: GroupId,
+    /// From 0.
+    pub index: u32,
+    /// Tasks in the group.
+    pub count: u32,
+}
+
+/// See [`Body::Assigned`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Assigned {
+    /// Who holds the task now.
+    pub worker: WorkerId,
+    /// The worker's name for people.
+    pub worker_name: String,
+    /// The new epoch.
+    pub epoch: Epoch,
+    /// Number of this execution, from 1; uncharged losses do not count.
+    pub attempt: u32,
+}
+
+/// See [`Body::Started`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Started {
+    /// Process id on the worker.
+    pub pid: u32,
+    /// How its descendants are held.
+    pub containment: Containment,
+}
+
+/// See [`Body::Exited`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exited {
+    /// How it ended.
+    pub exit: Exit,
+}
+
+/// The state somebody wants a task in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Desired {
+    /// Running as soon as there is a worker.
+    Running,
+    /// Frozen, or not started.
+    Paused,
+    /// Over.
+    Cancelled,
+}
+
+/// See [`Body::DesiredChanged`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DesiredChanged {
+    /// What is wanted now.
+    pub desired: Desired,
+    /// Rises with every change.
+    pub generation: u64,
+    /// Who asked, as `role/name`.
+    pub by: String,
+    /// Kill at once instead of asking the agent to stop first.
+    pub force: bool,
+}
+
+/// See [`Body::Paused`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Paused {
+    /// The desired state's generation this answers.
+    pub generation: u64,
+}
+
+/// See [`Body::Resumed`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resumed {
+    /// The desired state's generation this answers.
+    pub generation: u64,
+}
+
+/// Why a worker was given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Loss {
+    /// Its lease ran out.
+    Silent,
+    /// It came back as a new process and no longer runs the attempt.
+    Restarted,
+    /// It never started the attempt and does not know it.
+    NotDelivered,
+    /// It handed the attempt back while shutting down.
+    HandedBack,
+}
+
+/// See [`Body::WorkerLost`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkerLost {
+    /// Who was lost.
+    pub worker: WorkerId,
+    /// The epoch that is over.
+    pub epoch: Epoch,
+    /// Why.
+    pub why: Loss,
+    /// Whether the loss counts against the task (three charged losses end it).
+    pub charged: bool,
+}
+
+/// See [`Body::Requeued`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Requeued {
+    /// Not claimed before this instant.
+    pub not_before: Timestamp,
+    /// Whether the attempt that ended counts against `max_retries`.
+    pub charged: bool,
+    /// Why, in words.
+    pub why: String,
+}
+
+/// How a task ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Outcome {
+    /// The agent exited with 0.
+    Completed,
+    /// It did not, and will not be tried again.
+    Failed,
+    /// A user cancelled it.
+    Cancelled,
+}
+
+/// See [`Body::Ended`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ended {
+    /// How.
+    pub outcome: Outcome,
+    /// How the last attempt's process ended, if one ran.
+    pub exit: Option<Exit>,
+    /// What went wrong, in words.
+    pub error: Option<String>,
+}
+
+/// See [`Body::Truncated`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Truncated {
+    /// First offset that is gone.
+    pub from: Offset,
+    /// First offset after the gap.
+    pub to: Offset,
+    /// Bytes that are gone.
+    pub bytes: u64,
+}
+
+/// See [`Body::Note`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Note {
+    /// What people should know.
+    pub text: String,
+}
+
+postcard_payload!(
+    Submitted,
+    Assigned,
+    Started,
+    Exited,
+    DesiredChanged,
+    Paused,
+    Resumed,
+    WorkerLost,
+    Requeued,
+    Ended,
+    Truncated,
+    Note,
+);
+
+/// Which of the agent's outputs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Stream {
+    /// Standard output.
+    Stdout,
+    /// Standard error.
+    Stderr,
+}
+
+/// See [`Body::Output`]. Encoded by hand (stream and position in postcard form, then the bytes) so that reading copies
+/// nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Output {
+    /// Where it was written.
+    pub stream: Stream,
+    /// Position of the first byte in (epoch, stream).
+    pub position: u64,
+    /// At most [`MAX_OUTPUT`] bytes, as the agent wrote them.
+    pub data: Bytes,
+}
+
+impl Payload for Output {
+    const WHAT: &'static str = "Output";
+
+    fn encode(&self, out: &mut Vec<u8>) {
+        to_postcard(&(self.stream, self.position), out);
+        out.extend_from_slice(&self.data);
+    }
+
+    fn decode(bytes: &Bytes) -> Result<Self, DecodeError> {
+        let ((stream, position), rest) = postcard::take_from_bytes::<(Stream, u64)>(bytes)
+            .map_err(|_| DecodeError::Malformed { what: Self::WHAT })?;
+        if rest.len() > MAX_OUTPUT {
+            return Err(DecodeError::Malformed { what: Self::WHAT });
+        }
+        Ok(Self { stream, position, data: bytes.slice(bytes.len() - rest.len()..) })
+    }
+}

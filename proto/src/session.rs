@@ -1,0 +1,228 @@
+//! Messages on long-lived streams. Each frame is `kind, version` in postcard form and then the body, so that a reader can
+//! skip what it does not know.
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::payload::{Payload, payloads, postcard_payload, to_postcard};
+use crate::record::{Desired, Member, Record, decode_all, encode_all};
+use crate::spec::TaskSpec;
+use crate::{DecodeError, Epoch, Namespace, Offset, Seq, TaskId};
+
+/// One message as the body of a frame.
+pub trait Message: Sized {
+    /// The frame's body.
+    fn to_frame(&self) -> Vec<u8>;
+    /// Reads a frame's body.
+    ///
+    /// # Errors
+    /// [`DecodeError`] when it is malformed; an unknown kind is not an error.
+    fn from_frame(frame: &Bytes) -> Result<Self, DecodeError>;
+}
+
+macro_rules! messages {
+    ($($name:ident),+) => {$(
+        impl Message for $name {
+            fn to_frame(&self) -> Vec<u8> {
+                let mut out = Vec::new();
+                to_postcard(&self.kind(), &mut out);
+                self.encode_body(&mut out);
+                out
+            }
+            fn from_frame(frame: &Bytes) -> Result<Self, DecodeError> {
+                let ((kind, version), rest) = postcard::take_from_bytes::<(u16, u8)>(frame)
+                    .map_err(|_| DecodeError::Malformed { what: stringify!($name) })?;
+                Self::decode_body(kind, version, &frame.slice(frame.len() - rest.len()..))
+            }
+        }
+    )+};
+}
+messages!(FromWorker, ToWorker, FromAttempt, ToAttempt, FollowItem);
+
+payloads! {
+    /// What a worker says on its session.
+    pub enum FromWorker {
+        /// It lives, and holds these attempts.
+        1 / 1 => Heartbeat(Heartbeat),
+        /// It takes no more work and will leave.
+        2 / 1 => Draining(Draining),
+    }
+}
+
+payloads! {
+    /// What a controller says on a worker's session. All of it is state, none of it events: a lost message is said again.
+    pub enum ToWorker {
+        /// Answer to a heartbeat.
+        1 / 1 => HeartbeatAnswer(HeartbeatAnswer),
+        /// The worker holds this attempt; it starts it unless it knows the epoch already.
+        2 / 1 => Assign(Assignment),
+        /// What is wanted of an attempt it holds.
+        3 / 1 => Want(Want),
+    }
+}
+
+payloads! {
+    /// What a worker says on an attempt's stream.
+    pub enum FromAttempt {
+        /// Records in seq order.
+        1 / 1 => Records(Records),
+    }
+}
+
+payloads! {
+    /// What a controller says on an attempt's stream.
+    pub enum ToAttempt {
+        /// Everything before this seq is in the log.
+        1 / 1 => Acknowledged(Acknowledged),
+        /// The epoch is over: stop the attempt, throw away what is not acknowledged.
+        2 / 1 => Stale(Stale),
+    }
+}
+
+payloads! {
+    /// What a viewer gets.
+    pub enum FollowItem {
+        /// The next records, in offset order, without gaps.
+        1 / 1 => Records(Records),
+        /// There will be no more. Without this, the end of the stream means "reconnect".
+        2 / 1 => End(End),
+        /// The store is not the one the cursor was made for (restored from a backup): begin anew.
+        3 / 1 => LogReset(LogReset),
+        /// Nothing for a while; the stream lives.
+        4 / 1 => Idle(Idle),
+    }
+}
+
+/// See [`FromWorker::Heartbeat`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Heartbeat {
+    /// Rises by one; the answer repeats it, so that the worker knows when the renewal was sent.
+    pub number: u64,
+    /// Every attempt it holds.
+    pub holds: Vec<(TaskId, Epoch)>,
+}
+
+/// See [`FromWorker::Draining`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Draining {
+    /// Attempts it stopped and hands back: they ran nothing that counts, or their agent is gone.
+    pub hand_back: Vec<(TaskId, Epoch)>,
+}
+
+/// See [`ToWorker::HeartbeatAnswer`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeartbeatAnswer {
+    /// The heartbeat's number.
+    pub number: u64,
+    /// Attempts whose lease is renewed, with what is wanted of each.
+    pub renewed: Vec<Want>,
+    /// Attempts that are no longer the worker's: kill them.
+    pub lost: Vec<(TaskId, Epoch)>,
+}
+
+/// What is wanted of an attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Want {
+    /// The task.
+    pub task: TaskId,
+    /// The assignment.
+    pub epoch: Epoch,
+    /// The state wanted.
+    pub desired: Desired,
+    /// Rises with every change; an older one is ignored.
+    pub generation: u64,
+    /// With [`Desired::Cancelled`]: kill at once.
+    pub force: bool,
+}
+
+/// Everything a worker needs to run an attempt.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Assignment {
+    /// The task.
+    pub task: TaskId,
+    /// The assignment.
+    pub epoch: Epoch,
+    /// Where the task lives.
+    pub namespace: Namespace,
+    /// Its label.
+    pub name: Option<String>,
+    /// Its group.
+    pub group: Option<Member>,
+    /// Number of this execution, from 1.
+    pub attempt: u32,
+    /// What was asked.
+    pub spec: TaskSpec,
+    /// How long the lease that came with the claim is good for, counted from receipt, milliseconds.
+    pub lease_ms: u64,
+    /// What is wanted.
+    pub desired: Desired,
+    /// Its generation.
+    pub generation: u64,
+}
+
+/// Records laid end to end; see [`crate::record`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Records(pub Bytes);
+
+impl Records {
+    /// Encodes records.
+    pub fn new<'a>(records: impl IntoIterator<Item = &'a Record>) -> Self {
+        Self(encode_all(records))
+    }
+
+    /// Reads them all.
+    ///
+    /// # Errors
+    /// [`DecodeError`] when a record is malformed.
+    pub fn decode(&self) -> Result<Vec<Record>, DecodeError> {
+        decode_all(self.0.clone())
+    }
+}
+
+impl Payload for Records {
+    const WHAT: &'static str = "Records";
+
+    fn encode(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.0);
+    }
+
+    fn decode(bytes: &Bytes) -> Result<Self, DecodeError> {
+        Ok(Self(bytes.clone()))
+    }
+}
+
+/// See [`ToAttempt::Acknowledged`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Acknowledged {
+    /// The first seq that is not yet in the log.
+    pub next_seq: Seq,
+}
+
+/// See [`ToAttempt::Stale`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stale;
+
+/// See [`FollowItem::End`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct End {
+    /// One after the last record.
+    pub next: Offset,
+    /// Whether the task is over (`false`: the reader did not ask to stay).
+    pub ended: bool,
+}
+
+/// See [`FollowItem::LogReset`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogReset {
+    /// Generation of the log that is there now.
+    pub generation: u64,
+}
+
+/// See [`FollowItem::Idle`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Idle {
+    /// One after the last record sent.
+    pub next: Offset,
+}
+
+postcard_payload!(Heartbeat, Draining, HeartbeatAnswer, Want, Assignment, Acknowledged, Stale, End, LogReset, Idle);

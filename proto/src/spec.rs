@@ -1,0 +1,118 @@
+//! What a user asked for, and how it ended. Frozen parts of version-1 payloads.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// What the agent is given.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Input {
+    /// Text: a prompt for an AI agent, a command line for `shell` (run by `/bin/sh -c`).
+    Text(String),
+    /// Program and arguments, run as they are.
+    Argv(Vec<String>),
+}
+
+impl Input {
+    /// One line that tells people what the task is.
+    pub fn summary(&self) -> String {
+        match self {
+            Self::Text(text) => text.clone(),
+            Self::Argv(argv) => argv.join(" "),
+        }
+    }
+}
+
+/// A task as submitted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskSpec {
+    /// Driver: `shell`, `noop`; later `claude-code` and others.
+    pub agent: String,
+    /// What the agent is given.
+    pub input: Input,
+    /// Environment beside the worker's own. Public: shown to whoever may see the task.
+    pub env: BTreeMap<String, String>,
+    /// Working directory on the worker; `None` is a fresh directory made for the task.
+    pub cwd: Option<String>,
+    /// Longest time the agent may run, in milliseconds. Time paused or waiting does not count.
+    pub time_limit_ms: Option<u64>,
+    /// How often a failed attempt is tried again.
+    pub max_retries: u32,
+    /// Higher runs earlier: one step is worth one minute of waiting.
+    pub priority: i32,
+    /// Workers' template.
+    pub pool: String,
+    /// Labels a worker must have.
+    pub labels: BTreeMap<String, String>,
+}
+
+impl TaskSpec {
+    /// A task for `agent` with everything else at its default.
+    pub fn new(agent: impl Into<String>, input: Input) -> Self {
+        Self {
+            agent: agent.into(),
+            input,
+            env: BTreeMap::new(),
+            cwd: None,
+            time_limit_ms: None,
+            max_retries: 0,
+            priority: 0,
+            pool: "default".into(),
+            labels: BTreeMap::new(),
+        }
+    }
+}
+
+/// How an agent's process ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Exit {
+    /// It exited with this code.
+    Code(i32),
+    /// This signal killed it.
+    Signal(i32),
+    /// It ran longer than its time limit and was killed.
+    TimedOut,
+    /// It was killed because the task was cancelled.
+    Cancelled,
+    /// It could not be started. Permanent errors (no such program or directory) are not retried.
+    NotStarted {
+        /// What was attempted and why it failed.
+        error: String,
+        /// Whether another try would fail the same way.
+        permanent: bool,
+    },
+    /// The worker lost hold of the attempt (guard died, spool failed).
+    Lost {
+        /// What happened.
+        error: String,
+    },
+}
+
+impl Exit {
+    /// Whether the agent did what it was asked.
+    pub fn is_success(&self) -> bool {
+        *self == Self::Code(0)
+    }
+}
+
+/// How a process and its descendants are held together, weakest last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Containment {
+    /// A control group (v2): freezes and kills everything in it at once.
+    Cgroup,
+    /// Child subreaper and a walk over descendants.
+    Subreaper,
+    /// A process group: development on macOS only.
+    Group,
+}
+
+impl Containment {
+    /// The word people see.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Cgroup => "cgroup",
+            Self::Subreaper => "subreaper",
+            Self::Group => "group",
+        }
+    }
+}

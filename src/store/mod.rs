@@ -1,0 +1,436 @@
+//! The truth: tasks and their logs, workers, tokens, certificates, events.
+//!
+//! Owns: transactions, schemas, migrations, chunk formats.
+//! Must never know: policy (it runs the pure decisions it is handed, under the row's lock), the network.
+//!
+//! [`Store`] is thin so that logic lives above it, once. Every implementation passes the same conformance suite.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use ado_proto::record::{Desired, Record};
+use ado_proto::request::SystemEvent;
+use ado_proto::spec::Containment;
+use ado_proto::{
+    Audience, Epoch, GroupId, Incarnation, Namespace, Offset, RequestId, Role, TaskId, Timestamp, WorkerId,
+};
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use crate::task::{Refusal, Task};
+
+/// What a store keeps of a task beside its log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Row {
+    /// The fold of the log.
+    pub task: Task,
+    /// The right to act for it, while a worker holds it.
+    pub lease: Option<Lease>,
+}
+
+/// The right to act for (task, epoch) until a deadline. The epoch is the task's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lease {
+    /// Who holds it.
+    pub worker: WorkerId,
+    /// Which start of it; `None` until that start has shown that it knows the attempt.
+    pub incarnation: Option<Incarnation>,
+    /// End, on the store's clock. The task is not re-assigned before this and a margin.
+    pub expires_at: Timestamp,
+}
+
+/// A pure decision, run under the row's lock with the store's clock.
+pub type Decide = Box<dyn FnOnce(&Row, Timestamp) -> std::result::Result<Write, Refusal> + Send>;
+
+/// Makes a task with the store's clock.
+pub type Make = Box<dyn FnOnce(Timestamp) -> Write + Send>;
+
+/// What a decision writes.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Write {
+    /// The row afterwards. `records` lead to `row.task`.
+    pub row: Row,
+    /// In offset order, the first at the old row's `next_offset`. May be empty (a lease changed).
+    pub records: Vec<Record>,
+    /// For `ado events`.
+    pub events: Vec<NewEvent>,
+}
+
+/// A system event before it has a cursor. Its time is the transaction's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewEvent {
+    /// Who may read it.
+    pub audience: Audience,
+    /// `task.submitted`, `worker.lost`, …
+    pub kind: &'static str,
+    /// The task, if about one.
+    pub task: Option<TaskId>,
+    /// The worker, if about one.
+    pub worker: Option<WorkerId>,
+    /// In words.
+    pub text: String,
+}
+
+/// One change of one task.
+pub enum Change {
+    /// A new task.
+    Create {
+        /// Its id.
+        id: TaskId,
+        /// Its row and first records.
+        make: Make,
+    },
+    /// A change of an existing one.
+    Update {
+        /// Its id.
+        id: TaskId,
+        /// What to write, decided under the row's lock.
+        decide: Decide,
+    },
+}
+
+/// What became of a [`Change`].
+#[derive(Debug, Clone, PartialEq)]
+pub enum Outcome {
+    /// Written.
+    Applied(Box<Write>),
+    /// The decision refused; the row as it is.
+    Refused(Refusal, Box<Row>),
+    /// There is no such task.
+    Missing,
+    /// The row is locked by another transaction: try again in the next batch.
+    Locked,
+}
+
+/// Changes that become durable together with the memory of the request that asked for them.
+pub struct Unit {
+    /// In order.
+    pub changes: Vec<Change>,
+    /// Makes the unit happen once.
+    pub once: Option<Once>,
+    /// Written to the audit log, if it is a user's mutation.
+    pub audit: Option<Audit>,
+}
+
+/// Idempotency: the key, and what to answer when it comes again.
+pub struct Once {
+    /// Who asked (`ado://…`).
+    pub principal: String,
+    /// The request's kind.
+    pub kind: u16,
+    /// The caller's request id.
+    pub id: RequestId,
+    /// Hash of the request's body: the same key with another body is a conflict.
+    pub body: [u8; 32],
+    /// The answer to keep, made from the outcomes.
+    #[expect(clippy::type_complexity, reason = "one use; a name would only hide it")]
+    pub answer: Box<dyn FnOnce(&[Outcome]) -> Bytes + Send>,
+}
+
+/// One line of the audit log. Its time is the transaction's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Audit {
+    /// Who (`ado://…`).
+    pub principal: String,
+    /// What was asked: the request's name.
+    pub action: &'static str,
+    /// Of what.
+    pub target: String,
+    /// `ok`, or why not.
+    pub result: String,
+}
+
+/// What became of a [`Unit`].
+#[derive(Debug, Clone, PartialEq)]
+pub enum Committed {
+    /// Durable now: one outcome a change, and the answer kept for the key.
+    Done(Vec<Outcome>, Option<Bytes>),
+    /// The key was seen before with the same body: the answer given then.
+    Replayed(Bytes),
+    /// The key was seen before with another body.
+    KeyConflict,
+}
+
+/// A part of a log.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Page {
+    /// In offset order without gaps; the first at the asked offset, unless that is below `first_kept` or past the end.
+    pub records: Vec<Record>,
+    /// The lowest offset that is kept.
+    pub first_kept: Offset,
+    /// Length of the log.
+    pub next_offset: Offset,
+    /// Whether the task is over: no record follows `next_offset`.
+    pub ended: bool,
+}
+
+/// Which tasks to list; newest first.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListFilter {
+    /// Whose.
+    pub audience: Audience,
+    /// Words of [`Task::state_word`]; empty means all.
+    pub states: Vec<String>,
+    /// Only tasks with a lower id.
+    pub before: Option<TaskId>,
+    /// At most this many.
+    pub limit: usize,
+}
+
+/// How people name tasks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Find {
+    /// By id.
+    Id(TaskId),
+    /// By the first characters of the short id, without `task-`.
+    Prefix(String),
+    /// By group, in order of index.
+    Group(GroupId),
+    /// By the first characters of the group's short id, without `group-`.
+    GroupPrefix(String),
+    /// By label; the newest first.
+    Name(String),
+}
+
+/// A worker as registered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Worker {
+    /// Its id.
+    pub id: WorkerId,
+    /// Its current start.
+    pub incarnation: Incarnation,
+    /// Its name.
+    pub name: String,
+    /// Where it belongs.
+    pub namespace: Namespace,
+    /// Template.
+    pub pool: String,
+    /// Parallel capacity.
+    pub slots: u32,
+    /// Agents it can run.
+    pub agents: Vec<String>,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// How it holds processes.
+    pub containment: Containment,
+    /// Its build.
+    pub build: String,
+    /// Takes no more work.
+    pub draining: bool,
+    /// Last heartbeat, on the store's clock.
+    pub seen_at: Timestamp,
+}
+
+/// A lease renewal's result.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Renewal {
+    /// Pairs whose lease was extended, with the row.
+    pub renewed: Vec<Row>,
+    /// Pairs that are no longer the worker's.
+    pub lost: Vec<(TaskId, Epoch)>,
+    /// Tasks the worker holds here but did not name.
+    pub unnamed: Vec<Row>,
+}
+
+/// A join token or API key. Only a hash of the secret is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Token {
+    /// Public id.
+    pub id: String,
+    /// SHA-256 of the secret.
+    pub hash: [u8; 32],
+    /// What its holder becomes.
+    pub role: Role,
+    /// Where.
+    pub namespace: Namespace,
+    /// The holder's fixed name.
+    pub name: Option<String>,
+    /// Uses left; `None` is any number.
+    pub uses_left: Option<u32>,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// End of its life.
+    pub expires_at: Timestamp,
+    /// Who made it.
+    pub created_by: String,
+}
+
+/// Why a token was not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum TokenRefusal {
+    /// No token has this secret, or it was revoked.
+    #[error("the token is unknown or revoked")]
+    Unknown,
+    /// Its life is over.
+    #[error("the token has expired")]
+    Expired,
+    /// It has been used as often as it may be.
+    #[error("the token has been used already")]
+    UsedUp,
+}
+
+/// A certificate the CA issued.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Certificate {
+    /// Serial number, lower-case hexadecimal.
+    pub serial: String,
+    /// `ado://…`.
+    pub identity: String,
+    /// End of its life.
+    pub not_after: Timestamp,
+}
+
+/// What a store can fail with.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Error {
+    /// It cannot be reached, is restarting, or timed out. Whether the last write happened is unknown.
+    #[error("the store is unavailable: {0}")]
+    Unavailable(String),
+    /// No space is left where it writes. Nothing was written.
+    #[error("the store is out of space: {0}")]
+    Full(String),
+    /// Its schema is newer than this build, or is not ado's.
+    #[error("the store cannot be used: {0}")]
+    Unusable(String),
+    /// It holds something that cannot be read.
+    #[error("the store is damaged: {0}")]
+    Damaged(String),
+}
+
+impl Error {
+    /// Whether the same call may succeed later.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Unavailable(_) | Self::Full(_))
+    }
+}
+
+/// The result of a store's call.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Where the truth is kept. All times are the store's own clock.
+#[async_trait]
+pub trait Store: Send + Sync + 'static {
+    /// The store's clock.
+    async fn now(&self) -> Result<Timestamp>;
+
+    /// Generation of the logs: another one after a restore from a backup. Cursors belong to a generation.
+    fn generation(&self) -> u64;
+
+    /// Commits units in one durable transaction, in order. A refused change or a replayed unit never fails the batch;
+    /// changes of the same task within a batch see each other.
+    async fn commit(&self, units: Vec<Unit>) -> Result<Vec<Committed>>;
+
+    /// One task.
+    async fn row(&self, id: TaskId) -> Result<Option<Row>>;
+
+    /// Finds tasks; at most `limit`.
+    async fn find(&self, audience: &Audience, what: &Find, limit: usize) -> Result<Vec<Row>>;
+
+    /// Lists tasks, newest first.
+    async fn list(&self, filter: &ListFilter) -> Result<Vec<Row>>;
+
+    /// Reads a log from `from`: whole records, at least one if there is one, about `max_bytes` in all.
+    async fn read(&self, task: TaskId, from: Offset, max_bytes: usize) -> Result<Option<Page>>;
+
+    /// Reads backwards: whole records that end just before `before`, about `max_bytes`, in offset order.
+    async fn read_back(&self, task: TaskId, before: Offset, max_bytes: usize) -> Result<Option<Page>>;
+
+    /// The first offset committed at or after `since`; the log's length if there is none.
+    async fn offset_since(&self, task: TaskId, since: Timestamp) -> Result<Option<Offset>>;
+
+    /// Tasks that may be claimed now (queued, due, wanted running), by score: `not_before - priority * 60 s`.
+    async fn claimable(&self, limit: usize) -> Result<Vec<Row>>;
+
+    /// When the next queued task that is not due yet will be.
+    async fn next_due(&self) -> Result<Option<Timestamp>>;
+
+    /// Held tasks whose lease ended before `before`.
+    async fn expired(&self, before: Timestamp, limit: usize) -> Result<Vec<Row>>;
+
+    /// Held tasks of a worker.
+    async fn held_by(&self, worker: WorkerId) -> Result<Vec<Row>>;
+
+    /// Registers a worker's start, or the worker anew. Sets `seen_at`. Returns the former row.
+    async fn register(&self, worker: Worker) -> Result<Option<Worker>>;
+
+    /// One heartbeat: extends leases of the named pairs by `lease` from now and binds them to this start, if the worker
+    /// still holds them and its registered start is this one; sets `seen_at` and `draining`.
+    /// `None`: the worker's registered start is another.
+    async fn renew(
+        &self,
+        worker: WorkerId,
+        incarnation: Incarnation,
+        holds: &[(TaskId, Epoch)],
+        lease: Duration,
+        draining: bool,
+    ) -> Result<Option<Renewal>>;
+
+    /// All workers.
+    async fn workers(&self) -> Result<Vec<Worker>>;
+
+    /// Forgets a worker.
+    async fn remove_worker(&self, id: WorkerId) -> Result<()>;
+
+    /// Takes or keeps the lease of a loop for `ttl`. Returns its term, which rises with every new holder; `None` while
+    /// another holds it.
+    async fn hold_loop(&self, name: &str, holder: Incarnation, ttl: Duration) -> Result<Option<u64>>;
+
+    /// Gives a loop's lease back.
+    async fn release_loop(&self, name: &str, holder: Incarnation) -> Result<()>;
+
+    /// Keeps a token.
+    async fn put_token(&self, token: Token, audit: Audit) -> Result<()>;
+
+    /// Uses a token once.
+    async fn take_token(&self, hash: &[u8; 32]) -> Result<std::result::Result<Token, TokenRefusal>>;
+
+    /// Tokens, newest first.
+    async fn tokens(&self, audience: &Audience) -> Result<Vec<Token>>;
+
+    /// Forgets a token. `false`: there was none.
+    async fn revoke_token(&self, audience: &Audience, id: &str, audit: Audit) -> Result<bool>;
+
+    /// Remembers an issued certificate.
+    async fn put_certificate(&self, certificate: Certificate) -> Result<()>;
+
+    /// Denies every live certificate of an identity. Returns their serials. The identity itself is denied renewal.
+    async fn revoke_identity(&self, identity: &str, audit: Audit) -> Result<Vec<String>>;
+
+    /// Serials that are denied and have not expired.
+    async fn denied(&self) -> Result<Vec<String>>;
+
+    /// System events after a cursor, in order.
+    async fn events(&self, audience: &Audience, after: u64, limit: usize) -> Result<Vec<SystemEvent>>;
+
+    /// Adds events that belong to no task.
+    async fn add_events(&self, events: Vec<NewEvent>) -> Result<()>;
+
+    /// The audit log, newest first.
+    async fn audit(&self, limit: usize) -> Result<Vec<(Timestamp, String, String, String, String)>>;
+
+    /// Deletes what has outlived its retention: idempotency keys (24 h), events (7 days), expired tokens and
+    /// certificates.
+    async fn sweep(&self) -> Result<()>;
+
+    /// Whether the store answers: for `/ready`.
+    async fn ping(&self) -> Result<()>;
+
+    /// Flushes and closes.
+    async fn close(&self);
+}
+
+/// How long an idempotency key is kept. A request id older than this (its UUIDv7 tells) is refused.
+pub const KEY_RETENTION: Duration = Duration::from_secs(24 * 3600);
+/// How long system events are kept.
+pub const EVENT_RETENTION: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// The order of claims: earlier is lower. One step of priority is worth one minute of waiting, so that nothing starves.
+pub fn score(not_before: Timestamp, priority: i32) -> i64 {
+    not_before.0 / 1000 - i64::from(priority) * 60_000
+}
+
+/// What somebody wants, kept beside the state.
+pub fn is_claimable(task: &Task, now: Timestamp) -> bool {
+    task.desired == Desired::Running
+        && matches!(task.state, crate::task::State::Queued { not_before } if not_before <= now)
+}

@@ -1,0 +1,298 @@
+//! Commands into records: the conflict table.
+
+use ado_proto::record::{
+    Assigned, Body, Desired, DesiredChanged, Ended, Loss, Outcome, Record, Requeued, Submitted, WorkerLost,
+};
+use ado_proto::spec::Exit;
+use ado_proto::{Epoch, Origin, Seq, TaskId, Timestamp};
+
+use super::{FoldError, Holder, Policy, State, Task, backoff};
+
+/// What somebody wants done to a task.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Command {
+    /// A worker takes it.
+    Claim {
+        /// Who.
+        worker: Holder,
+    },
+    /// The worker that holds the epoch reports what happened.
+    Append {
+        /// Its assignment.
+        epoch: Epoch,
+        /// Seq of the first body.
+        first: Seq,
+        /// What happened, in order.
+        bodies: Vec<Body>,
+    },
+    /// A user wants another state.
+    Desire {
+        /// Which.
+        desired: Desired,
+        /// Who, as `role/name`.
+        by: String,
+        /// With [`Desired::Cancelled`]: kill at once.
+        force: bool,
+    },
+    /// The worker that holds the epoch is given up.
+    Lose {
+        /// The epoch that ends.
+        epoch: Epoch,
+        /// Why.
+        why: Loss,
+        /// Whether it counts against the task.
+        charged: bool,
+    },
+}
+
+/// Why a command changes nothing.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// It speaks for an epoch that is over.
+    #[error("epoch {given} is over, the current one is {current}")]
+    Stale {
+        /// The command's.
+        given: Epoch,
+        /// The task's.
+        current: Epoch,
+    },
+    /// It skips records: the log's next seq is another.
+    #[error("the next seq of the epoch is {expected}")]
+    Gap {
+        /// What is due.
+        expected: Seq,
+    },
+    /// Everything in it is in the log already.
+    #[error("already in the log")]
+    Known,
+    /// A worker may not write such a record, or not now.
+    #[error("a worker may not report `{0}` here")]
+    Misplaced(&'static str),
+    /// It is not queued, not due, or shall not run.
+    #[error("not claimable")]
+    NotClaimable,
+    /// It is over.
+    #[error("already {}", outcome_word(*.0))]
+    Already(Outcome),
+    /// It is wanted so already.
+    #[error("already asked for")]
+    Unchanged,
+    /// A cancelled task cannot be wanted otherwise.
+    #[error("being cancelled")]
+    Cancelling,
+    /// The log is not what it should be.
+    #[error(transparent)]
+    Fold(#[from] FoldError),
+}
+
+fn outcome_word(outcome: Outcome) -> &'static str {
+    match outcome {
+        Outcome::Completed => "completed",
+        Outcome::Failed => "failed",
+        Outcome::Cancelled => "cancelled",
+    }
+}
+
+/// The records a command leads to, and their fold.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Decision {
+    /// The task after the records.
+    pub task: Task,
+    /// With their offsets; at least one.
+    pub records: Vec<Record>,
+}
+
+impl Decision {
+    fn from(task: &Task) -> Self {
+        Self { task: task.clone(), records: Vec::new() }
+    }
+
+    fn push(&mut self, origin: Origin, now: Timestamp, body: impl Into<Body>) -> Result<(), Refusal> {
+        let record = Record { offset: self.task.next_offset, origin, time: now, body: body.into() };
+        self.task.apply(&record)?;
+        self.records.push(record);
+        Ok(())
+    }
+
+    fn own(&mut self, now: Timestamp, body: impl Into<Body>) -> Result<(), Refusal> {
+        self.push(Origin::Controller, now, body)
+    }
+}
+
+/// A new task and its first record.
+pub fn submit(id: TaskId, submitted: Submitted, now: Timestamp) -> Decision {
+    let record = Record {
+        offset: ado_proto::Offset(0),
+        origin: Origin::Controller,
+        time: now,
+        body: Body::Submitted(submitted),
+    };
+    let task = Task::begin(id, &record).expect("the record is `Submitted` at offset 0");
+    Decision { task, records: vec![record] }
+}
+
+/// What a command does to a task. `jitter` is uniform in `[0, 1)`.
+///
+/// # Errors
+/// [`Refusal`] when it changes nothing.
+pub fn decide(
+    task: &Task,
+    command: Command,
+    now: Timestamp,
+    policy: &Policy,
+    jitter: f64,
+) -> Result<Decision, Refusal> {
+    match command {
+        Command::Claim { worker } => claim(task, worker, now),
+        Command::Append { epoch, first, bodies } => append(task, epoch, first, bodies, now, policy, jitter),
+        Command::Desire { desired, by, force } => desire(task, desired, by, force, now),
+        Command::Lose { epoch, why, charged } => lose(task, epoch, why, charged, now, policy),
+    }
+}
+
+fn claim(task: &Task, worker: Holder, now: Timestamp) -> Result<Decision, Refusal> {
+    match task.state {
+        State::Queued { not_before } if not_before <= now && task.desired == Desired::Running => {}
+        _ => return Err(Refusal::NotClaimable),
+    }
+    let mut decision = Decision::from(task);
+    let assigned =
+        Assigned { worker: worker.id, worker_name: worker.name, epoch: task.epoch.next(), attempt: task.attempt() };
+    decision.own(now, assigned)?;
+    Ok(decision)
+}
+
+/// Only the holder of the current epoch speaks for a task.
+fn fence(task: &Task, epoch: Epoch) -> Result<(), Refusal> {
+    if task.is_held() && task.epoch == epoch {
+        Ok(())
+    } else {
+        Err(Refusal::Stale { given: epoch, current: task.epoch })
+    }
+}
+
+fn append(
+    task: &Task,
+    epoch: Epoch,
+    first: Seq,
+    bodies: Vec<Body>,
+    now: Timestamp,
+    policy: &Policy,
+    jitter: f64,
+) -> Result<Decision, Refusal> {
+    // The worker's last words may be repeated after they ended the epoch: an answer got lost.
+    if task.epoch == epoch && first.0.saturating_add(bodies.len() as u64) <= task.next_seq.0 {
+        return Err(Refusal::Known);
+    }
+    fence(task, epoch)?;
+    if first > task.next_seq {
+        return Err(Refusal::Gap { expected: task.next_seq });
+    }
+    let known = usize::try_from(task.next_seq.0 - first.0).unwrap_or(usize::MAX);
+    let mut decision = Decision::from(task);
+    for body in bodies.into_iter().skip(known) {
+        check_placed(&decision.task, &body)?;
+        let origin = Origin::Worker { epoch, seq: decision.task.next_seq };
+        decision.push(origin, now, body)?;
+    }
+    if let State::Exited(exit) = decision.task.state.clone() {
+        conclude(&mut decision, exit, now, policy, jitter)?;
+    }
+    Ok(decision)
+}
+
+/// What a worker may report in which state.
+fn check_placed(task: &Task, body: &Body) -> Result<(), Refusal> {
+    match (body, &task.state) {
+        (Body::Started(_), State::Starting)
+        | (Body::Paused(_), State::Starting | State::Running)
+        | (Body::Resumed(_), State::Paused)
+        | (Body::Output(_) | Body::Note(_), State::Starting | State::Running | State::Paused)
+        | (Body::Exited(_), State::Starting | State::Running | State::Paused)
+        | (Body::Unknown { .. }, State::Starting | State::Running | State::Paused) => Ok(()),
+        (Body::Started(_), _) => Err(Refusal::Misplaced("started")),
+        (Body::Paused(_), _) => Err(Refusal::Misplaced("paused")),
+        (Body::Resumed(_), _) => Err(Refusal::Misplaced("resumed")),
+        (Body::Exited(_), _) => Err(Refusal::Misplaced("exited")),
+        (Body::Output(_) | Body::Note(_) | Body::Unknown { .. }, _) => Err(Refusal::Misplaced("output")),
+        _ => Err(Refusal::Misplaced("a controller's record")),
+    }
+}
+
+/// The agent's process has ended: what now?
+fn conclude(decision: &mut Decision, exit: Exit, now: Timestamp, policy: &Policy, jitter: f64) -> Result<(), Refusal> {
+    let task = &decision.task;
+    if task.desired == Desired::Cancelled {
+        return decision.own(now, Ended { outcome: Outcome::Cancelled, exit: Some(exit), error: None });
+    }
+    if exit.is_success() {
+        return decision.own(now, Ended { outcome: Outcome::Completed, exit: Some(exit), error: None });
+    }
+    let error = describe(&exit);
+    let permanent = matches!(exit, Exit::NotStarted { permanent: true, .. });
+    if permanent || task.failures >= task.spec.max_retries {
+        return decision.own(now, Ended { outcome: Outcome::Failed, exit: Some(exit), error: Some(error) });
+    }
+    let wait = backoff(policy.backoff_base, policy.backoff_cap, task.failures, jitter);
+    decision.own(now, Requeued { not_before: now.after(wait), charged: true, why: error })
+}
+
+fn describe(exit: &Exit) -> String {
+    match exit {
+        Exit::Code(code) => format!("exited with code {code}"),
+        Exit::Signal(signal) => format!("killed by signal {signal}"),
+        Exit::TimedOut => "ran longer than its time limit".into(),
+        Exit::Cancelled => "was stopped".into(),
+        Exit::NotStarted { error, .. } => format!("could not be started: {error}"),
+        Exit::Lost { error } => format!("its worker lost hold of it: {error}"),
+    }
+}
+
+fn desire(task: &Task, desired: Desired, by: String, force: bool, now: Timestamp) -> Result<Decision, Refusal> {
+    if let State::Ended { outcome, .. } = task.state {
+        return Err(Refusal::Already(outcome));
+    }
+    let harder = desired == Desired::Cancelled && force && !task.force;
+    if task.desired == desired && !harder {
+        return Err(Refusal::Unchanged);
+    }
+    if task.desired == Desired::Cancelled && desired != Desired::Cancelled {
+        return Err(Refusal::Cancelling);
+    }
+    let mut decision = Decision::from(task);
+    decision.own(now, DesiredChanged { desired, generation: task.generation + 1, by, force })?;
+    if desired == Desired::Cancelled && matches!(task.state, State::Queued { .. }) {
+        decision.own(now, Ended { outcome: Outcome::Cancelled, exit: None, error: None })?;
+    }
+    Ok(decision)
+}
+
+fn lose(
+    task: &Task,
+    epoch: Epoch,
+    why: Loss,
+    charged: bool,
+    now: Timestamp,
+    policy: &Policy,
+) -> Result<Decision, Refusal> {
+    fence(task, epoch)?;
+    let worker = task.worker.as_ref().map(|holder| holder.id).expect("a held task has a worker");
+    let mut decision = Decision::from(task);
+    decision.own(now, WorkerLost { worker, epoch, why, charged })?;
+    let task = &decision.task;
+    if task.desired == Desired::Cancelled {
+        decision.own(now, Ended { outcome: Outcome::Cancelled, exit: None, error: None })?;
+    } else if task.charged_losses >= policy.max_charged_losses {
+        let error = format!("{} workers died while running only this task", task.charged_losses);
+        decision.own(now, Ended { outcome: Outcome::Failed, exit: None, error: Some(error) })?;
+    } else {
+        let why = match why {
+            Loss::Silent => "its worker went silent",
+            Loss::Restarted => "its worker died and came back",
+            Loss::NotDelivered => "its worker never started it",
+            Loss::HandedBack => "its worker is shutting down",
+        };
+        decision.own(now, Requeued { not_before: now, charged: false, why: why.into() })?;
+    }
+    Ok(decision)
+}

@@ -1,0 +1,273 @@
+//! What a task is and how it changes. A task is a log: its state is the fold of its records.
+//!
+//! Owns: states, the conflict table, retry arithmetic.
+//! Must never know: stores, networks, the clock, a generator of random numbers. Callers pass `now` and a jitter.
+//!
+//! Two functions carry it all: [`decide`] turns a command into records or a [`Refusal`]; [`Task::apply`] folds one record.
+//! A decision's new state *is* the fold of its records, so the row a store keeps beside the log cannot differ from it.
+
+mod decide;
+mod retry;
+#[cfg(test)]
+mod tests;
+
+use std::time::Duration;
+
+use ado_proto::record::{Body, Desired, Member, Outcome, Record};
+use ado_proto::spec::{Exit, TaskSpec};
+use ado_proto::{Epoch, Namespace, Offset, Origin, Seq, TaskId, Timestamp, WorkerId};
+use serde::{Deserialize, Serialize};
+
+pub use decide::{Command, Decision, Refusal, decide, submit};
+pub use retry::backoff;
+
+/// The fold of a task's log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Task {
+    /// Its id.
+    pub id: TaskId,
+    /// Where it lives.
+    pub namespace: Namespace,
+    /// Who submitted it, as `role/name`.
+    pub owner: String,
+    /// Its label.
+    pub name: Option<String>,
+    /// Its group.
+    pub group: Option<Member>,
+    /// What was asked.
+    pub spec: TaskSpec,
+    /// Where it is.
+    pub state: State,
+    /// Where somebody wants it to be.
+    pub desired: Desired,
+    /// Rises with every change of `desired`.
+    pub generation: u64,
+    /// With [`Desired::Cancelled`]: kill at once.
+    pub force: bool,
+    /// The last assignment's epoch; 0 before the first.
+    pub epoch: Epoch,
+    /// Failed attempts that counted against `max_retries`.
+    pub failures: u32,
+    /// Losses attributed to the task.
+    pub charged_losses: u32,
+    /// Losses that are nobody's fault.
+    pub uncharged_losses: u32,
+    /// Who holds or last held it.
+    pub worker: Option<Holder>,
+    /// Length of the log.
+    pub next_offset: Offset,
+    /// The first seq of the current epoch that is not in the log.
+    pub next_seq: Seq,
+    /// When it was submitted.
+    pub created_at: Timestamp,
+    /// When its agent first ran.
+    pub started_at: Option<Timestamp>,
+    /// When it ended.
+    pub ended_at: Option<Timestamp>,
+}
+
+/// A worker, as a log names it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holder {
+    /// Its id.
+    pub id: WorkerId,
+    /// Its name.
+    pub name: String,
+}
+
+/// Where a task is. Who holds it is in [`Task::worker`], under which epoch in [`Task::epoch`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum State {
+    /// Waits for a worker.
+    Queued {
+        /// Not claimed before this instant.
+        not_before: Timestamp,
+    },
+    /// A worker holds it; its agent does not run yet.
+    Starting,
+    /// Its agent runs.
+    Running,
+    /// Its agent is frozen because a user asked.
+    Paused,
+    /// Its agent's process ended; the decision what follows is the next record.
+    Exited(Exit),
+    /// A worker was given up; the decision what follows is the next record.
+    Lost,
+    /// Over.
+    Ended {
+        /// How.
+        outcome: Outcome,
+        /// How the last attempt's process ended.
+        exit: Option<Exit>,
+        /// What went wrong.
+        error: Option<String>,
+    },
+}
+
+/// Numbers of the retry rules.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Policy {
+    /// First wait.
+    pub backoff_base: Duration,
+    /// Longest wait.
+    pub backoff_cap: Duration,
+    /// This many charged losses end a task.
+    pub max_charged_losses: u32,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self { backoff_base: Duration::from_secs(1), backoff_cap: Duration::from_secs(300), max_charged_losses: 3 }
+    }
+}
+
+/// Why a record cannot follow a log.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum FoldError {
+    /// The first record is not `Submitted`, or `Submitted` comes again.
+    #[error("a log begins with one `Submitted` record")]
+    NotTheBeginning,
+    /// Its offset is not the log's next one.
+    #[error("record at offset {found} where {expected} is due")]
+    Offset {
+        /// The record's.
+        found: Offset,
+        /// The log's.
+        expected: Offset,
+    },
+    /// Its epoch or seq is not the next one.
+    #[error("record {epoch}/{seq} is not the next of its epoch")]
+    Origin {
+        /// The record's epoch.
+        epoch: Epoch,
+        /// The record's seq.
+        seq: Seq,
+    },
+    /// The log has ended.
+    #[error("a record after the end of the log")]
+    AfterEnd,
+}
+
+impl Task {
+    /// Starts a log: folds its first record.
+    ///
+    /// # Errors
+    /// [`FoldError::NotTheBeginning`] when the record is not `Submitted` at offset 0.
+    pub fn begin(id: TaskId, record: &Record) -> Result<Self, FoldError> {
+        let (Body::Submitted(submitted), Offset(0)) = (&record.body, record.offset) else {
+            return Err(FoldError::NotTheBeginning);
+        };
+        Ok(Self {
+            id,
+            namespace: submitted.namespace.clone(),
+            owner: submitted.owner.clone(),
+            name: submitted.name.clone(),
+            group: submitted.group,
+            spec: submitted.spec.clone(),
+            state: State::Queued { not_before: record.time },
+            desired: Desired::Running,
+            generation: 0,
+            force: false,
+            epoch: Epoch(0),
+            failures: 0,
+            charged_losses: 0,
+            uncharged_losses: 0,
+            worker: None,
+            next_offset: Offset(1),
+            next_seq: Seq(0),
+            created_at: record.time,
+            started_at: None,
+            ended_at: None,
+        })
+    }
+
+    /// Folds one more record.
+    ///
+    /// # Errors
+    /// [`FoldError`] when the record cannot be the log's next; the task is unchanged then.
+    pub fn apply(&mut self, record: &Record) -> Result<(), FoldError> {
+        if record.offset != self.next_offset {
+            return Err(FoldError::Offset { found: record.offset, expected: self.next_offset });
+        }
+        if self.is_ended() {
+            return Err(FoldError::AfterEnd);
+        }
+        if let Origin::Worker { epoch, seq } = record.origin {
+            if (epoch, seq) != (self.epoch, self.next_seq) {
+                return Err(FoldError::Origin { epoch, seq });
+            }
+            self.next_seq = seq.next();
+        }
+        match &record.body {
+            Body::Submitted(_) => return Err(FoldError::NotTheBeginning),
+            Body::Assigned(assigned) => {
+                self.worker = Some(Holder { id: assigned.worker, name: assigned.worker_name.clone() });
+                self.epoch = assigned.epoch;
+                self.next_seq = Seq(0);
+                self.state = State::Starting;
+            }
+            Body::Started(_) => {
+                self.started_at.get_or_insert(record.time);
+                self.state = State::Running;
+            }
+            Body::Paused(_) => self.state = State::Paused,
+            Body::Resumed(_) => self.state = State::Running,
+            Body::Exited(exited) => self.state = State::Exited(exited.exit.clone()),
+            Body::DesiredChanged(change) => {
+                self.desired = change.desired;
+                self.generation = change.generation;
+                self.force = change.force;
+            }
+            Body::WorkerLost(lost) => {
+                if lost.charged {
+                    self.charged_losses += 1;
+                } else {
+                    self.uncharged_losses += 1;
+                }
+                self.state = State::Lost;
+            }
+            Body::Requeued(requeued) => {
+                if requeued.charged {
+                    self.failures += 1;
+                }
+                self.state = State::Queued { not_before: requeued.not_before };
+            }
+            Body::Ended(ended) => {
+                self.ended_at = Some(record.time);
+                self.state =
+                    State::Ended { outcome: ended.outcome, exit: ended.exit.clone(), error: ended.error.clone() };
+            }
+            Body::Output(_) | Body::Note(_) | Body::Truncated(_) | Body::Unknown { .. } => {}
+        }
+        self.next_offset = record.offset.next();
+        Ok(())
+    }
+
+    /// Number of the current or next execution, from 1. Uncharged losses do not count.
+    pub fn attempt(&self) -> u32 {
+        self.failures + self.charged_losses + 1
+    }
+
+    /// Whether it is over.
+    pub fn is_ended(&self) -> bool {
+        matches!(self.state, State::Ended { .. })
+    }
+
+    /// Whether a worker holds it.
+    pub fn is_held(&self) -> bool {
+        matches!(self.state, State::Starting | State::Running | State::Paused)
+    }
+
+    /// The word people see: a queued task that shall be paused is paused.
+    pub fn state_word(&self) -> &'static str {
+        match (&self.state, self.desired) {
+            (State::Queued { .. }, Desired::Paused) | (State::Paused, _) => "paused",
+            (State::Queued { .. } | State::Lost, _) => "queued",
+            (State::Starting, _) => "starting",
+            (State::Running | State::Exited(_), _) => "running",
+            (State::Ended { outcome: Outcome::Completed, .. }, _) => "completed",
+            (State::Ended { outcome: Outcome::Failed, .. }, _) => "failed",
+            (State::Ended { outcome: Outcome::Cancelled, .. }, _) => "cancelled",
+        }
+    }
+}

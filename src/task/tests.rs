@@ -1,0 +1,1 @@
+//! The conflict table, over random and over all short orders of events.
