@@ -181,3 +181,193 @@ fn set_life(params: &mut CertificateParams, from: Timestamp, to: Timestamp) {
     params.not_before = epoch + seconds(from);
     params.not_after = epoch + seconds(to);
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::fs;
+
+    use x509_parser::prelude::*;
+
+    use super::*;
+    use crate::KeyRequest;
+
+    const NOW: Timestamp = Timestamp(1_893_456_000_000_000);
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    fn new_ca() -> (tempfile::TempDir, Ca) {
+        let dir = tempfile::tempdir().unwrap();
+        let ca = Ca::open_or_create(dir.path(), NOW).unwrap();
+        (dir, ca)
+    }
+
+    fn who(text: &str) -> Principal {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn reopening_gives_the_same_ca() {
+        let (dir, ca) = new_ca();
+        let again = Ca::open_or_create(dir.path(), NOW.after(HOUR)).unwrap();
+        assert_eq!((again.pin(), again.certificate()), (ca.pin(), ca.certificate()));
+        assert_ne!(new_ca().1.pin(), ca.pin());
+    }
+
+    #[test]
+    fn of_many_openers_all_get_the_same_ca() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("new");
+        let seen: Vec<_> = std::thread::scope(|scope| {
+            let open = || Ca::open_or_create(&path, NOW).map(|ca| (ca.pin(), ca.certificate())).unwrap();
+            let threads: Vec<_> = (0..4).map(|_| scope.spawn(open)).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        assert!(seen.iter().all(|ca| *ca == seen[0]));
+    }
+
+    #[test]
+    fn a_lost_certificate_is_made_again_and_what_was_issued_stays_good() {
+        let (dir, ca) = new_ca();
+        let request = KeyRequest::new().unwrap();
+        let issued = ca.issue(request.csr_der(), &who("ado://default/user/ann"), HOUR, NOW).unwrap();
+        fs::remove_file(dir.path().join(CERTIFICATE_FILE)).unwrap();
+        let again = Ca::open_or_create(dir.path(), NOW.after(HOUR)).unwrap();
+        assert_eq!(again.pin(), ca.pin());
+        let chain = vec![issued.chain[0].clone(), again.certificate()];
+        assert_eq!(request.into_identity(chain).unwrap().pin(), ca.pin());
+        let subject = |ca: &Ca| X509Certificate::from_der(&ca.certificate).unwrap().1.subject().to_string();
+        assert_eq!(subject(&again), subject(&ca));
+    }
+
+    #[test]
+    fn a_damaged_or_lost_key_is_never_replaced() {
+        let check = |break_it: &dyn Fn(&Path), words: &[&str]| {
+            let (dir, _) = new_ca();
+            break_it(dir.path());
+            let before = fs::read(dir.path().join(KEY_FILE)).ok();
+            let error = Ca::open_or_create(dir.path(), NOW).unwrap_err().to_string();
+            assert!(words.iter().all(|word| error.contains(word)), "{error}");
+            assert_eq!(fs::read(dir.path().join(KEY_FILE)).ok(), before);
+        };
+        check(&|dir| fs::remove_file(dir.join(KEY_FILE)).unwrap(), &["ca.key: missing", "start a new mesh"]);
+        check(&|dir| fs::write(dir.join(KEY_FILE), "no key").unwrap(), &["ca.key: not a PEM", "backup"]);
+        check(&|dir| fs::write(dir.join(KEY_FILE), [0xff; 9]).unwrap(), &["ca.key: not a PEM"]);
+        check(&|dir| fs::write(dir.join(CERTIFICATE_FILE), "").unwrap(), &["ca.pem: not a PEM", "delete it"]);
+        let other = new_ca().0;
+        check(
+            &|dir| fs::rename(other.path().join(KEY_FILE), dir.join(KEY_FILE)).unwrap(),
+            &["ca.pem: not the certificate of ca.key"],
+        );
+        let p384 = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).unwrap().serialize_pem();
+        check(&|dir| fs::write(dir.join(KEY_FILE), &p384).unwrap(), &["not a PEM file of an ECDSA P-256 key"]);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn only_the_owner_may_read_the_key() {
+        use std::os::unix::fs::MetadataExt;
+        let (dir, _) = new_ca();
+        assert_eq!(fs::metadata(dir.path().join(KEY_FILE)).unwrap().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn names_and_uses_are_the_cas_choice() {
+        let (_dir, ca) = new_ca();
+        // Asks for everything.
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new([SERVER_NAME.to_owned()]).unwrap();
+        params.subject_alt_names.push(SanType::URI("ado://default/admin/eve".try_into().unwrap()));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        let csr = params.serialize_request(&key).unwrap();
+
+        let check = |who: &Principal, serves: bool| {
+            let issued = ca.issue(csr.der(), who, HOUR, NOW).unwrap();
+            assert_eq!(issued.chain[1], ca.certificate());
+            let (_, leaf) = X509Certificate::from_der(&issued.chain[0]).unwrap();
+            let mut names = vec![who.to_string()];
+            names.extend(serves.then(|| SERVER_NAME.to_owned()));
+            let found = leaf.subject_alternative_name().unwrap().unwrap().value.general_names.iter();
+            let found: Vec<_> = found
+                .map(|name| match name {
+                    GeneralName::URI(name) | GeneralName::DNSName(name) => (*name).to_owned(),
+                    other => panic!("{other:?}"),
+                })
+                .collect();
+            assert_eq!(found, names);
+            let usage = leaf.extended_key_usage().unwrap().unwrap().value;
+            assert_eq!((usage.client_auth, usage.server_auth, usage.any), (true, serves, false));
+            let usage = leaf.key_usage().unwrap().unwrap().value;
+            assert!(usage.digital_signature() && !usage.key_cert_sign() && !leaf.is_ca());
+            assert_eq!(leaf.raw_serial_as_string().replace(':', ""), issued.serial);
+            assert_eq!(issued.serial.len(), 32);
+            assert_eq!(leaf.validity().not_after.timestamp() * 1_000_000, issued.not_after.0);
+        };
+        check(&who("ado://default/user/ann"), false);
+        check(&who("ado://default/worker/w1"), false);
+        check(&who("ado://default/admin/root"), false);
+        check(&who("ado://default/controller/c1"), true);
+    }
+
+    #[test]
+    fn serials_differ() {
+        let (_dir, ca) = new_ca();
+        let request = KeyRequest::new().unwrap();
+        let issue = || ca.issue(request.csr_der(), &who("ado://default/user/ann"), HOUR, NOW).unwrap().serial;
+        assert_eq!((0..50).map(|_| issue()).collect::<BTreeSet<_>>().len(), 50);
+    }
+
+    #[test]
+    fn requests_without_proof_are_refused() {
+        let (_dir, ca) = new_ca();
+        let good = KeyRequest::new().unwrap().csr_der().to_vec();
+        let check = |csr: &[u8]| {
+            let error = ca.issue(csr, &who("ado://default/user/ann"), HOUR, NOW).unwrap_err();
+            assert!(matches!(error, Error::BadRequest(_)), "{error}");
+            error.to_string()
+        };
+        // Whatever is wrong in what is signed: key, names, attributes.
+        let signed = X509CertificationRequest::from_der(&good).unwrap().1.certification_request_info.raw.to_vec();
+        let begin = good.windows(signed.len()).position(|window| window == signed).unwrap();
+        for i in begin..begin + signed.len() {
+            let mut bad = good.clone();
+            bad[i] ^= 1;
+            check(&bad);
+        }
+        // The signature is the last thing in it.
+        let mut bad = good.clone();
+        *bad.last_mut().unwrap() ^= 1;
+        assert!(check(&bad).to_lowercase().contains("signature"));
+        for len in 0..good.len() {
+            check(&good[..len]);
+        }
+        let p384 = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).unwrap();
+        let csr = CertificateParams::default().serialize_request(&p384).unwrap();
+        assert!(check(csr.der()).contains("not ECDSA P-256"));
+    }
+
+    #[test]
+    fn names_that_cannot_be_read_back_are_refused() {
+        let (_dir, ca) = new_ca();
+        let request = KeyRequest::new().unwrap();
+        let long = "n".repeat(64);
+        for name in ["", "a/b", "ann smith", "é", long.as_str()] {
+            let who = Principal { name: name.into(), ..who("ado://default/user/ann") };
+            let error = ca.issue(request.csr_der(), &who, HOUR, NOW).unwrap_err();
+            assert!(matches!(error, Error::BadName(_)), "{name}: {error}");
+        }
+        let who = Principal { name: "n".repeat(63), ..who("ado://default/user/ann") };
+        ca.issue(request.csr_der(), &who, HOUR, NOW).unwrap();
+    }
+
+    #[test]
+    fn no_time_is_too_far_away() {
+        let (_dir, ca) = new_ca();
+        let request = KeyRequest::new().unwrap();
+        for now in [-1, 0, i64::MAX] {
+            let issued =
+                ca.issue(request.csr_der(), &who("ado://default/user/ann"), Duration::MAX, Timestamp(now)).unwrap();
+            assert_eq!(issued.not_after, Timestamp(253_402_300_799_000_000));
+        }
+    }
+}

@@ -168,3 +168,128 @@ impl fmt::Debug for Identity {
         f.debug_struct("Identity").field("principal", principal).field("serial", serial).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::Ca;
+
+    const NOW: Timestamp = Timestamp(1_893_456_000_000_000);
+    const ANN: &str = "ado://default/user/ann";
+
+    fn ca() -> Ca {
+        Ca::open_or_create(tempfile::tempdir().unwrap().path(), NOW).unwrap()
+    }
+
+    fn identity(ca: &Ca, lifetime: Duration) -> Identity {
+        let request = KeyRequest::new().unwrap();
+        let issued = ca.issue(request.csr_der(), &ANN.parse().unwrap(), lifetime, NOW).unwrap();
+        request.into_identity(issued.chain).unwrap()
+    }
+
+    #[test]
+    fn saving_and_loading_changes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path().join("new");
+        let ca = ca();
+        // Twice: the second takes the first one's place.
+        for lifetime in [60, 3600] {
+            let saved = identity(&ca, Duration::from_secs(lifetime));
+            saved.save(&dir).unwrap();
+            let loaded = Identity::load(&dir).unwrap();
+            assert_eq!((&loaded.key, &loaded.chain, &loaded.leaf), (&saved.key, &saved.chain, &saved.leaf));
+            assert_eq!(loaded.principal().to_string(), ANN);
+            assert_eq!((loaded.ca(), loaded.pin()), (&ca.certificate(), ca.pin()));
+            assert_eq!(loaded.not_after(), NOW.after(Duration::from_secs(lifetime)));
+        }
+        assert_eq!(fs::read_dir(&dir).unwrap().count(), 1);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn only_the_owner_may_read_it() {
+        use std::os::unix::fs::MetadataExt;
+        let dir = tempfile::tempdir().unwrap();
+        identity(&ca(), Duration::from_secs(60)).save(dir.path()).unwrap();
+        assert_eq!(fs::metadata(dir.path().join(FILE)).unwrap().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn key_and_certificate_belong_together() {
+        let (ca, other) = (ca(), ca());
+        let request = KeyRequest::new().unwrap();
+        let chain =
+            |ca: &Ca, csr: &[u8]| ca.issue(csr, &ANN.parse().unwrap(), Duration::from_secs(60), NOW).unwrap().chain;
+        let check = |chain: Vec<CertificateDer<'static>>| {
+            let key = KeyPair::try_from(request.key.serialize_der()).unwrap();
+            Identity::new(key, chain)
+        };
+        let good = chain(&ca, request.csr_der());
+        check(good.clone()).unwrap();
+        let foreign = chain(&ca, KeyRequest::new().unwrap().csr_der());
+        assert!(matches!(check(foreign), Err(Error::KeyMismatch)));
+        let bad = [
+            vec![],
+            vec![good[0].clone()],
+            vec![good[0].clone(), other.certificate()],
+            vec![good[0].clone(), good[0].clone()],
+            vec![good[0].clone(), good[1].clone(), good[1].clone()],
+            vec![good[0].clone(), vec![1, 2, 3].into()],
+            vec![vec![].into(), good[1].clone()],
+        ];
+        for chain in bad {
+            let error = check(chain).unwrap_err();
+            assert!(matches!(error, Error::BadCertificate(_)), "{error}");
+        }
+    }
+
+    #[test]
+    fn errors_name_the_file_and_the_way_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = Identity::load(dir.path()).unwrap_err();
+        assert!(matches!(error, Error::NoIdentity(_)));
+        assert!(error.to_string().contains("`ado join` first"), "{error}");
+
+        let ca = ca();
+        identity(&ca, Duration::from_secs(60)).save(dir.path()).unwrap();
+        let path = dir.path().join(FILE);
+        let mine = fs::read_to_string(&path).unwrap();
+        identity(&ca, Duration::from_secs(60)).save(dir.path()).unwrap();
+        let theirs = fs::read_to_string(&path).unwrap();
+        let certificates = mine.find("-----BEGIN CERTIFICATE").unwrap();
+        let check = |text: &str, problem: &str| {
+            fs::write(&path, text).unwrap();
+            let error = Identity::load(dir.path()).unwrap_err().to_string();
+            for part in [path.to_str().unwrap(), problem, "delete it and `ado join` again"] {
+                assert!(error.contains(part), "{error}");
+            }
+        };
+        check("", "no private key");
+        check(&mine[certificates..], "no private key");
+        check(&mine[..certificates], "a chain is two certificates");
+        check(&format!("{}{}", &theirs[..certificates], &mine[certificates..]), "not of this key");
+        check(&files::to_pem("PRIVATE KEY", b"?"), "private key cannot be read");
+    }
+
+    #[test]
+    fn it_is_renewed_in_the_last_third_of_its_life() {
+        let after = |seconds| NOW.after(Duration::from_secs(seconds));
+        // Begins five minutes early.
+        let day = identity(&ca(), Duration::from_secs(24 * 3600));
+        assert!(!day.should_renew(NOW) && !day.should_renew(after(57_499)));
+        assert!(day.should_renew(after(57_500)) && day.should_renew(after(1_000_000)));
+        // A short one is not born old.
+        let minute = identity(&ca(), Duration::from_secs(60));
+        assert!(!minute.should_renew(after(19)) && minute.should_renew(after(20)));
+    }
+
+    #[test]
+    fn debug_shows_no_key() {
+        let identity = identity(&ca(), Duration::from_secs(60));
+        let text = format!("{identity:?}");
+        assert!(text.contains("ann") && text.contains(identity.serial()) && !text.contains("key"), "{text}");
+    }
+}

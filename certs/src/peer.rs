@@ -152,3 +152,69 @@ impl Leaf {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{CertificateParams, KeyPair, SanType};
+
+    use super::*;
+    use crate::{Ca, KeyRequest};
+
+    const NOW: Timestamp = Timestamp(1_893_456_000_000_000);
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    fn chain_with(uris: &[&str]) -> Vec<CertificateDer<'static>> {
+        let mut params = CertificateParams::new(["controller.ado".to_owned()]).unwrap();
+        for uri in uris {
+            params.subject_alt_names.push(SanType::URI((*uri).try_into().unwrap()));
+        }
+        vec![params.self_signed(&KeyPair::generate().unwrap()).unwrap().into()]
+    }
+
+    fn check(alpn: &[u8], chain: Option<&[CertificateDer<'_>]>) -> Result<Peer, PeerError> {
+        verify_peer(alpn, chain, &Denied::default(), NOW)
+    }
+
+    #[test]
+    fn a_certificate_names_exactly_one_principal() {
+        let ann = "ado://default/user/ann";
+        assert!(matches!(check(ALPN_MESH, Some(&chain_with(&[ann]))), Ok(Peer::Verified(_))));
+        for uris in [&[][..], &["https://example.org"], &["ado://default/king/ann"], &[ann, "ado://default/admin/ann"]]
+        {
+            assert_eq!(check(ALPN_MESH, Some(&chain_with(uris))), Err(PeerError::NoIdentity), "{uris:?}");
+        }
+        let garbage = [CertificateDer::from(vec![0x30, 0x03, 1, 2, 3])];
+        assert_eq!(check(ALPN_MESH, Some(&garbage)), Err(PeerError::NoIdentity));
+    }
+
+    #[test]
+    fn the_protocol_decides_what_is_asked() {
+        assert_eq!(check(ALPN_MESH, None), Err(PeerError::NoCertificate));
+        assert_eq!(check(ALPN_MESH, Some(&[])), Err(PeerError::NoCertificate));
+        assert_eq!(check(ALPN_JOIN, None), Ok(Peer::Joining));
+        for alpn in [&b""[..], b"ado/2", b"ado-join/12"] {
+            assert_eq!(check(alpn, Some(&chain_with(&["ado://default/user/ann"]))), Err(PeerError::UnknownProtocol));
+        }
+    }
+
+    #[test]
+    fn what_was_just_issued_is_good_for_its_life() {
+        let dir = tempfile::tempdir().unwrap();
+        let ca = Ca::open_or_create(dir.path(), NOW).unwrap();
+        let request = KeyRequest::new().unwrap();
+        let who = "ado://default/worker/w1".parse().unwrap();
+        let issued = ca.issue(request.csr_der(), &who, HOUR, NOW).unwrap();
+        let at = |now| verify_peer(ALPN_MESH, Some(&issued.chain), &Denied::default(), now);
+        let Ok(Peer::Verified(peer)) = at(NOW) else { panic!() };
+        assert_eq!((peer.principal(), peer.serial(), peer.not_after()), (&who, &*issued.serial, issued.not_after));
+        assert_eq!(issued.not_after, NOW.after(HOUR));
+
+        let seconds = Duration::from_secs;
+        let expired = Err(PeerError::Expired(who.to_string()));
+        assert!(at(NOW.after(HOUR + seconds(60))).is_ok());
+        assert_eq!(at(NOW.after(HOUR + seconds(61))), expired);
+        // Made five minutes old, and another minute is forgiven.
+        assert!(at(Timestamp(NOW.0 - 360_000_000)).is_ok());
+        assert_eq!(at(Timestamp(NOW.0 - 361_000_000)), expired);
+    }
+}

@@ -166,3 +166,41 @@ impl fmt::Debug for Tickets {
         f.debug_struct("Tickets").finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(n: u8) -> Vec<u8> {
+        vec![n]
+    }
+
+    #[test]
+    fn the_oldest_session_goes_first() {
+        let sessions = Sessions::new(3);
+        for n in 0..5 {
+            assert!(sessions.put(key(n), vec![n; 10]));
+        }
+        let kept: Vec<_> = (0..5).filter(|n| sessions.get(&key(*n)).is_some()).collect();
+        assert_eq!(kept, [2, 3, 4]);
+        // One put again is the youngest.
+        sessions.put(key(2), b"again".to_vec());
+        sessions.put(key(5), Vec::new());
+        assert_eq!(sessions.get(&key(3)), None);
+        assert_eq!(sessions.take(&key(2)).unwrap(), b"again");
+    }
+
+    #[test]
+    fn a_session_is_taken_once_and_frees_its_place() {
+        let sessions = Sessions::new(2);
+        sessions.put(key(1), Vec::new());
+        sessions.put(key(2), Vec::new());
+        assert!(sessions.take(&key(1)).is_some() && sessions.take(&key(1)).is_none());
+        sessions.put(key(3), Vec::new());
+        assert!(sessions.get(&key(2)).is_some() && sessions.get(&key(3)).is_some());
+        sessions.forget();
+        assert!(sessions.take(&key(2)).is_none());
+        let held = sessions.lock();
+        assert!(held.by_key.is_empty() && held.by_age.is_empty());
+    }
+}
