@@ -132,10 +132,10 @@ macro_rules! number {
         pub struct $name(pub $int);
 
         impl $name {
-            /// The next one.
+            /// The next one. The last one stays: a position from a peer may be anything, and must not wrap to 0.
             #[must_use]
             pub fn next(self) -> Self {
-                Self(self.0 + 1)
+                Self(self.0.saturating_add(1))
             }
         }
 
