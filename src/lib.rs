@@ -3,6 +3,7 @@
 //! **A task is a log.** Everything that happens to a task is a record in one ordered, append-only log; its state is the
 //! fold of it; `attach` is reading it from an offset and staying for more; recovery is appending under a newer epoch.
 
+pub mod config;
 pub mod env;
 pub mod net;
 pub mod queue;

@@ -269,9 +269,11 @@ impl FromStr for Principal {
     }
 }
 
-/// Whether `text` may name a namespace, a person, a pool or a worker: 1 to 63 of `a-z A-Z 0-9 . _ @ -`.
+/// Whether `text` may name a namespace, a person, a pool or a worker: 1 to 63 of `a-z A-Z 0-9 . _ @ -`, not beginning
+/// with `.` or `-`, so that it is a file's name and never a flag, a parent directory or hidden.
 pub fn is_name(text: &str) -> bool {
     (1..=63).contains(&text.len())
+        && !text.starts_with(['.', '-'])
         && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'@' | b'-'))
 }
 
