@@ -5,6 +5,7 @@
 
 pub mod agents;
 pub mod controller;
+pub mod config;
 pub mod env;
 pub mod gateway;
 pub mod net;
