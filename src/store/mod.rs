@@ -390,8 +390,8 @@ pub trait Store: Send + Sync + 'static {
     /// Forgets a token. `false`: there was none.
     async fn revoke_token(&self, audience: &Audience, id: &str, audit: Audit) -> Result<bool>;
 
-    /// Remembers an issued certificate.
-    async fn put_certificate(&self, certificate: Certificate) -> Result<()>;
+    /// Remembers an issued certificate. `false`: its identity has been revoked, and the certificate must not be used.
+    async fn put_certificate(&self, certificate: Certificate) -> Result<bool>;
 
     /// Denies every live certificate of an identity. Returns their serials. The identity itself is denied renewal.
     async fn revoke_identity(&self, identity: &str, audit: Audit) -> Result<Vec<String>>;
