@@ -63,7 +63,7 @@ pub(super) async fn serve(
                     biased;
                     () = shared.tasks.stopping() => return Ok(()),
                     _ = committed.changed() => false,
-                    error = tx.closed() => return Err(error),
+                    () = tx.closed() => return Err(net::Error::Closed),
                     () = tokio::time::sleep(IDLE) => true,
                 };
                 if quiet {

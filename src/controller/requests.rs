@@ -70,6 +70,11 @@ async fn serve(shared: &Shared, connection: &Connection, incoming: Incoming) -> 
             };
             finish(&mut channel, answer).await
         }
+        // TLS looks at a certificate once a connection; a request may come much later.
+        Peer::Verified(peer) if peer.is_denied(&shared.authority.denied) => {
+            let message = format!("the certificate of {} has been revoked", peer.principal());
+            finish(&mut channel, Err(ErrorReply::new(ErrorCode::BadCertificate, message))).await
+        }
         Peer::Verified(peer) => match access::check(&peer, &header) {
             Ok(access) => {
                 let asked = Asked { shared, connection, peer, access, header, body };
