@@ -271,8 +271,10 @@ impl Shared {
     async fn stay_connected(&self) -> Error {
         let mut number = 0;
         let mut replacement = None;
-        // Set once the other side has refused our certificate: see `Shared::second_chance`.
+        // Whether the other side has refused our certificate since it last answered.
         let mut refused = false;
+        // Grows with connections that end before anything came of them.
+        let mut useless = Backoff::default();
         loop {
             let dialled = match replacement.take() {
                 Some(connection) => Ok(connection),
@@ -287,8 +289,10 @@ impl Shared {
                     self.enter(Phase::Up(live.clone()));
                     let (lost, next) = self.hold(&live.carrier.quic).await;
                     replacement = next;
-                    // Only a server that let us in has sent frames on streams.
-                    refused &= live.carrier.quic.stats().frame_rx.stream == 0;
+                    if live.carrier.quic.stats().frame_rx.stream > 0 {
+                        // Only a server that let us in answers.
+                        (refused, useless) = (false, Backoff::default());
+                    }
                     lost
                 }
             };
@@ -303,31 +307,25 @@ impl Shared {
             if replacement.is_none() {
                 tracing::debug!(%lost, "not connected");
                 self.enter(Phase::Down(Some(lost)));
+                useless.wait(self).await;
             }
         }
     }
 
     /// Dials until connected, or until it is known that dialling again is of no use.
     async fn connect(&self) -> Result<quinn::Connection, Error> {
-        let mut backoff = FIRST_BACKOFF;
+        let mut backoff = Backoff { waits: 1 };
         loop {
             let round = tokio::select! {
                 biased;
-                () = self.nudge.notified() => { backoff = FIRST_BACKOFF; continue }
+                () = self.nudge.notified() => continue,
                 round = self.dialler.round() => round,
             };
             match round {
                 Err(error) if error.is_transient() => self.note(error),
                 settled => return settled,
             }
-            let longest = backoff.min(self.dialler.config.reconnect_interval);
-            backoff = longest * 2;
-            tokio::select! {
-                biased;
-                () = self.nudge.notified() => backoff = FIRST_BACKOFF,
-                // Full jitter: those who lost a controller together do not come back together.
-                () = sleep(longest.mul_f64(self.env.jitter())) => {}
-            }
+            backoff.wait(self).await;
         }
     }
 
@@ -384,6 +382,28 @@ impl Shared {
         if entered {
             self.state.send_replace(state);
         }
+    }
+}
+
+/// The wait between attempts: none, then doubling, with full jitter, so that those who lost a controller together do not
+/// come back together.
+#[derive(Default)]
+struct Backoff {
+    waits: u32,
+}
+
+impl Backoff {
+    /// A change of the network ends the wait, and begins a new series.
+    async fn wait(&mut self, link: &Shared) {
+        if let Some(doublings) = self.waits.checked_sub(1) {
+            let longest = FIRST_BACKOFF.saturating_mul(1 << doublings.min(16)).min(link.dialler.config.reconnect_interval);
+            tokio::select! {
+                biased;
+                () = link.nudge.notified() => self.waits = 0,
+                () = sleep(longest.mul_f64(link.env.jitter())) => {}
+            }
+        }
+        self.waits += 1;
     }
 }
 

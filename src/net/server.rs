@@ -25,7 +25,11 @@ use crate::tasks::Tasks;
 const HANDSHAKE_FOR: Duration = Duration::from_secs(10);
 /// Longest `ado-join/1` connection: one question, one answer.
 const JOINING_FOR: Duration = Duration::from_secs(60);
-/// Connections verified and not yet taken by [`Server::accept`]. When full, handshakes are not finished.
+/// How much longer than its certificate a connection may live: no less than the difference of clocks that [`verify_peer`]
+/// allows, or peers it lets in would be sent away again.
+const GRACE: Duration = Duration::from_secs(60);
+/// Connections not yet taken by [`Server::accept`]. When full, more of them wait, each with its task; they count as
+/// connections.
 const ACCEPTED: usize = 64;
 
 /// Keys a server keeps over restarts, so that its peers notice a restart at their next packet (stateless reset needs the
@@ -52,8 +56,9 @@ pub struct ServerConfig {
     pub denied: Denied,
     /// Most connections at once. More are refused.
     pub max_connections: usize,
-    /// Most connections at once that have not proved who they are (handshakes and `ado-join/1`). From half of it on,
-    /// strangers must show that they are where they say they are; more are refused.
+    /// Most connections at once that have not proved who they are: this many in handshakes, and this many of
+    /// `ado-join/1`, so that those who join do not keep members out. From half of the handshakes on, strangers must show
+    /// that they are where they say they are; more are refused.
     pub max_strangers: usize,
     /// A connection silent for this long is given up.
     pub idle_timeout: Duration,
@@ -74,7 +79,8 @@ struct Shared {
     env: Env,
     max_connections: usize,
     max_strangers: usize,
-    strangers: Arc<Semaphore>,
+    handshakes: Arc<Semaphore>,
+    joining: Arc<Semaphore>,
     // No new connections are taken.
     stop: CancellationToken,
 }
@@ -97,7 +103,8 @@ impl Server {
             env,
             max_connections: config.max_connections,
             max_strangers: config.max_strangers,
-            strangers: Arc::new(Semaphore::new(config.max_strangers)),
+            handshakes: Arc::new(Semaphore::new(config.max_strangers)),
+            joining: Arc::new(Semaphore::new(config.max_strangers)),
             stop: CancellationToken::new(),
         });
         let (tx, rx) = mpsc::channel(ACCEPTED);
@@ -157,14 +164,14 @@ impl Shared {
                 incoming.refuse();
                 continue;
             }
-            let busy = self.strangers.available_permits() <= self.max_strangers / 2;
+            let busy = self.handshakes.available_permits() <= self.max_strangers / 2;
             if busy && !incoming.remote_address_validated() && incoming.may_retry() {
                 // Cannot fail: it may retry. Dropping it would refuse it.
                 let _ = incoming.retry();
                 continue;
             }
-            let Ok(permit) = self.strangers.clone().try_acquire_owned() else {
-                tracing::debug!(from = %incoming.remote_address(), "refused: too many strangers");
+            let Ok(permit) = self.handshakes.clone().try_acquire_owned() else {
+                tracing::debug!(from = %incoming.remote_address(), "refused: too many handshakes");
                 incoming.refuse();
                 continue;
             };
@@ -176,7 +183,7 @@ impl Shared {
     async fn shake_hands(
         self: Arc<Self>,
         incoming: quinn::Incoming,
-        permit: OwnedSemaphorePermit,
+        handshake: OwnedSemaphorePermit,
         accepted: mpsc::Sender<Connection>,
         tasks: Tasks,
     ) {
@@ -193,19 +200,22 @@ impl Shared {
                 return quic.close(refusal(&error), error.to_string().as_bytes());
             }
         };
-        let permit = match &peer {
-            Peer::Joining => Some(permit),
+        let connection = match &peer {
+            Peer::Joining => {
+                let Ok(permit) = self.joining.clone().try_acquire_owned() else {
+                    return quic.close(code::BUSY, b"too many are joining");
+                };
+                let connection = self.registry.add(quic, peer, Some(permit), self.denied.clone());
+                tasks.spawn_until_stop("joining", end_after(Arc::downgrade(&connection.carrier), JOINING_FOR));
+                connection
+            }
             Peer::Verified(_) => {
                 endpoint::grant(&quic);
-                None
+                self.registry.add(quic, peer, None, self.denied.clone())
             }
         };
-        let joining = permit.is_some();
-        let connection = self.registry.add(quic, peer, permit, self.denied.clone());
-        if joining {
-            tasks.spawn_until_stop("joining", end_after(Arc::downgrade(&connection.carrier), JOINING_FOR));
-        }
-        // Fails when the server is gone, and the connection with it.
+        drop(handshake);
+        // Fails when the server is gone, and the connection goes with it.
         let _ = accepted.send(connection).await;
     }
 }
@@ -288,7 +298,7 @@ impl Registry {
             let verdict = match &*lock(&entry.peer) {
                 Peer::Joining => None,
                 Peer::Verified(peer) if peer.is_denied(denied) => Some(revoked(peer)),
-                Peer::Verified(peer) if peer.not_after() < now => {
+                Peer::Verified(peer) if peer.not_after().after(GRACE) < now => {
                     Some(PeerError::Expired(peer.principal().to_string()))
                 }
                 Peer::Verified(_) => None,
