@@ -156,8 +156,10 @@ pub(super) async fn revoke_identity(
     access: &Access,
     request: RevokeIdentity,
 ) -> Result<RevokedIdentity, ErrorReply> {
-    let who: Principal =
-        request.identity.parse().map_err(|error: ids::PrincipalError| ErrorReply::new(ErrorCode::Invalid, error.to_string()))?;
+    let who: Principal = request
+        .identity
+        .parse()
+        .map_err(|error: ids::PrincipalError| ErrorReply::new(ErrorCode::Invalid, error.to_string()))?;
     let inside = match &access.audience {
         Audience::Everywhere => true,
         Audience::Namespace(Namespace(own)) => who.namespace.0 == *own,

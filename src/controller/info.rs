@@ -1,8 +1,8 @@
 //! Rows into what people are told.
 
+use ado_proto::Timestamp;
 use ado_proto::record::Desired;
 use ado_proto::request::{TaskInfo, WorkerInfo};
-use ado_proto::Timestamp;
 
 use super::fleet::Fleet;
 use crate::scheduler::{self, Candidate};

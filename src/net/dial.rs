@@ -178,6 +178,9 @@ mod tests {
     fn families_alternate() {
         let text = ["[::1]:1", "[::2]:1", "[::3]:1", "1.1.1.1:1"];
         let order = alternate(text.iter().map(|address| address.parse().unwrap()).collect());
-        assert_eq!(order.iter().map(ToString::to_string).collect::<Vec<_>>(), ["[::1]:1", "1.1.1.1:1", "[::2]:1", "[::3]:1"]);
+        assert_eq!(
+            order.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            ["[::1]:1", "1.1.1.1:1", "[::2]:1", "[::3]:1"]
+        );
     }
 }

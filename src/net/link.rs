@@ -366,9 +366,7 @@ impl Shared {
     fn enter(&self, next: Phase) {
         let state = match &next {
             Phase::Down(error) => LinkState::Connecting(error.as_ref().map(ToString::to_string)),
-            Phase::Up(live) => {
-                LinkState::Connected { to: live.carrier.quic.remote_address(), number: live.number }
-            }
+            Phase::Up(live) => LinkState::Connected { to: live.carrier.quic.remote_address(), number: live.number },
             Phase::Closed(error) => LinkState::Closed(error.to_string()),
         };
         // Nothing follows `Closed`: a link that was closed while it dialled stays so.
@@ -396,7 +394,8 @@ impl Backoff {
     /// A change of the network ends the wait, and begins a new series.
     async fn wait(&mut self, link: &Shared) {
         if let Some(doublings) = self.waits.checked_sub(1) {
-            let longest = FIRST_BACKOFF.saturating_mul(1 << doublings.min(16)).min(link.dialler.config.reconnect_interval);
+            let longest =
+                FIRST_BACKOFF.saturating_mul(1 << doublings.min(16)).min(link.dialler.config.reconnect_interval);
             tokio::select! {
                 biased;
                 () = link.nudge.notified() => self.waits = 0,

@@ -10,8 +10,8 @@ use ado_certs::{Ca, ClientTls, Denied, Identity, KeyRequest, Peer, ServerTls, ve
 use ado_netsim::{Conditions, Host, Network};
 use ado_proto::frame::Limits;
 use ado_proto::request::{
-    ErrorReply, Follow, Following, Header, ListTokens, Renew, Renewed, Request, RevokeIdentity, RevokedIdentity, StartAt,
-    TokenInfo, decode_body, decode_response, encode_request, encode_response,
+    ErrorReply, Follow, Following, Header, ListTokens, Renew, Renewed, Request, RevokeIdentity, RevokedIdentity,
+    StartAt, TokenInfo, decode_body, decode_response, encode_request, encode_response,
 };
 use ado_proto::version::{ALPN_MESH, MINOR};
 use ado_proto::{ErrorCode, Offset, RequestId, TaskId, Timestamp};

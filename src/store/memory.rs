@@ -347,9 +347,11 @@ impl Store for Memory {
         Ok(true)
     }
 
-    async fn put_certificate(&self, certificate: Certificate) -> Result<()> {
-        self.held().certificates.insert(certificate.serial.clone(), certificate);
-        Ok(())
+    async fn put_certificate(&self, certificate: Certificate) -> Result<bool> {
+        let mut held = self.held();
+        let revoked = held.revoked.contains(&certificate.identity);
+        held.certificates.insert(certificate.serial.clone(), certificate);
+        Ok(!revoked)
     }
 
     async fn revoke_identity(&self, identity: &str, audit: Audit) -> Result<Vec<String>> {

@@ -133,15 +133,21 @@ impl Sqlite {
         Ok(true)
     }
 
-    pub(super) async fn keep_certificate(&self, certificate: Certificate) -> Result<()> {
+    pub(super) async fn keep_certificate(&self, certificate: Certificate) -> Result<bool> {
         let mut tx = self.write().await?;
+        let revoked = query("SELECT 1 FROM revoked WHERE identity = ?")
+            .bind(&certificate.identity)
+            .fetch_optional(&mut tx.connection)
+            .await?
+            .is_some();
         query("INSERT OR REPLACE INTO certificate (serial, identity, not_after) VALUES (?, ?, ?)")
             .bind(certificate.serial)
             .bind(certificate.identity)
             .bind(certificate.not_after.0)
             .execute(&mut tx.connection)
             .await?;
-        tx.commit().await
+        tx.commit().await?;
+        Ok(!revoked)
     }
 
     pub(super) async fn deny_identity(&self, identity: &str, audit: Audit) -> Result<Vec<String>> {

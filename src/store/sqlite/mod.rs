@@ -257,7 +257,7 @@ impl Store for Sqlite {
         self.forget_token(audience, id, audit).await
     }
 
-    async fn put_certificate(&self, certificate: Certificate) -> Result<()> {
+    async fn put_certificate(&self, certificate: Certificate) -> Result<bool> {
         self.keep_certificate(certificate).await
     }
 
