@@ -2,10 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use ado_proto::session::{ToWorker, Want};
 use ado_proto::{TaskId, WorkerId};
 use tokio::sync::{Notify, mpsc};
+use tokio::time::Instant;
 
 use crate::scheduler::Candidate;
 use crate::store::{Row, Worker};
@@ -16,8 +18,9 @@ use crate::task::Task;
 pub(super) const TO_WORKER: usize = 1024;
 
 /// Everybody who is connected.
-#[derive(Default)]
 pub(super) struct Fleet {
+    /// A worker that has not reported for this long gets no new work.
+    silent_after: Duration,
     inner: Mutex<Inner>,
     /// Something may be placeable now: a slot was freed, a worker came, a task was queued.
     chance: Notify,
@@ -34,15 +37,21 @@ struct Member {
     worker: Worker,
     holds: BTreeSet<TaskId>,
     messages: mpsc::Sender<ToWorker>,
+    reported_at: Instant,
 }
 
 impl Fleet {
+    /// Nobody is connected yet.
+    pub(super) fn new(silent_after: Duration) -> Self {
+        Self { silent_after, inner: Mutex::default(), chance: Notify::new() }
+    }
+
     /// A worker's session begins. It replaces an older session of the same worker.
     pub(super) fn join(&self, worker: Worker, held: &[Row], messages: mpsc::Sender<ToWorker>) {
         let mut inner = self.lock();
         let holds: BTreeSet<_> = held.iter().filter(|row| row.task.is_held()).map(|row| row.task.id).collect();
         inner.holders.extend(holds.iter().map(|task| (*task, worker.id)));
-        inner.members.insert(worker.id, Member { worker, holds, messages });
+        inner.members.insert(worker.id, Member { worker, holds, messages, reported_at: Instant::now() });
         drop(inner);
         self.chance.notify_one();
     }
@@ -52,6 +61,18 @@ impl Fleet {
         let members = &mut self.lock().members;
         if members.get(&id).is_some_and(|member| member.messages.same_channel(messages)) {
             members.remove(&id);
+        }
+    }
+
+    /// A worker has sent a heartbeat.
+    pub(super) fn reported(&self, id: WorkerId) {
+        let mut inner = self.lock();
+        let Some(member) = inner.members.get_mut(&id) else { return };
+        let was_silent = member.reported_at.elapsed() > self.silent_after;
+        member.reported_at = Instant::now();
+        drop(inner);
+        if was_silent {
+            self.chance.notify_one();
         }
     }
 
@@ -105,6 +126,7 @@ impl Fleet {
             slots: member.worker.slots,
             busy: u32::try_from(member.holds.len()).unwrap_or(u32::MAX),
             draining: member.worker.draining,
+            silent: member.reported_at.elapsed() > self.silent_after,
         };
         inner.members.values().map(candidate).collect()
     }

@@ -110,7 +110,7 @@ pub async fn start(config: Config, env: Env) -> Result<Handle, Error> {
     let tasks = Tasks::new();
     let server = Arc::new(bind(&config, &authority, &env, &tasks)?);
     let hub = Arc::new(Hub::default());
-    let fleet = Arc::new(Fleet::default());
+    let fleet = Arc::new(Fleet::new(config.timing.lease()));
     let dynamic: Arc<dyn Store> = store.clone();
     // Not told to stop with the rest: it ends when nobody is left who could commit.
     let committer = Committer::start(dynamic.clone(), hub.clone(), fleet.clone(), &tasks);

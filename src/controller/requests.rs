@@ -226,9 +226,13 @@ impl Asked<'_> {
     async fn worker_session(&self, mut channel: Channel) -> Result<(), net::Error> {
         let answer = match self.decode::<WorkerSession>() {
             Ok(request) => {
-                // Every attempt has a stream, and a few more are for the session and for calls.
-                self.connection.permit_streams(request.slots.saturating_add(SPARE_STREAMS));
-                session::open(self.shared, &self.peer, request).await
+                let slots = request.slots;
+                let opened = session::open(self.shared, &self.peer, request).await;
+                if opened.is_ok() {
+                    // Every attempt has a stream, and a few more are for the session and for calls.
+                    self.connection.permit_streams(slots + SPARE_STREAMS);
+                }
+                opened
             }
             Err(refusal) => Err(refusal),
         };

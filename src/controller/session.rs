@@ -19,6 +19,8 @@ use crate::net::{self, Channel, Receiver, Sender};
 use crate::store::{self, Change, NewEvent, Outcome, Row, Worker, Write};
 use crate::task::{self, Command, Refusal};
 
+/// Most attempts one worker runs at once: each costs the controller a permitted stream.
+const MAX_SLOTS: u32 = 1024;
 /// Most bytes of records of one attempt in one commit.
 const APPEND_BYTES: usize = 512 * 1024;
 /// Between two tries while the store is unavailable. The worker spools meanwhile.
@@ -40,8 +42,9 @@ pub(super) async fn open(
     session: WorkerSession,
 ) -> Result<(WorkerAccepted, Opened), ErrorReply> {
     let id = worker_id(peer)?;
-    if session.slots == 0 {
-        return Err(ErrorReply::new(ErrorCode::Invalid, "a worker needs at least one slot"));
+    if !(1..=MAX_SLOTS).contains(&session.slots) {
+        let message = format!("a worker has 1 to {MAX_SLOTS} slots, not {}", session.slots);
+        return Err(ErrorReply::new(ErrorCode::Invalid, message));
     }
     let worker = Worker {
         id,
@@ -153,6 +156,7 @@ async fn beat(
     let lease = shared.timing.lease();
     let renewed = shared.store.renew(worker.id, worker.incarnation, &heartbeat.holds, lease, draining).await?;
     let Some(renewal) = renewed else { return Ok(false) };
+    shared.fleet.reported(worker.id);
     for row in &renewal.unnamed {
         // Only an attempt this start has never named can have got lost on the way.
         if row.lease.as_ref().is_some_and(|lease| lease.incarnation.is_none()) {

@@ -28,12 +28,14 @@ pub struct Candidate {
     pub busy: u32,
     /// Takes no more work.
     pub draining: bool,
+    /// Connected, but has not reported for longer than a lease: it may be dead.
+    pub silent: bool,
 }
 
 impl Candidate {
     /// Slots that are free for new work.
     pub fn free(&self) -> u32 {
-        if self.draining { 0 } else { self.slots.saturating_sub(self.busy) }
+        if self.draining || self.silent { 0 } else { self.slots.saturating_sub(self.busy) }
     }
 
     /// Why it cannot run such a task, however long one waits; `None`: it can.
@@ -85,6 +87,9 @@ pub fn why_waiting(fleet: &[Candidate], namespace: &Namespace, spec: &TaskSpec) 
     if fit.iter().all(|worker| worker.draining) {
         return "every worker that could run it is shutting down: start another with `ado worker`".into();
     }
+    if fit.iter().all(|worker| worker.draining || worker.silent) {
+        return "no worker that could run it has reported lately: they are given up soon".into();
+    }
     let slots: u32 = fit.iter().map(|worker| worker.slots).sum();
     if fit.iter().all(|worker| worker.free() == 0) {
         return format!("all {slots} slots of {} fitting workers are busy: it starts when one is free", fit.len());
@@ -110,6 +115,7 @@ mod tests {
             slots,
             busy,
             draining: false,
+            silent: false,
         }
     }
 
@@ -141,6 +147,7 @@ mod tests {
         check(&|_, spec| spec.agent = "gemini-cli".into(), "cannot run gemini-cli");
         check(&|_, spec| drop(spec.labels.insert("zone".into(), "b".into())), "lacks the label zone=b");
         check(&|worker, _| worker.draining = true, "shutting down");
+        check(&|worker, _| worker.silent = true, "has reported lately");
         check(&|worker, _| worker.busy = 1, "all 1 slots");
     }
 }

@@ -1,0 +1,251 @@
+//! Epochs, leases, losses.
+
+use std::time::Duration;
+
+use ado_proto::Epoch;
+use ado_proto::record::{Body, Exited, Loss, Output, Started, Stream};
+use ado_proto::request::{ErrorCode, GetTasks};
+use ado_proto::session::{Draining, FromWorker, ToAttempt};
+use ado_proto::spec::{Containment, Exit};
+use bytes::Bytes;
+
+use crate::mesh::{Mesh, TIMING, ask, kinds, log, refusal, spec};
+
+fn started() -> Body {
+    Started { pid: 1, containment: Containment::Subreaper }.into()
+}
+
+fn output(text: &str) -> Body {
+    Output { stream: Stream::Stdout, position: 0, data: Bytes::copy_from_slice(text.as_bytes()) }.into()
+}
+
+fn exited(code: i32) -> Body {
+    Exited { exit: Exit::Code(code) }.into()
+}
+
+#[tokio::test]
+async fn a_task_runs_and_its_log_says_how() {
+    let mesh = Mesh::start().await;
+    let (admin, mut worker) = (mesh.admin(), mesh.worker(1).await);
+    let task = mesh.submit(&admin, spec()).await;
+    let assignment = worker.run(vec![started(), output("hello\n"), exited(0)]).await;
+    assert_eq!((assignment.task, assignment.epoch, assignment.attempt), (task, Epoch(1), 1));
+    let records = log(&admin, task).await;
+    assert_eq!(kinds(&records), ["Submitted", "Assigned", "Started", "Output", "Exited", "Ended"]);
+    let info = ask(&admin, GetTasks { reference: task.short() }).await.unwrap();
+    assert_eq!((info[0].state.as_str(), info[0].exit.clone()), ("completed", Some(Exit::Code(0))));
+}
+
+#[tokio::test]
+async fn records_sent_twice_are_logged_once_and_a_gap_is_refused() {
+    let mesh = Mesh::start().await;
+    let (admin, mut worker) = (mesh.admin(), mesh.worker(1).await);
+    let task = mesh.submit(&admin, spec()).await;
+    let assignment = worker.assignment().await;
+    let mut attempt = worker.output(task, assignment.epoch).await.unwrap();
+    attempt.send(0, vec![started(), output("a")]).await;
+    assert_eq!(attempt.acknowledged().await.0, 2);
+    drop(attempt);
+    // The connection was lost before the acknowledgement: the worker asks where to go on, and is told.
+    let mut attempt = worker.output(task, assignment.epoch).await.unwrap();
+    assert_eq!(attempt.accepted.next_seq.0, 2);
+    attempt.send(0, vec![started(), output("a"), output("b")]).await;
+    assert_eq!(attempt.acknowledged().await.0, 3);
+    attempt.send(1, vec![output("a")]).await;
+    assert_eq!(attempt.acknowledged().await.0, 3, "all of it is known");
+    attempt.send(7, vec![output("x")]).await;
+    assert!(attempt.channel.rx.next().await.is_err(), "a gap ends the stream");
+    let mut attempt = worker.output(task, assignment.epoch).await.unwrap();
+    attempt.send(3, vec![exited(0)]).await;
+    attempt.acknowledged().await;
+    assert_eq!(
+        kinds(&log(&admin, task).await),
+        ["Submitted", "Assigned", "Started", "Output", "Output", "Exited", "Ended"]
+    );
+}
+
+#[tokio::test]
+async fn a_silent_worker_loses_its_task_and_nothing_it_says_later_is_recorded() {
+    let mesh = Mesh::start().await;
+    let (admin, mut zombie) = (mesh.admin(), mesh.worker(1).await);
+    let task = mesh.submit(&admin, spec()).await;
+    let first = zombie.assignment().await;
+    zombie.beat(&[(task, first.epoch)]).await;
+    let mut stream = zombie.output(task, first.epoch).await.unwrap();
+    stream.send(0, vec![started(), output("before")]).await;
+    stream.acknowledged().await;
+
+    // Silent, but connected: the connection proves nothing.
+    let mut other = mesh.worker(1).await;
+    let second = other.assignment().await;
+    assert_eq!((second.task, second.epoch, second.attempt), (task, Epoch(2), 1), "an uncharged loss");
+    other.beat(&[(task, second.epoch)]).await;
+
+    stream.send(2, vec![output("after"), exited(0)]).await;
+    assert!(matches!(stream.answer().await, Some(ToAttempt::Stale(_))));
+    refusal(zombie.output(task, first.epoch).await, ErrorCode::Stale);
+    let answer = zombie.beat(&[(task, first.epoch)]).await;
+    assert_eq!((answer.renewed.len(), answer.lost), (0, vec![(task, first.epoch)]));
+
+    let mut stream = other.output(task, second.epoch).await.unwrap();
+    stream.send(0, vec![started(), output("elsewhere"), exited(0)]).await;
+    stream.acknowledged().await;
+    let records = log(&admin, task).await;
+    assert_eq!(
+        kinds(&records),
+        [
+            "Submitted",
+            "Assigned",
+            "Started",
+            "Output",
+            "WorkerLost",
+            "Requeued",
+            "Assigned",
+            "Started",
+            "Output",
+            "Exited",
+            "Ended"
+        ]
+    );
+    assert!(matches!(&records[4].body, Body::WorkerLost(lost) if lost.why == Loss::Silent && !lost.charged));
+}
+
+#[tokio::test]
+async fn a_forged_epoch_and_another_workers_task_are_refused() {
+    let mesh = Mesh::start().await;
+    let (admin, mut holder) = (mesh.admin(), mesh.worker(1).await);
+    let task = mesh.submit(&admin, spec()).await;
+    let assignment = holder.assignment().await;
+    let thief = mesh.worker(1).await;
+    refusal(thief.output(task, assignment.epoch).await, ErrorCode::Stale);
+    refusal(holder.output(task, Epoch(assignment.epoch.0 + 1)).await, ErrorCode::Stale);
+    let mut thief = thief;
+    let answer = thief.beat(&[(task, assignment.epoch)]).await;
+    assert_eq!(answer.lost, [(task, assignment.epoch)]);
+}
+
+#[tokio::test]
+async fn an_assignment_that_got_lost_is_said_again() {
+    let mesh = Mesh::start().await;
+    let (admin, mut worker) = (mesh.admin(), mesh.worker(1).await);
+    let task = mesh.submit(&admin, spec()).await;
+    let said = worker.assignment().await;
+    // The worker does not name it, as if it had never heard of it.
+    worker.report(&[]).await;
+    let again = worker.assignment().await;
+    assert_eq!((again.task, again.epoch), (task, said.epoch));
+    // Once it has named it, it is not told again.
+    worker.beat(&[(task, said.epoch)]).await;
+    let answer = worker.beat(&[(task, said.epoch)]).await;
+    assert_eq!(answer.renewed.len(), 1);
+}
+
+#[tokio::test]
+async fn a_worker_that_dies_three_times_with_one_task_ends_it() {
+    let mesh = Mesh::start().await;
+    let (admin, mut worker) = (mesh.admin(), mesh.worker(4).await);
+    let task = mesh.submit(&admin, spec()).await;
+    for number in 1..=3 {
+        let assignment = worker.assignment().await;
+        assert_eq!(assignment.attempt, number, "a charged loss counts as an execution");
+        worker.beat(&[(task, assignment.epoch)]).await;
+        worker = worker.reincarnate(&mesh).await;
+    }
+    let records = log(&admin, task).await;
+    assert!(matches!(&records.last().unwrap().body, Body::Ended(ended) if ended.error.is_some()), "{records:?}");
+    let charged = |record: &&ado_proto::Record| matches!(&record.body, Body::WorkerLost(lost) if lost.charged);
+    assert_eq!(records.iter().filter(charged).count(), 3);
+}
+
+#[tokio::test]
+async fn what_a_worker_hands_back_goes_on_at_once_and_is_not_charged() {
+    let mesh = Mesh::start().await;
+    let (admin, mut leaving) = (mesh.admin(), mesh.worker(1).await);
+    let task = mesh.submit(&admin, spec()).await;
+    let first = leaving.assignment().await;
+    leaving.beat(&[(task, first.epoch)]).await;
+    let mut other = mesh.worker(1).await;
+    let started_at = tokio::time::Instant::now();
+    let draining = FromWorker::from(Draining { hand_back: vec![(task, first.epoch)] });
+    leaving.channel.tx.send_message(&draining).await.unwrap();
+    let second = other.assignment().await;
+    assert!(started_at.elapsed() < TIMING.lost_after, "before the lease could end");
+    assert_eq!((second.epoch, second.attempt), (Epoch(2), 1));
+}
+
+#[tokio::test]
+async fn a_cancelled_task_tells_its_worker_and_ends_as_cancelled() {
+    use ado_proto::record::Desired;
+    use ado_proto::request::SetDesired;
+    use ado_proto::session::ToWorker;
+    let mesh = Mesh::start().await;
+    let (admin, mut worker) = (mesh.admin(), mesh.worker(1).await);
+    let task = mesh.submit(&admin, spec()).await;
+    let assignment = worker.assignment().await;
+    worker.beat(&[(task, assignment.epoch)]).await;
+    let cancel = SetDesired { reference: task.to_string(), desired: Desired::Cancelled, force: false };
+    assert_eq!(ask(&admin, cancel.clone()).await.unwrap()[0].unchanged, None);
+    let want = loop {
+        if let ToWorker::Want(want) = worker.next().await {
+            break want;
+        }
+    };
+    assert_eq!((want.task, want.desired), (task, Desired::Cancelled));
+    let answer = worker.beat(&[(task, assignment.epoch)]).await;
+    assert_eq!(answer.renewed[0].desired, Desired::Cancelled, "every heartbeat says it again");
+    let mut attempt = worker.output(task, assignment.epoch).await.unwrap();
+    attempt.send(0, vec![started(), Exited { exit: Exit::Cancelled }.into()]).await;
+    attempt.acknowledged().await;
+    let again = ask(&admin, cancel).await.unwrap();
+    assert_eq!(again[0].state, "cancelled");
+    assert_eq!(again[0].unchanged.as_deref(), Some("already cancelled"));
+}
+
+#[tokio::test]
+async fn queued_tasks_wait_for_slots_and_start_in_order_of_priority() {
+    let mesh = Mesh::start().await;
+    let admin = mesh.admin();
+    let mut ids = Vec::new();
+    for priority in [0, 0, 5] {
+        let mut spec = spec();
+        spec.priority = priority;
+        ids.push(mesh.submit(&admin, spec).await);
+    }
+    let info = ask(&admin, GetTasks { reference: ids[0].to_string() }).await.unwrap();
+    assert!(info[0].reason.as_deref().unwrap().contains("no worker is connected"), "{:?}", info[0].reason);
+    let mut worker = mesh.worker(1).await;
+    let mut order = Vec::new();
+    for _ in 0..3 {
+        order.push(worker.run(vec![started(), exited(0)]).await.task);
+    }
+    assert_eq!(order, [ids[2], ids[0], ids[1]]);
+}
+
+#[tokio::test]
+async fn a_restarted_controller_goes_on_with_running_tasks() {
+    let mesh = Mesh::start().await;
+    let (admin, mut worker) = (mesh.admin(), mesh.worker(1).await);
+    let task = mesh.submit(&admin, spec()).await;
+    let assignment = worker.assignment().await;
+    worker.beat(&[(task, assignment.epoch)]).await;
+    let mut attempt = worker.output(task, assignment.epoch).await.unwrap();
+    attempt.send(0, vec![started(), output("before ")]).await;
+    attempt.acknowledged().await;
+
+    let mesh = mesh.restart().await;
+    let session = crate::mesh::session(worker.incarnation, 1);
+    let (_, channel) = worker.link.open(&session, crate::mesh::call()).await.expect("the worker comes back");
+    worker.channel = channel;
+    let answer = worker.beat(&[(task, assignment.epoch)]).await;
+    assert_eq!(answer.renewed.len(), 1, "the lease is still its own");
+    let mut attempt = worker.output(task, assignment.epoch).await.unwrap();
+    assert_eq!(attempt.accepted.next_seq.0, 2);
+    attempt.send(2, vec![output("after"), exited(0)]).await;
+    attempt.acknowledged().await;
+    let admin = mesh.admin();
+    assert_eq!(
+        kinds(&log(&admin, task).await),
+        ["Submitted", "Assigned", "Started", "Output", "Output", "Exited", "Ended"]
+    );
+    tokio::time::timeout(Duration::from_secs(20), mesh.controller.stop()).await.expect("it stops");
+}

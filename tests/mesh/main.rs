@@ -1,0 +1,10 @@
+//! A real controller, spoken to over real QUIC by workers and callers that these tests play themselves: what happens when
+//! they die, lie, repeat themselves or have no business here.
+
+#[expect(unreachable_pub, reason = "shared by test binaries")]
+#[path = "../support/mesh.rs"]
+mod mesh;
+
+mod access;
+mod attempts;
+mod viewers;

@@ -1,0 +1,105 @@
+//! Viewers: exact, from anywhere, at anybody's speed.
+
+use ado_proto::record::{Body, Exited, Output, Started, Stream};
+use ado_proto::request::{Follow, StartAt};
+use ado_proto::session::FollowItem;
+use ado_proto::spec::{Containment, Exit};
+use ado_proto::{Offset, Record};
+use bytes::Bytes;
+
+use crate::mesh::{Mesh, call, follow, next, read, spec};
+
+const PIECE: usize = 32 * 1024;
+
+fn piece(number: u64) -> Body {
+    let data: Vec<u8> = number.to_le_bytes().into_iter().cycle().take(PIECE).collect();
+    Output { stream: Stream::Stdout, position: number * PIECE as u64, data: Bytes::from(data) }.into()
+}
+
+fn bytes(records: &[Record]) -> Vec<u8> {
+    let data = |record: &Record| match &record.body {
+        Body::Output(output) => output.data.to_vec(),
+        _ => Vec::new(),
+    };
+    records.iter().flat_map(data).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_viewer_that_does_not_read_slows_nobody_and_misses_nothing() {
+    const PIECES: u64 = 640; // 20 MiB: far more than all buffers between
+    let mesh = Mesh::start().await;
+    let (admin, mut worker) = (mesh.admin(), mesh.worker(1).await);
+    let task = mesh.submit(&admin, spec()).await;
+    let (slow, quick) = (mesh.admin(), mesh.admin());
+    let (_, mut stopped) = follow(&slow, task, StartAt::Offset(Offset(0))).await;
+    let (_, mut live) = follow(&quick, task, StartAt::Offset(Offset(0))).await;
+    let reading = tokio::spawn(async move { read(&mut live).await.0 });
+
+    let assignment = worker.assignment().await;
+    worker.beat(&[(task, assignment.epoch)]).await;
+    let mut attempt = worker.output(task, assignment.epoch).await.unwrap();
+    attempt.send(0, vec![Started { pid: 1, containment: Containment::Group }.into()]).await;
+    attempt.acknowledged().await;
+    for number in 0..PIECES {
+        attempt.send(number + 1, vec![piece(number)]).await;
+        if number % 8 == 0 {
+            worker.beat(&[(task, assignment.epoch)]).await;
+        }
+    }
+    attempt.send(PIECES + 1, vec![Exited { exit: Exit::Code(0) }.into()]).await;
+    while attempt.acknowledged().await.0 < PIECES + 2 {
+        worker.beat(&[(task, assignment.epoch)]).await;
+    }
+
+    let expected: Vec<u8> = (0..PIECES).flat_map(|n| n.to_le_bytes().into_iter().cycle().take(PIECE)).collect();
+    let live = reading.await.unwrap();
+    assert!(bytes(&live) == expected, "the quick viewer has everything while the other has not read a byte");
+    let late = read(&mut stopped).await.0;
+    assert!(late == live, "and the slow one gets the same");
+}
+
+#[tokio::test]
+async fn a_cursor_of_another_store_is_told_so() {
+    let mesh = Mesh::start().await;
+    let admin = mesh.admin();
+    let task = mesh.submit(&admin, spec()).await;
+    let request = Follow { task, from: StartAt::Offset(Offset(0)), follow: true, generation: Some(1) };
+    let (following, mut channel) = admin.open(&request, call()).await.unwrap();
+    assert_ne!(following.generation, 1);
+    match next(&mut channel).await {
+        FollowItem::LogReset(reset) => assert_eq!(reset.generation, following.generation),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn begins_at_an_offset_a_line_or_an_instant() {
+    let mesh = Mesh::start().await;
+    let (admin, mut worker) = (mesh.admin(), mesh.worker(1).await);
+    let task = mesh.submit(&admin, spec()).await;
+    let line = |text: &'static str| -> Body {
+        Output { stream: Stream::Stdout, position: 0, data: Bytes::from_static(text.as_bytes()) }.into()
+    };
+    let end = Exited { exit: Exit::Code(0) }.into();
+    let start = Started { pid: 1, containment: Containment::Group }.into();
+    worker.run(vec![start, line("one\ntwo\n"), line("three\nfo"), line("ur\n"), end]).await;
+    let everything = {
+        let (_, mut channel) = follow(&admin, task, StartAt::Offset(Offset(0))).await;
+        read(&mut channel).await.0
+    };
+    for from in 0..=everything.len() as u64 {
+        let (_, mut channel) = follow(&admin, task, StartAt::Offset(Offset(from))).await;
+        assert_eq!(read(&mut channel).await.0, everything[usize::try_from(from).unwrap()..], "from {from}");
+    }
+    for (lines, expected) in
+        [(1, "four\n"), (2, "three\nfour\n"), (3, "two\nthree\nfour\n"), (9, "one\ntwo\nthree\nfour\n")]
+    {
+        let (skip, mut channel) = follow(&admin, task, StartAt::Tail(lines)).await;
+        let shown = bytes(&read(&mut channel).await.0);
+        assert_eq!(String::from_utf8_lossy(&shown[skip as usize..]), expected, "{lines} lines");
+    }
+    let since = everything[3].time;
+    let (_, mut channel) = follow(&admin, task, StartAt::Since(since)).await;
+    let first = read(&mut channel).await.0[0].clone();
+    assert!(first.time >= since && first.offset <= everything[3].offset, "{first:?}");
+}
