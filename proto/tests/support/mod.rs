@@ -14,6 +14,9 @@ pub(crate) use entropy::make;
 /// A value's encoded form, and what `Debug` says of it.
 pub(crate) type Seen = (Bytes, String);
 
+type Make = Box<dyn Fn(&[u8]) -> Seen>;
+type Read = Box<dyn Fn(&Bytes) -> Result<Seen, DecodeError>>;
+
 /// One released payload.
 pub(crate) struct Case {
     /// `Body.Submitted`, `request.Hello`, `response.Hello`.
@@ -23,9 +26,9 @@ pub(crate) struct Case {
     /// Whether its last part is bytes without a length: a shorter encoding is then another value, not an error.
     pub(crate) open_ended: bool,
     /// Makes a value.
-    pub(crate) make: Box<dyn Fn(&[u8]) -> Seen>,
+    pub(crate) make: Make,
     /// Decodes, and encodes again.
-    pub(crate) read: Box<dyn Fn(&Bytes) -> Result<Seen, DecodeError>>,
+    pub(crate) read: Read,
     /// Decodes only.
     pub(crate) decodes: Box<dyn Fn(&Bytes) -> bool>,
 }
