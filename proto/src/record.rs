@@ -55,10 +55,11 @@ struct Header {
 }
 
 impl Record {
-    /// Appends the record to `out`.
+    /// Appends the record to `out`. Its body must not be longer than [`MAX_BODY`]: nobody could read it again.
     pub fn encode(&self, out: &mut Vec<u8>) {
         let mut body = Vec::new();
         self.body.encode_body(&mut body);
+        debug_assert!(body.len() <= MAX_BODY, "a body of {} bytes", body.len());
         let (kind, version) = self.body.kind();
         let header = Header {
             kind,

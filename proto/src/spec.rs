@@ -4,6 +4,12 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::ids::is_name;
+use crate::payload::to_postcard;
+
+/// Most bytes of a [`TaskSpec`] in postcard form. It fits a record ([`crate::record::MAX_BODY`]) with room for names.
+pub const MAX_SPEC: usize = 192 * 1024;
+
 /// What the agent is given.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Input {
@@ -61,6 +67,63 @@ impl TaskSpec {
             labels: BTreeMap::new(),
         }
     }
+
+    /// Whether any worker anywhere could be asked this. A controller refuses what fails here.
+    ///
+    /// # Errors
+    /// [`SpecError`] names the first thing that is wrong.
+    pub fn check(&self) -> Result<(), SpecError> {
+        for (what, name) in [("agent", &self.agent), ("pool", &self.pool)] {
+            if !is_name(name) {
+                return Err(SpecError::Name { what, name: name.clone() });
+            }
+        }
+        if let Some(name) = self.labels.keys().find(|name| !is_name(name)) {
+            return Err(SpecError::Name { what: "label", name: name.clone() });
+        }
+        if let Some(name) = self.env.keys().find(|name| name.is_empty() || name.contains('=')) {
+            return Err(SpecError::Variable(name.clone()));
+        }
+        let texts = match &self.input {
+            Input::Argv(argv) if argv.first().is_none_or(String::is_empty) => return Err(SpecError::NoProgram),
+            Input::Argv(argv) => argv.as_slice(),
+            Input::Text(text) => std::slice::from_ref(text),
+        };
+        let all = texts.iter().chain(self.env.keys()).chain(self.env.values()).chain(&self.cwd);
+        if let Some(text) = all.into_iter().find(|text| text.contains('\0')) {
+            return Err(SpecError::Nul(text.replace('\0', "\\0")));
+        }
+        let mut encoded = Vec::new();
+        to_postcard(self, &mut encoded);
+        if encoded.len() > MAX_SPEC { Err(SpecError::TooLong(encoded.len())) } else { Ok(()) }
+    }
+}
+
+/// Why a task could be run nowhere.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SpecError {
+    /// It does not fit a record.
+    #[error("the task takes {0} bytes, more than {MAX_SPEC}: put long input into a file")]
+    TooLong(usize),
+    /// `Argv` without a program.
+    #[error("there is no program to run")]
+    NoProgram,
+    /// An agent, pool or label that is no name.
+    #[error(
+        "`{name}` cannot name {what}: names are 1 to 63 letters, digits, `.`, `_`, `@` or `-`, beginning with none of `.-`"
+    )]
+    Name {
+        /// Of what.
+        what: &'static str,
+        /// As given.
+        name: String,
+    },
+    /// A name of an environment variable that is empty or has a `=`.
+    #[error("`{0}` cannot name an environment variable")]
+    Variable(String),
+    /// Text with a NUL byte, which no process can be given.
+    #[error("`{0}` has a NUL byte in it")]
+    Nul(String),
 }
 
 /// How an agent's process ended.

@@ -3,7 +3,7 @@
 //! Owns: states, the conflict table, retry arithmetic.
 //! Must never know: stores, networks, the clock, a generator of random numbers. Callers pass `now` and a jitter.
 //!
-//! Two functions carry it all: [`decide`] turns a command into records or a [`Refusal`]; [`Task::apply`] folds one record.
+//! Two functions carry it all: [`decide()`] turns a command into records or a [`Refusal`]; [`Task::apply`] folds one record.
 //! A decision's new state *is* the fold of its records, so the row a store keeps beside the log cannot differ from it.
 
 mod decide;

@@ -193,6 +193,7 @@ requests! {
     Follow: 24/1, Read => Following;
     ListWorkers: 30/1, Read => Vec<WorkerInfo>;
     ListEvents: 40/1, Read => Events;
-    WorkerSession: 60/1, Read => WorkerAccepted;
+    // Registers a start of the worker: a replay would bring back an old one.
+    WorkerSession: 60/1, Once => WorkerAccepted;
     TaskOutput: 61/1, Read => OutputAccepted;
 }
