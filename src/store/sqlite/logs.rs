@@ -15,6 +15,9 @@ use super::{Sqlite, int, rows};
 /// Least weight of a record, see [`Record::weight`].
 const LEAST_WEIGHT: usize = 48;
 
+pub(super) const CHUNKS_SINCE: &str =
+    "SELECT format, bytes, data FROM chunk WHERE task = ? AND last_time >= ? ORDER BY first_offset LIMIT 1";
+
 /// A log as far as its length.
 struct Log {
     task: i64,
@@ -111,13 +114,7 @@ impl Sqlite {
             .fetch_one(&self.readers)
             .await?;
         let own: Option<i64> = own.try_get(0)?;
-        let chunk = query(
-            "SELECT format, bytes, data FROM chunk WHERE task = ? AND last_time >= ? ORDER BY first_offset LIMIT 1",
-        )
-        .bind(log.task)
-        .bind(since.0)
-        .fetch_optional(&self.readers)
-        .await?;
+        let chunk = query(CHUNKS_SINCE).bind(log.task).bind(since.0).fetch_optional(&self.readers).await?;
         let bulk = match &chunk {
             Some(columns) => records(columns)?.into_iter().find(|record| record.time >= since),
             None => None,

@@ -10,6 +10,8 @@ mod fleet;
 mod logs;
 mod schema;
 mod tasks;
+#[cfg(test)]
+mod tests;
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -20,9 +20,31 @@ const PAST_ALL_IDS: [u8; 17] = [0xff; 17];
 /// A query for whole rows; [`row`] reads them.
 macro_rules! select {
     ($rest:literal) => {
-        query(concat!("SELECT no, fold, lease_worker, lease_incarnation, lease_expires_at FROM task ", $rest))
+        concat!("SELECT no, fold, lease_worker, lease_incarnation, lease_expires_at FROM task ", $rest)
     };
 }
+
+// `?2` restricts to a namespace. `~` is above every character of a short id: the range holds what begins with the prefix.
+pub(super) const LOAD: &str = select!("WHERE id IN (SELECT unhex(value) FROM json_each(?))");
+const BY_ID: &str = select!("WHERE id = ?1 AND (?2 IS NULL OR namespace = ?2) LIMIT ?3");
+pub(super) const BY_PREFIX: &str =
+    select!("WHERE short >= ?1 AND short < ?1 || '~' AND (?2 IS NULL OR namespace = ?2) ORDER BY id DESC LIMIT ?3");
+pub(super) const BY_GROUP: &str =
+    select!("WHERE group_id = ?1 AND (?2 IS NULL OR namespace = ?2) ORDER BY group_index LIMIT ?3");
+pub(super) const BY_GROUP_PREFIX: &str = select!(
+    "WHERE group_short >= ?1 AND group_short < ?1 || '~' AND (?2 IS NULL OR namespace = ?2) \
+     ORDER BY group_id, group_index LIMIT ?3"
+);
+pub(super) const BY_NAME: &str =
+    select!("WHERE name = ?1 AND (?2 IS NULL OR namespace = ?2) ORDER BY id DESC LIMIT ?3");
+pub(super) const LIST: &str = select!("WHERE id < ?1 AND (?2 IS NULL OR namespace = ?2) ORDER BY id DESC LIMIT ?3");
+pub(super) const LIST_STATE: &str =
+    select!("WHERE state = ?4 AND id < ?1 AND (?2 IS NULL OR namespace = ?2) ORDER BY id DESC LIMIT ?3");
+// The `+` keeps the planner from sorting all that is due: nearly everything is.
+pub(super) const CLAIMABLE: &str = select!("WHERE score IS NOT NULL AND +not_before <= ? ORDER BY score, id LIMIT ?");
+pub(super) const EXPIRED: &str = select!("WHERE lease_expires_at < ? ORDER BY lease_expires_at, id LIMIT ?");
+pub(super) const HELD: &str = select!("WHERE lease_worker = ? ORDER BY id");
+pub(super) const NEXT_DUE: &str = "SELECT min(not_before) FROM task WHERE not_before > ?";
 
 /// A stored task.
 pub(super) struct Stored {
@@ -105,7 +127,7 @@ fn row(columns: &SqliteRow) -> Result<Row> {
 pub(super) async fn load(connection: &mut SqliteConnection, ids: BTreeSet<TaskId>) -> Result<Vec<Stored>> {
     let ids: Vec<String> = ids.iter().map(|id| id.0.simple().to_string()).collect();
     let ids = serde_json::to_string(&ids).expect("strings are JSON");
-    let found = select!("WHERE id IN (SELECT unhex(value) FROM json_each(?))").bind(ids).fetch_all(connection).await?;
+    let found = query(LOAD).bind(ids).fetch_all(connection).await?;
     found.iter().map(stored).collect()
 }
 
@@ -181,7 +203,7 @@ pub(super) async fn update(connection: &mut SqliteConnection, no: i64, before: C
 
 /// Tasks a worker holds, in order of id.
 pub(super) async fn held_by(db: impl Executor<'_, Database = sqlx::Sqlite>, worker: WorkerId) -> Result<Vec<Row>> {
-    let held = select!("WHERE lease_worker = ? ORDER BY id").bind(blob(worker.0)).fetch_all(db).await?;
+    let held = query(HELD).bind(blob(worker.0)).fetch_all(db).await?;
     held.iter().map(row).collect()
 }
 
@@ -198,30 +220,17 @@ pub(super) async fn set_lease(connection: &mut SqliteConnection, id: TaskId, lea
 
 impl Sqlite {
     pub(super) async fn find_row(&self, id: TaskId) -> Result<Option<Row>> {
-        let found = select!("WHERE id = ?").bind(blob(id.0)).fetch_optional(&self.readers).await?;
+        let found = query(BY_ID).bind(blob(id.0)).bind(None::<&str>).bind(1).fetch_optional(&self.readers).await?;
         found.as_ref().map(row).transpose()
     }
 
     pub(super) async fn find_rows(&self, audience: &Audience, what: &Find, limit: usize) -> Result<Vec<Row>> {
-        // `~` is above every character of a short id, so the range holds what begins with the prefix.
         let find = match what {
-            Find::Id(id) => select!("WHERE id = ?1 AND (?2 IS NULL OR namespace = ?2) LIMIT ?3").bind(blob(id.0)),
-            Find::Prefix(prefix) => select!(
-                "WHERE short >= ?1 AND short < ?1 || '~' AND (?2 IS NULL OR namespace = ?2) ORDER BY id DESC LIMIT ?3"
-            )
-            .bind(prefix),
-            Find::Group(group) => {
-                select!("WHERE group_id = ?1 AND (?2 IS NULL OR namespace = ?2) ORDER BY group_index LIMIT ?3")
-                    .bind(blob(group.0))
-            }
-            Find::GroupPrefix(prefix) => select!(
-                "WHERE group_short >= ?1 AND group_short < ?1 || '~' AND (?2 IS NULL OR namespace = ?2) \
-                 ORDER BY group_id, group_index LIMIT ?3"
-            )
-            .bind(prefix),
-            Find::Name(name) => {
-                select!("WHERE name = ?1 AND (?2 IS NULL OR namespace = ?2) ORDER BY id DESC LIMIT ?3").bind(name)
-            }
+            Find::Id(id) => query(BY_ID).bind(blob(id.0)),
+            Find::Prefix(prefix) => query(BY_PREFIX).bind(prefix),
+            Find::Group(group) => query(BY_GROUP).bind(blob(group.0)),
+            Find::GroupPrefix(prefix) => query(BY_GROUP_PREFIX).bind(prefix),
+            Find::Name(name) => query(BY_NAME).bind(name),
         };
         let found = find.bind(scope(audience)).bind(rows(limit)).fetch_all(&self.readers).await?;
         found.iter().map(row).collect()
@@ -230,7 +239,7 @@ impl Sqlite {
     pub(super) async fn list_rows(&self, filter: &ListFilter) -> Result<Vec<Row>> {
         let before = filter.before.map_or(PAST_ALL_IDS.to_vec(), |id| blob(id.0));
         if filter.states.is_empty() {
-            let found = select!("WHERE id < ?1 AND (?2 IS NULL OR namespace = ?2) ORDER BY id DESC LIMIT ?3")
+            let found = query(LIST)
                 .bind(before)
                 .bind(scope(&filter.audience))
                 .bind(rows(filter.limit))
@@ -243,14 +252,13 @@ impl Sqlite {
         let mut snapshot = self.readers.begin().await?;
         let mut all = Vec::new();
         for state in filter.states.iter().collect::<BTreeSet<_>>() {
-            let found =
-                select!("WHERE state = ?4 AND id < ?1 AND (?2 IS NULL OR namespace = ?2) ORDER BY id DESC LIMIT ?3")
-                    .bind(&before)
-                    .bind(scope(&filter.audience))
-                    .bind(rows(filter.limit))
-                    .bind(state)
-                    .fetch_all(&mut *snapshot)
-                    .await?;
+            let found = query(LIST_STATE)
+                .bind(&before)
+                .bind(scope(&filter.audience))
+                .bind(rows(filter.limit))
+                .bind(state)
+                .fetch_all(&mut *snapshot)
+                .await?;
             for columns in &found {
                 all.push(row(columns)?);
             }
@@ -261,28 +269,17 @@ impl Sqlite {
     }
 
     pub(super) async fn claimable_rows(&self, limit: usize) -> Result<Vec<Row>> {
-        let found = select!("WHERE score IS NOT NULL AND not_before <= ? ORDER BY score, id LIMIT ?")
-            .bind(self.clock.now().0)
-            .bind(rows(limit))
-            .fetch_all(&self.readers)
-            .await?;
+        let found = query(CLAIMABLE).bind(self.clock.now().0).bind(rows(limit)).fetch_all(&self.readers).await?;
         found.iter().map(row).collect()
     }
 
     pub(super) async fn due_next(&self) -> Result<Option<Timestamp>> {
-        let next = query("SELECT min(not_before) FROM task WHERE not_before > ?")
-            .bind(self.clock.now().0)
-            .fetch_one(&self.readers)
-            .await?;
+        let next = query(NEXT_DUE).bind(self.clock.now().0).fetch_one(&self.readers).await?;
         Ok(next.try_get::<Option<i64>, _>(0)?.map(Timestamp))
     }
 
     pub(super) async fn expired_rows(&self, before: Timestamp, limit: usize) -> Result<Vec<Row>> {
-        let found = select!("WHERE lease_expires_at < ? ORDER BY lease_expires_at, id LIMIT ?")
-            .bind(before.0)
-            .bind(rows(limit))
-            .fetch_all(&self.readers)
-            .await?;
+        let found = query(EXPIRED).bind(before.0).bind(rows(limit)).fetch_all(&self.readers).await?;
         found.iter().map(row).collect()
     }
 }

@@ -1,0 +1,163 @@
+//! Tokens, certificates, events, audit, sweeping.
+
+use ado_proto::Role;
+
+use super::*;
+
+fn token(n: u8, at: Timestamp) -> Token {
+    Token {
+        id: format!("t{n}"),
+        hash: [n; 32],
+        role: Role::Worker,
+        namespace: Namespace::default(),
+        name: (n % 2 == 0).then(|| "fixed".into()),
+        uses_left: Some(2),
+        created_at: at,
+        expires_at: at.after(Duration::from_secs(60)),
+        created_by: "ado://default/admin/ann".into(),
+    }
+}
+
+fn event(audience: Audience, text: &str) -> NewEvent {
+    NewEvent { audience, kind: "worker.lost", task: None, worker: Some(worker(1)), text: text.into() }
+}
+
+pub(super) async fn tokens_are_used_up(bed: Bed) {
+    let now = bed.hand.time();
+    let (twice, always) = (token(1, now), Token { uses_left: None, ..token(2, now) });
+    bed.store.put_token(twice.clone(), audit("CreateToken")).await.unwrap();
+    bed.store.put_token(always.clone(), audit("CreateToken")).await.unwrap();
+    let take = async |n| bed.store.take_token(&[n; 32]).await.unwrap();
+    assert_eq!(take(1).await, Ok(Token { uses_left: Some(1), ..twice.clone() }));
+    assert_eq!(take(1).await, Ok(Token { uses_left: Some(0), ..twice }));
+    assert_eq!(take(1).await, Err(TokenRefusal::UsedUp));
+    for _ in 0..4 {
+        assert_eq!(take(2).await, Ok(always.clone()));
+    }
+    assert_eq!(take(3).await, Err(TokenRefusal::Unknown));
+    assert!(bed.store.revoke_token(&Audience::Everywhere, "t2", audit("RevokeToken")).await.unwrap());
+    assert_eq!(take(2).await, Err(TokenRefusal::Unknown));
+    assert_eq!(bed.store.audit(10).await.unwrap().len(), 3);
+}
+
+pub(super) async fn tokens_expire(bed: Bed) {
+    let token = token(1, bed.hand.time());
+    bed.store.put_token(token.clone(), audit("CreateToken")).await.unwrap();
+    bed.hand.set(Timestamp(token.expires_at.0 - 1));
+    assert!(bed.store.take_token(&token.hash).await.unwrap().is_ok());
+    bed.hand.set(token.expires_at);
+    assert_eq!(bed.store.take_token(&token.hash).await.unwrap(), Err(TokenRefusal::Expired));
+}
+
+pub(super) async fn tokens_belong_to_a_namespace(bed: Bed) {
+    let now = bed.hand.time();
+    let red = Token { namespace: namespace("red"), ..token(1, now) };
+    let blue = Token { namespace: namespace("blue"), created_at: Timestamp(now.0 + 1), ..token(2, now) };
+    for token in [&red, &blue] {
+        bed.store.put_token(token.clone(), audit("CreateToken")).await.unwrap();
+    }
+    assert_eq!(bed.store.tokens(&Audience::Everywhere).await.unwrap(), [blue, red.clone()], "newest first");
+    assert_eq!(bed.store.tokens(&only("red")).await.unwrap(), [red]);
+    assert!(!bed.store.revoke_token(&only("blue"), "t1", audit("RevokeToken")).await.unwrap());
+    assert!(!bed.store.revoke_token(&only("blue"), "none", audit("RevokeToken")).await.unwrap());
+    assert_eq!(bed.store.audit(10).await.unwrap().len(), 2, "nothing happened");
+    assert!(bed.store.revoke_token(&only("red"), "t1", audit("RevokeToken")).await.unwrap());
+    assert_eq!(bed.store.tokens(&only("red")).await.unwrap(), []);
+}
+
+pub(super) async fn revoked_identities_are_denied_for_ever(bed: Bed) {
+    let (ann, bob) = ("ado://default/user/ann", "ado://default/user/bob");
+    let put = async |serial: &str, identity: &str, seconds| {
+        let not_after = bed.hand.time().after(Duration::from_secs(seconds));
+        let certificate = Certificate { serial: serial.into(), identity: identity.into(), not_after };
+        bed.store.put_certificate(certificate).await.unwrap();
+    };
+    put("a1", ann, 10).await;
+    put("a2", ann, 100).await;
+    put("b1", bob, 100).await;
+    assert!(bed.store.denied().await.unwrap().is_empty());
+    bed.hand.advance(Duration::from_secs(10));
+    assert_eq!(bed.store.revoke_identity(ann, audit("RevokeIdentity")).await.unwrap(), ["a2"], "a1 has expired");
+    assert_eq!(bed.store.revoke_identity(ann, audit("RevokeIdentity")).await.unwrap(), ["a2"], "as often as one likes");
+    assert_eq!(bed.store.denied().await.unwrap(), ["a2"]);
+    put("a3", ann, 500).await;
+    assert_eq!(bed.store.denied().await.unwrap(), ["a2", "a3"], "one that was being issued meanwhile");
+    bed.hand.advance(Duration::from_secs(90));
+    assert_eq!(bed.store.denied().await.unwrap(), ["a3"], "expired ones need no denying");
+    bed.store.sweep().await.unwrap();
+    assert_eq!(bed.store.denied().await.unwrap(), ["a3"]);
+    assert_eq!(bed.store.revoke_identity("ado://default/user/eve", audit("x")).await.unwrap(), Vec::<String>::new());
+}
+
+pub(super) async fn events_are_seen_by_their_audience_in_order(bed: Bed) {
+    bed.create_as(task(1), Submitted { namespace: namespace("red"), ..new_task() }).await;
+    bed.hand.advance(Duration::from_secs(1));
+    bed.store.add_events(vec![event(only("blue"), "b"), event(Audience::Everywhere, "all")]).await.unwrap();
+    bed.create_as(task(2), Submitted { namespace: namespace("red"), ..new_task() }).await;
+    let all = bed.store.events(&Audience::Everywhere, 0, 10).await.unwrap();
+    assert_eq!(all.iter().map(|event| event.text.as_str()).collect::<Vec<_>>(), ["submitted", "b", "all", "submitted"]);
+    assert!(all.is_sorted_by(|a, b| a.cursor < b.cursor && a.time <= b.time));
+    let first = SystemEvent {
+        cursor: all[0].cursor,
+        time: Timestamp(bed.hand.time().0 - 1_000_000),
+        kind: "task.submitted".into(),
+        task: Some(task(1)),
+        worker: None,
+        text: "submitted".into(),
+    };
+    assert_eq!(all[0], first);
+    assert_eq!((all[1].task, all[1].worker), (None, Some(worker(1))));
+    assert_eq!(bed.store.events(&only("red"), 0, 10).await.unwrap(), [all[0].clone(), all[3].clone()]);
+    assert_eq!(bed.store.events(&only("blue"), 0, 10).await.unwrap(), all[1..2]);
+    assert_eq!(bed.store.events(&Audience::Everywhere, all[0].cursor, 2).await.unwrap(), all[1..3]);
+    assert_eq!(bed.store.events(&Audience::Everywhere, u64::MAX, 2).await.unwrap(), []);
+}
+
+pub(super) async fn the_audit_log_is_newest_first(bed: Bed) {
+    for n in 0..3 {
+        let unit = Unit { changes: Vec::new(), once: None, audit: Some(audit(["a", "b", "c"][n])) };
+        assert_eq!(bed.store.commit(vec![unit]).await.unwrap(), [Committed::Done(Vec::new(), None)]);
+        bed.hand.advance(Duration::from_secs(1));
+    }
+    let lines = bed.store.audit(2).await.unwrap();
+    let at = |seconds: i64| Timestamp(bed.hand.time().0 - seconds * 1_000_000);
+    let line = |at, action: &str| (at, "ado://default/user/ann".into(), action.into(), "it".into(), "ok".into());
+    assert_eq!(lines, [line(at(1), "c"), line(at(2), "b")]);
+}
+
+pub(super) async fn sweeping_deletes_what_has_outlived_its_retention(bed: Bed) {
+    let keyed = || {
+        let answer = Box::new(|_: &[Outcome]| Bytes::from_static(b"done"));
+        let once = Once { principal: "p".into(), kind: 1, id: request(1), body: [1; 32], answer };
+        Unit { changes: Vec::new(), once: Some(once), audit: None }
+    };
+    bed.store.commit(vec![keyed()]).await.unwrap();
+    bed.store.add_events(vec![event(Audience::Everywhere, "old")]).await.unwrap();
+    bed.store.put_token(token(1, bed.hand.time()), audit("CreateToken")).await.unwrap();
+
+    bed.hand.advance(KEY_RETENTION);
+    bed.store.sweep().await.unwrap();
+    assert!(matches!(bed.store.commit(vec![keyed()]).await.unwrap()[0], Committed::Replayed(_)), "kept so long");
+    assert_eq!(bed.store.tokens(&Audience::Everywhere).await.unwrap(), []);
+    bed.hand.advance(Duration::from_micros(1));
+    bed.store.sweep().await.unwrap();
+    assert!(matches!(bed.store.commit(vec![keyed()]).await.unwrap()[0], Committed::Done(..)));
+
+    bed.hand.advance(EVENT_RETENTION - KEY_RETENTION);
+    bed.store.add_events(vec![event(Audience::Everywhere, "new")]).await.unwrap();
+    let before = bed.store.events(&Audience::Everywhere, 0, 10).await.unwrap();
+    bed.store.sweep().await.unwrap();
+    assert_eq!(bed.store.events(&Audience::Everywhere, 0, 10).await.unwrap(), before[1..]);
+    bed.hand.advance(EVENT_RETENTION * 2);
+    bed.store.sweep().await.unwrap();
+    bed.store.add_events(vec![event(Audience::Everywhere, "last")]).await.unwrap();
+    let last = bed.store.events(&Audience::Everywhere, before[1].cursor, 10).await.unwrap();
+    assert_eq!(last.len(), 1, "a cursor is not given twice");
+}
+
+pub(super) async fn the_store_answers(bed: Bed) {
+    bed.store.ping().await.unwrap();
+    assert_ne!(bed.store.generation(), 0);
+    assert_eq!(bed.store.now().await.unwrap(), bed.hand.time());
+    bed.store.close().await;
+}

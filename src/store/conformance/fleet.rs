@@ -1,0 +1,121 @@
+//! Workers, leases, loops.
+
+use super::*;
+
+pub(super) fn registered(n: u64, start: u64) -> Worker {
+    Worker {
+        id: worker(n),
+        incarnation: incarnation(start),
+        name: format!("worker-{n}"),
+        namespace: Namespace::default(),
+        pool: "default".into(),
+        slots: 4,
+        agents: vec!["shell".into(), "noop".into()],
+        labels: BTreeMap::from([("zone".into(), "a \"quoted\"".into())]),
+        containment: Containment::Subreaper,
+        build: "0.1.0".into(),
+        draining: false,
+        seen_at: Timestamp(0),
+    }
+}
+
+pub(super) async fn a_heartbeat_renews_what_is_held(bed: Bed) {
+    bed.store.register(registered(1, 10)).await.unwrap();
+    for n in 1..=5 {
+        bed.create(task(n)).await;
+    }
+    for n in 1..=3 {
+        bed.start(task(n), worker(1)).await;
+    }
+    bed.start(task(4), worker(2)).await;
+    bed.hand.advance(Duration::from_secs(5));
+    let renewed_at = bed.hand.time();
+    // 1 is held; 2 is held under another epoch; 3 is not named; 4 is another's; 5 is nobody's; 9 is no task.
+    let holds = [1, 2, 4, 5, 9].map(|n| (task(n), Epoch(if n == 2 { 7 } else { 1 })));
+    let renewal = bed.store.renew(worker(1), incarnation(10), &holds, LEASE, true).await.unwrap().unwrap();
+    assert_eq!(ids(&renewal.renewed), [task(1)]);
+    assert_eq!(renewal.lost, holds[1..]);
+    assert_eq!(ids(&renewal.unnamed), [task(2), task(3)]);
+
+    let row = bed.row(task(1)).await;
+    let lease = Lease { worker: worker(1), incarnation: Some(incarnation(10)), expires_at: renewed_at.after(LEASE) };
+    assert_eq!(row.lease, Some(lease));
+    assert_eq!(renewal.renewed[0], row);
+    assert_eq!(bed.row(task(3)).await.lease.unwrap().incarnation, None, "what it did not name is not bound");
+    let known = &bed.store.workers().await.unwrap()[0];
+    assert_eq!((known.seen_at, known.draining), (renewed_at, true));
+
+    // A change of the task leaves the lease as it is now.
+    applied(&bed.run(task(1), append(Epoch(1), 1, vec![output("x")])).await);
+    assert_eq!(bed.row(task(1)).await.lease, row.lease);
+    assert_eq!(ids(&bed.store.held_by(worker(1)).await.unwrap()), [1, 2, 3].map(task));
+}
+
+pub(super) async fn a_heartbeat_of_another_start_renews_nothing(bed: Bed) {
+    bed.create(task(1)).await;
+    bed.start(task(1), worker(1)).await;
+    let before = bed.row(task(1)).await;
+    let holds = [(task(1), Epoch(1))];
+    let renew = async |start| bed.store.renew(worker(1), incarnation(start), &holds, LEASE, false).await.unwrap();
+    bed.hand.advance(Duration::from_secs(5));
+    assert_eq!(renew(10).await, None, "never registered");
+    bed.store.register(registered(1, 10)).await.unwrap();
+    bed.store.register(registered(1, 11)).await.unwrap();
+    assert_eq!(renew(10).await, None, "restarted since");
+    assert_eq!(bed.row(task(1)).await, before);
+    assert_eq!(renew(11).await.unwrap().renewed.len(), 1);
+}
+
+pub(super) async fn leases_expire(bed: Bed) {
+    bed.store.register(registered(1, 10)).await.unwrap();
+    for n in 1..=3 {
+        bed.create(task(n)).await;
+        bed.start(task(n), worker(1)).await;
+        bed.hand.advance(Duration::from_secs(1));
+    }
+    let expired = async |before: Timestamp, limit| ids(&bed.store.expired(before, limit).await.unwrap());
+    let first = bed.row(task(1)).await.lease.unwrap().expires_at;
+    assert_eq!(expired(first, 10).await, [], "not before its end");
+    assert_eq!(expired(Timestamp(first.0 + 1), 10).await, [task(1)]);
+    assert_eq!(expired(first.after(LEASE), 10).await, [1, 2, 3].map(task));
+    assert_eq!(expired(first.after(LEASE), 2).await, [1, 2].map(task));
+    bed.store.renew(worker(1), incarnation(10), &[(task(1), Epoch(1))], LEASE, false).await.unwrap().unwrap();
+    assert_eq!(expired(Timestamp(first.0 + 1_000_001), 10).await, [task(2)]);
+    applied(&bed.run(task(2), append(Epoch(1), 1, vec![exited(0)])).await);
+    assert_eq!(expired(first.after(LEASE), 10).await, [3, 1].map(task), "who is over has no lease");
+    assert_eq!(ids(&bed.store.held_by(worker(1)).await.unwrap()), [1, 3].map(task));
+}
+
+pub(super) async fn workers_are_registered_and_forgotten(bed: Bed) {
+    let seen = |worker: Worker, seen_at| Worker { seen_at, ..worker };
+    let at = bed.hand.time();
+    assert_eq!(bed.store.register(registered(2, 20)).await.unwrap(), None);
+    assert_eq!(bed.store.register(registered(1, 10)).await.unwrap(), None);
+    bed.hand.advance(Duration::from_secs(1));
+    let former = bed.store.register(Worker { slots: 9, ..registered(1, 11) }).await.unwrap();
+    assert_eq!(former, Some(seen(registered(1, 10), at)));
+    let now = seen(Worker { slots: 9, ..registered(1, 11) }, bed.hand.time());
+    assert_eq!(bed.store.workers().await.unwrap(), [now.clone(), seen(registered(2, 20), at)]);
+    bed.store.remove_worker(worker(2)).await.unwrap();
+    bed.store.remove_worker(worker(3)).await.unwrap();
+    assert_eq!(bed.store.workers().await.unwrap(), [now]);
+}
+
+pub(super) async fn a_loop_has_one_holder_and_rising_terms(bed: Bed) {
+    let ttl = Duration::from_secs(15);
+    let hold = async |n| bed.store.hold_loop("reaper", incarnation(n), ttl).await.unwrap();
+    assert_eq!(hold(1).await, Some(1));
+    bed.hand.advance(Duration::from_secs(10));
+    assert_eq!(hold(1).await, Some(1), "kept");
+    bed.hand.advance(Duration::from_secs(14));
+    assert_eq!(hold(2).await, None, "another holds it");
+    assert_eq!(bed.store.hold_loop("sweep", incarnation(2), ttl).await.unwrap(), Some(1), "another loop");
+    bed.store.release_loop("reaper", incarnation(2)).await.unwrap();
+    assert_eq!(hold(2).await, None, "only its holder gives it back");
+    bed.hand.advance(Duration::from_secs(1));
+    assert_eq!(hold(2).await, Some(2), "over");
+    assert_eq!(hold(1).await, None);
+    bed.store.release_loop("reaper", incarnation(2)).await.unwrap();
+    assert_eq!(hold(1).await, Some(3), "given back");
+    bed.store.release_loop("nothing", incarnation(2)).await.unwrap();
+}
