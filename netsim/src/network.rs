@@ -56,8 +56,7 @@ struct Link {
 impl Network {
     /// A network without hosts. Equal seeds lose the same packets.
     pub fn new(seed: u64) -> Self {
-        let state =
-            State { seed, links: BTreeMap::new(), sockets: BTreeMap::new(), next_port: EPHEMERAL, sent: 0 };
+        let state = State { seed, links: BTreeMap::new(), sockets: BTreeMap::new(), next_port: EPHEMERAL, sent: 0 };
         Self(Arc::new(Mutex::new(state)))
     }
 

@@ -111,13 +111,7 @@ impl AsyncUdpSocket for Socket {
 }
 
 impl Inbox {
-    fn read(
-        &mut self,
-        now: Instant,
-        to: SocketAddr,
-        buffers: &mut [IoSliceMut<'_>],
-        meta: &mut [RecvMeta],
-    ) -> usize {
+    fn read(&mut self, now: Instant, to: SocketAddr, buffers: &mut [IoSliceMut<'_>], meta: &mut [RecvMeta]) -> usize {
         let mut read = 0;
         for (buffer, meta) in buffers.iter_mut().zip(meta) {
             let Some(first) = self.packets.first_entry().filter(|first| first.key().0 <= now) else { break };

@@ -135,9 +135,7 @@ pub(super) fn listen(
     let tls = QuicServerConfig::try_from(tls)
         .map_err(|error| Error::Certificate(format!("the TLS configuration does not fit QUIC: {error}")))?;
     let mut transport = transport(idle_timeout);
-    transport
-        .max_concurrent_bidi_streams(STRANGER_STREAMS.into())
-        .receive_window(STRANGER_WINDOW.into());
+    transport.max_concurrent_bidi_streams(STRANGER_STREAMS.into()).receive_window(STRANGER_WINDOW.into());
     let token_key = ring::hkdf::Salt::new(ring::hkdf::HKDF_SHA256, &[]).extract(&keys.token);
     let mut config = quinn::ServerConfig::new(Arc::new(tls), Arc::new(token_key));
     config
@@ -192,8 +190,7 @@ impl Endpoints {
         }
         let socket = self.sockets.bind(wildcard(address.is_ipv4()))?;
         let runtime = self.sockets.runtime();
-        let endpoint =
-            quinn::Endpoint::new_with_abstract_socket(EndpointConfig::default(), None, socket, runtime)?;
+        let endpoint = quinn::Endpoint::new_with_abstract_socket(EndpointConfig::default(), None, socket, runtime)?;
         Ok(slot.insert(endpoint).clone())
     }
 

@@ -5,10 +5,10 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ado_proto::ErrorCode;
 use ado_proto::frame::Limits;
 use ado_proto::request::{ErrorReply, Header, decode_header, encode_response};
 use ado_proto::version::{MINOR, OLDEST_MINOR};
-use ado_proto::ErrorCode;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
