@@ -26,12 +26,15 @@ const DIAL_FOR: Duration = Duration::from_secs(5);
 pub(super) struct Dialler {
     pub(super) config: LinkConfig,
     pub(super) endpoints: Endpoints,
+    // Made once: address tokens belong to it.
+    quic: quinn::ClientConfig,
 }
 
 impl Dialler {
-    pub(super) fn new(config: LinkConfig) -> Self {
+    pub(super) fn new(config: LinkConfig) -> Result<Self, Error> {
         let endpoints = Endpoints::new(sockets(config.sockets.clone()));
-        Self { config, endpoints }
+        let quic = client_config(config.tls.config(), config.keep_alive, config.idle_timeout)?;
+        Ok(Self { config, endpoints, quic })
     }
 
     /// The first connection that is made. Fails with the failure that says most: one that trying again cannot mend, or
@@ -40,21 +43,21 @@ impl Dialler {
         let hosts = (self.config.addresses)();
         let (addresses, unresolved) = resolve(&hosts).await;
         let dials = addresses.into_iter().map(|address| self.dial(address));
-        race(dials).await.map_err(|failure| {
-            failure.or(unresolved).unwrap_or_else(|| Error::Unreachable {
-                addresses: hosts.join(", "),
-                cause: "no address is known".into(),
-            })
+        race(dials).await.map_err(|failure| match failure.or(unresolved) {
+            Some(Error::Unreachable { addresses, cause }) if hosts.len() > 1 => {
+                Error::Unreachable { addresses: hosts.join(", "), cause: format!("{addresses}: {cause}") }
+            }
+            Some(failure) => failure,
+            None => Error::Unreachable { addresses: hosts.join(", "), cause: "no address is known".into() },
         })
     }
 
     async fn dial(&self, address: SocketAddr) -> Result<quinn::Connection, Error> {
-        let config = &self.config;
         let unreachable = |cause: String| Error::Unreachable { addresses: address.to_string(), cause };
-        let quic = client_config(config.tls.config(), config.keep_alive, config.idle_timeout)?;
         let endpoint = self.endpoints.reaching(address).map_err(|error| unreachable(error.to_string()))?;
-        let connecting =
-            endpoint.connect_with(quic, address, SERVER_NAME).map_err(|error| unreachable(error.to_string()))?;
+        let connecting = endpoint
+            .connect_with(self.quic.clone(), address, SERVER_NAME)
+            .map_err(|error| unreachable(error.to_string()))?;
         match timeout(DIAL_FOR, connecting).await {
             Ok(Ok(connection)) => Ok(connection),
             Ok(Err(error)) => Err(match Error::from(error) {

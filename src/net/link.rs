@@ -116,23 +116,32 @@ impl Link {
     /// Starts dialling.
     ///
     /// # Errors
-    /// [`Error::Closed`] when `tasks` are stopping already.
+    /// [`Error::Closed`] when `tasks` are stopping already; [`Error::Certificate`] when the TLS configuration does not fit
+    /// QUIC.
     pub fn start(config: LinkConfig, env: Env, tasks: &Tasks) -> Result<Self, Error> {
         if tasks.is_stopping() {
             return Err(Error::Closed);
         }
         let stop = CancellationToken::new();
         let shared = Arc::new(Shared {
-            dialler: Dialler::new(config),
+            dialler: Dialler::new(config)?,
             env,
             phase: watch::Sender::new(Phase::Down(None)),
             state: watch::Sender::new(LinkState::Connecting(None)),
             nudge: Notify::new(),
             stop: stop.clone(),
         });
-        let work = shared.clone();
-        tasks.spawn_until_stop("link", async move {
-            stop.run_until_cancelled(work.run()).await;
+        let (work, all) = (shared.clone(), tasks.clone());
+        tasks.spawn("link", async move {
+            let error = tokio::select! {
+                biased;
+                () = all.stopping() => Error::Closed,
+                () = stop.cancelled() => Error::Closed,
+                error = work.stay_connected() => error,
+            };
+            tracing::debug!(%error, "link closed");
+            // Nobody is left waiting for a connection.
+            work.enter(Phase::Closed(error));
         });
         let _ends_with = Arc::new(shared.stop.clone().drop_guard());
         Ok(Self { shared, _ends_with })
@@ -262,12 +271,6 @@ impl Shared {
     }
 
     /// Connects again and again, until that makes no sense.
-    async fn run(self: Arc<Self>) {
-        let error = self.stay_connected().await;
-        tracing::debug!(%error, "link closed");
-        self.enter(Phase::Closed(error));
-    }
-
     async fn stay_connected(&self) -> Error {
         let mut number = 0;
         let mut replacement = None;
@@ -369,17 +372,16 @@ impl Shared {
             Phase::Up(live) => LinkState::Connected { to: live.carrier.quic.remote_address(), number: live.number },
             Phase::Closed(error) => LinkState::Closed(error.to_string()),
         };
-        // Nothing follows `Closed`: a link that was closed while it dialled stays so.
-        let entered = self.phase.send_if_modified(|phase| {
-            let open = !matches!(phase, Phase::Closed(_));
-            if open {
-                *phase = next;
+        self.phase.send_if_modified(|phase| {
+            // A link that was closed while it dialled stays closed.
+            if matches!(phase, Phase::Closed(_)) {
+                return false;
             }
-            open
-        });
-        if entered {
+            *phase = next;
+            // Within, so that both tell the same story in the same order.
             self.state.send_replace(state);
-        }
+            true
+        });
     }
 }
 

@@ -109,11 +109,7 @@ impl Server {
         });
         let (tx, rx) = mpsc::channel(ACCEPTED);
         for endpoint in &shared.endpoints {
-            let work = shared.clone().welcome(endpoint.clone(), tx.clone(), tasks.clone());
-            let stop = shared.stop.clone();
-            tasks.spawn_until_stop("server", async move {
-                stop.run_until_cancelled(work).await;
-            });
+            tasks.spawn_until_stop("server", shared.clone().welcome(endpoint.clone(), tx.clone(), tasks.clone()));
         }
         Ok(Self { shared, accepted: rx.into() })
     }
@@ -140,9 +136,6 @@ impl Server {
     pub async fn close(&self, patience: Duration) {
         let deadline = Instant::now() + patience;
         self.shared.stop.cancel();
-        for endpoint in &self.shared.endpoints {
-            endpoint.set_server_config(None);
-        }
         let live = self.shared.registry.carriers();
         join_all(live.iter().map(|carrier| carrier.drained(patience / 2))).await;
         for endpoint in &self.shared.endpoints {
@@ -155,12 +148,12 @@ impl Server {
 }
 
 impl Shared {
-    /// Decides about every connection that wants to be made.
+    /// Decides about every connection that wants to be made, until the endpoint is closed.
     async fn welcome(self: Arc<Self>, endpoint: quinn::Endpoint, accepted: mpsc::Sender<Connection>, tasks: Tasks) {
         while let Some(incoming) = endpoint.accept().await {
             let open: usize = self.endpoints.iter().map(quinn::Endpoint::open_connections).sum();
-            if open >= self.max_connections {
-                tracing::debug!(from = %incoming.remote_address(), open, "refused: too many connections");
+            if open >= self.max_connections || self.stop.is_cancelled() {
+                tracing::debug!(from = %incoming.remote_address(), open, "refused: too many connections, or closing");
                 incoming.refuse();
                 continue;
             }
