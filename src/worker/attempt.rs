@@ -168,7 +168,10 @@ impl Attempt {
         let made = self.assignment.spec.cwd.is_none();
         if made && let Err(error) = blocking(own.clone(), make_workspace).await {
             let error = format!("cannot make the working directory `{}`: {error}", own.display());
-            return (VecDeque::from([Exited { exit: Exit::NotStarted { error, permanent: false } }.into()]), GiveUp::No);
+            return (
+                VecDeque::from([Exited { exit: Exit::NotStarted { error, permanent: false } }.into()]),
+                GiveUp::No,
+            );
         }
         let result = match Keeper::spawn(&self.place.executable, &self.place.guards) {
             Ok((keeper, pipes)) => {
@@ -377,7 +380,8 @@ mod tests {
     #[test]
     fn the_environment_is_layered_and_holds_no_secret_of_the_worker() {
         let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
-        let base = base_environment([pair("PATH", "/bin"), pair("HOME", "/h"), pair("ADO_TOKEN", "x"), pair("KEY", "y")]);
+        let base =
+            base_environment([pair("PATH", "/bin"), pair("HOME", "/h"), pair("ADO_TOKEN", "x"), pair("KEY", "y")]);
         let mut spec = TaskSpec::new("shell", Input::Text("true".into()));
         spec.env = BTreeMap::from([pair("HOME", "/other"), pair("ADO_EPOCH", "99"), pair("MINE", "1")]);
         let assignment = Assignment {

@@ -173,13 +173,8 @@ impl Course {
 mod tests {
     use super::*;
 
-    const ORDERS: Orders = Orders {
-        lease: BootTime(10),
-        desired: Desired::Running,
-        generation: 0,
-        force: false,
-        give_up: GiveUp::No,
-    };
+    const ORDERS: Orders =
+        Orders { lease: BootTime(10), desired: Desired::Running, generation: 0, force: false, give_up: GiveUp::No };
 
     fn wanting(orders: Orders, desired: Desired, generation: u64, force: bool) -> Orders {
         Orders { desired, generation, force, ..orders }

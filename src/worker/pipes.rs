@@ -160,7 +160,9 @@ impl Pipe {
                 Read::End
             }
             Ok(_) => Read::Some,
-            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Read::Nothing,
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+                Read::Nothing
+            }
             Err(error) => {
                 tracing::warn!(stream = ?self.stream, %error, "cannot read the agent's output");
                 self.receiver = None;

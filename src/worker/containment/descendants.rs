@@ -56,7 +56,8 @@ impl Descendants {
         for _ in 0..WALKS {
             let all = self.walk();
             if first {
-                self.stopped_before = all.iter().filter(|process| process.is_stopped()).map(Process::identity).collect();
+                self.stopped_before =
+                    all.iter().filter(|process| process.is_stopped()).map(Process::identity).collect();
                 first = false;
             }
             let running: Vec<_> = all.into_iter().filter(|process| !process.is_stopped()).collect();

@@ -88,7 +88,8 @@ impl Guard {
         dup2_stderr(&null)?;
         match spawned {
             Ok(agent) => {
-                self.control.tell(&FromGuard::Started { pid: agent.as_raw().unsigned_abs(), containment: hold.grade() });
+                self.control
+                    .tell(&FromGuard::Started { pid: agent.as_raw().unsigned_abs(), containment: hold.grade() });
                 let watch = Watch::new(&start, BootTime::now());
                 Running { guard: self, agent, hold, watch, status: None }.run(early)
             }
