@@ -413,15 +413,18 @@ async fn a_flood_waits_for_the_controller_and_loses_nothing() {
 }
 
 #[tokio::test]
-async fn a_guard_that_is_killed_is_a_loss() {
-    let rig = Rig::new(Containment::Subreaper);
-    let mut run = rig.run(rig.shell("echo on; exec sleep 1000"));
-    run.until_output("on").await;
-    let guard: i32 = names(&rig.place.guards)[0].parse().unwrap();
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(guard), nix::sys::signal::Signal::SIGKILL).unwrap();
-    let (exit, _) = run.exit().await;
-    assert!(matches!(exit, Exit::Lost { .. }), "{exit:?}");
-    rig.assert_clean();
+async fn a_guard_that_is_killed_is_a_loss_and_leaves_nothing() {
+    for grade in grades() {
+        let rig = Rig::new(grade);
+        let mut run = rig.run(rig.shell("(setsid sh -c 'sleep 1000 & sleep 1000' &); echo on; sleep 1000"));
+        run.until_output("on").await;
+        eventually("all of it", || rig.marked().len() >= 4).await;
+        let guard: i32 = names(&rig.place.guards)[0].parse().unwrap();
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(guard), nix::sys::signal::Signal::SIGKILL).unwrap();
+        let (exit, _) = run.exit().await;
+        assert!(matches!(exit, Exit::Lost { .. }), "{exit:?}");
+        rig.assert_clean();
+    }
 }
 
 /// A guard spoken to directly.
