@@ -132,6 +132,10 @@ impl Attempt {
     async fn work(&self, outbox: &SharedOutbox) -> GiveUp {
         let spec = &self.assignment.spec;
         let orders = *self.orders.borrow();
+        if orders.give_up > GiveUp::No {
+            outbox.close();
+            return orders.give_up;
+        }
         let planned = if orders.desired == ado_proto::record::Desired::Cancelled {
             Err(Exit::Cancelled)
         } else {
@@ -280,7 +284,7 @@ impl<'a> Agent<'a> {
                     reported |= matches!(report, FromGuard::Exited(_) | FromGuard::NotStarted { .. });
                     self.backlog.extend(course.hear(report));
                 }
-                Step::Said(None) => self.guard_died(reported),
+                Step::Said(None) => self.guard_died(reported).await,
                 Step::Room => {}
                 Step::Output(output) => self.backlog.extend(output.map(Body::from)),
                 Step::PipesLate => self.pipes.close(),
@@ -314,14 +318,17 @@ impl<'a> Agent<'a> {
         }
     }
 
-    fn guard_died(&mut self, reported: bool) {
+    async fn guard_died(&mut self, reported: bool) {
         self.guard_lives = false;
         self.begun = true;
         if !reported {
             let guard = self.keeper.id();
             tracing::error!(guard, "a guard died before its agent");
-            if let Some(guard) = guard {
-                former::clean_up(&self.attempt.place.guards, guard);
+            let guards = self.attempt.place.guards.clone();
+            if let Some(guard) = guard
+                && let Err(error) = tokio::task::spawn_blocking(move || former::clean_up(&guards, guard)).await
+            {
+                tracing::error!(%error, "what it held may live on");
             }
             self.close_pipes_at = Some(Instant::now() + PIPES_AFTER_DEATH);
         }

@@ -77,7 +77,7 @@ impl Drop for Cgroup {
     }
 }
 
-/// See [`super::remove_leftover`].
+/// See [`super::remove_leftovers`].
 pub(super) fn remove_leftover(path: &Path) {
     let ours = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(PREFIX));
     if !ours || !path.join("cgroup.kill").exists() {

@@ -104,6 +104,28 @@ fn signal(processes: &[Process], signal: Signal) {
     }
 }
 
+/// See [`super::remove_leftovers`]. Orphans of a dead guard are nobody's descendants; what they inherited is all that
+/// tells whose they were.
+pub(super) fn kill_marked(marks: &[String]) {
+    for _ in 0..WALKS {
+        let found: Vec<_> =
+            processes().into_iter().filter(|found| !found.is_dead() && is_marked(found, marks)).collect();
+        if found.is_empty() {
+            return;
+        }
+        for process in found {
+            let _ = kill(Pid::from_raw(process.pid), Signal::SIGKILL);
+        }
+        let _ = poll(&mut [], PollTimeout::from(1u8));
+    }
+}
+
+/// Only processes of our own user show their environment.
+fn is_marked(process: &Process, marks: &[String]) -> bool {
+    let environment = fs::read(format!("/proc/{}/environ", process.pid)).unwrap_or_default();
+    marks.iter().all(|mark| environment.split(|byte| *byte == 0).any(|variable| variable == mark.as_bytes()))
+}
+
 /// Those of `all` that descend from `root` and live.
 fn below(root: i32, all: Vec<Process>) -> Vec<Process> {
     let mut children: BTreeMap<i32, Vec<Process>> = BTreeMap::new();

@@ -48,12 +48,20 @@ pub fn choose(forced: Option<&str>) -> Containment {
     }
 }
 
-/// Kills what a guard that was killed left in its control group, and removes the group.
-pub fn remove_leftover(group: &Path) {
+/// Kills what a guard that was killed left behind: its control group, if it had one, and processes that have all of
+/// `marks` (`NAME=value`) in their environment. Blocks until they are gone, for a second or two at most.
+pub(super) fn remove_leftovers(group: Option<&Path>, marks: &[String]) {
     #[cfg(target_os = "linux")]
-    cgroup::remove_leftover(group);
+    {
+        if let Some(group) = group {
+            cgroup::remove_leftover(group);
+        }
+        if !marks.is_empty() {
+            descendants::kill_marked(marks);
+        }
+    }
     #[cfg(not(target_os = "linux"))]
-    let _ = group;
+    let _ = (group, marks);
 }
 
 /// One agent and all it starts. Belongs to the process that is their subreaper.
@@ -96,6 +104,12 @@ impl Hold {
     #[cfg(target_os = "linux")]
     pub(super) fn group(&self) -> Option<&Path> {
         self.cgroup.as_ref().map(Cgroup::path)
+    }
+
+    /// The control group's directory.
+    #[cfg(not(target_os = "linux"))]
+    pub(super) fn group(&self) -> Option<&Path> {
+        None
     }
 
     /// The file a process writes `0` into to be held. It must do so before it can start others.

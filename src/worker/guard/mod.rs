@@ -17,6 +17,7 @@ mod watch;
 
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -37,6 +38,9 @@ use super::containment::Hold;
 
 /// Between two rounds of killing, when no death is reported: processes in an uninterruptible wait die late.
 const KILL_AGAIN_AFTER: Duration = Duration::from_millis(20);
+
+/// Variables that together name one attempt, in the environment of all its processes.
+pub(super) const MARKS: [&str; 2] = ["ADO_TASK_ID", "ADO_EPOCH"];
 
 /// Runs a guard until its agent is gone. `guards` is the directory in which it holds the lock that shows that it lives.
 pub fn run(guards: &Path) -> ExitCode {
@@ -74,11 +78,11 @@ impl Guard {
     fn live(mut self) -> io::Result<()> {
         let Some((start, early)) = self.wait_for_start()? else { return Ok(()) };
         let mut hold = Hold::new(start.containment);
-        self.life.note(&hold)?;
+        self.life.note(&hold, &start)?;
         let spawned = match agent::spawn(&start, &hold) {
             Err(Failure::NotHeld) => {
                 hold = Hold::new(ado_proto::spec::Containment::Subreaper);
-                self.life.note(&hold)?;
+                self.life.note(&hold, &start)?;
                 agent::spawn(&start, &hold)
             }
             spawned => spawned,
@@ -193,8 +197,8 @@ impl Running {
     }
 }
 
-/// The file that shows that this guard lives: locked as long as it does. It names the control group, so that somebody else
-/// can remove it if the guard is killed.
+/// The file that shows that this guard lives: locked as long as it does. It says how what it holds is found, for the case
+/// that the guard is killed: the control group on the first line, then variables of the agent's environment.
 struct Life {
     file: File,
     path: PathBuf,
@@ -208,15 +212,15 @@ impl Life {
         Ok(Self { file, path })
     }
 
-    fn note(&mut self, hold: &Hold) -> io::Result<()> {
-        self.file.set_len(0)?;
-        #[cfg(target_os = "linux")]
-        if let Some(group) = hold.group() {
-            use std::os::unix::{ffi::OsStrExt, fs::FileExt};
-            self.file.write_all_at(group.as_os_str().as_bytes(), 0)?;
+    fn note(&mut self, hold: &Hold, start: &Start) -> io::Result<()> {
+        let mut text = hold.group().map_or_else(String::new, |group| group.display().to_string());
+        for name in MARKS {
+            if let Some(value) = start.env.get(name) {
+                text.push_str(&format!("\n{name}={value}"));
+            }
         }
-        let _ = hold;
-        Ok(())
+        self.file.set_len(0)?;
+        self.file.write_all_at(text.as_bytes(), 0)
     }
 }
 
