@@ -3,9 +3,17 @@
 //! **A task is a log.** Everything that happens to a task is a record in one ordered, append-only log; its state is the
 //! fold of it; `attach` is reading it from an offset and staying for more; recovery is appending under a newer epoch.
 
+pub mod agents;
+pub mod controller;
+pub mod config;
 pub mod env;
+pub mod gateway;
 pub mod net;
 pub mod queue;
+pub mod scheduler;
 pub mod store;
 pub mod task;
 pub mod tasks;
+
+/// This build, for people.
+pub const BUILD: &str = concat!("ado ", env!("CARGO_PKG_VERSION"));

@@ -132,10 +132,10 @@ macro_rules! number {
         pub struct $name(pub $int);
 
         impl $name {
-            /// The next one.
+            /// The next one. The last one stays: a position from a peer may be anything, and must not wrap to 0.
             #[must_use]
             pub fn next(self) -> Self {
-                Self(self.0 + 1)
+                Self(self.0.saturating_add(1))
             }
         }
 
@@ -269,9 +269,11 @@ impl FromStr for Principal {
     }
 }
 
-/// Whether `text` may name a namespace, a person, a pool or a worker: 1 to 63 of `a-z A-Z 0-9 . _ @ -`.
+/// Whether `text` may name a namespace, a person, a pool or a worker: 1 to 63 of `a-z A-Z 0-9 . _ @ -`, not beginning
+/// with `.` or `-`, so that it is a file's name and never a flag, a parent directory or hidden.
 pub fn is_name(text: &str) -> bool {
     (1..=63).contains(&text.len())
+        && !text.starts_with(['.', '-'])
         && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'@' | b'-'))
 }
 

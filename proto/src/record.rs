@@ -12,6 +12,8 @@ use crate::{DecodeError, Epoch, GroupId, Namespace, Offset, Seq, Timestamp, Work
 
 /// Longest body of one record, bytes. Output records are at most [`MAX_OUTPUT`].
 pub const MAX_BODY: usize = 256 * 1024;
+/// Kinds of record from this one are bulk: output and the like. Those below are lifecycle, which is never truncated.
+pub const FIRST_BULK_KIND: u16 = 100;
 /// Most bytes of output in one record.
 pub const MAX_OUTPUT: usize = 32 * 1024;
 

@@ -470,6 +470,8 @@ pub struct Follow {
 pub struct Following {
     /// Where reading begins.
     pub from: Offset,
+    /// Bytes of the first output record that come before the lines asked for ([`StartAt::Tail`]).
+    pub skip: u32,
     /// Generation of the log.
     pub generation: u64,
 }

@@ -1,12 +1,16 @@
 //! Commands into records: the conflict table.
 
 use ado_proto::record::{
-    Assigned, Body, Desired, DesiredChanged, Ended, Loss, Outcome, Record, Requeued, Submitted, WorkerLost,
+    Assigned, Body, Desired, DesiredChanged, Ended, FIRST_BULK_KIND, Loss, Outcome, Record, Requeued, Submitted,
+    WorkerLost,
 };
 use ado_proto::spec::Exit;
 use ado_proto::{Epoch, Origin, Seq, TaskId, Timestamp};
 
 use super::{FoldError, Holder, Policy, State, Task, backoff};
+
+/// Most bytes of a worker's own words in the records that conclude an attempt. Its `Exited` record has all of them.
+const MAX_ERROR: usize = 4096;
 
 /// What somebody wants done to a task.
 #[derive(Debug, Clone, PartialEq)]
@@ -162,12 +166,11 @@ fn claim(task: &Task, worker: Holder, now: Timestamp) -> Result<Decision, Refusa
     Ok(decision)
 }
 
-/// Only the holder of the current epoch speaks for a task.
-fn fence(task: &Task, epoch: Epoch) -> Result<(), Refusal> {
-    if task.is_held() && task.epoch == epoch {
-        Ok(())
-    } else {
-        Err(Refusal::Stale { given: epoch, current: task.epoch })
+/// Only the holder of the current epoch speaks for a task. Returns the holder.
+fn fence(task: &Task, epoch: Epoch) -> Result<&Holder, Refusal> {
+    match &task.worker {
+        Some(holder) if task.is_held() && task.epoch == epoch => Ok(holder),
+        _ => Err(Refusal::Stale { given: epoch, current: task.epoch }),
     }
 }
 
@@ -201,26 +204,31 @@ fn append(
     Ok(decision)
 }
 
-/// What a worker may report in which state.
+/// What a worker may report of the attempt it holds. Everything else is the controller's to write.
 fn check_placed(task: &Task, body: &Body) -> Result<(), Refusal> {
-    match (body, &task.state) {
-        (Body::Started(_), State::Starting)
-        | (Body::Paused(_), State::Starting | State::Running)
-        | (Body::Resumed(_), State::Paused)
-        | (Body::Output(_) | Body::Note(_), State::Starting | State::Running | State::Paused)
-        | (Body::Exited(_), State::Starting | State::Running | State::Paused)
-        | (Body::Unknown { .. }, State::Starting | State::Running | State::Paused) => Ok(()),
-        (Body::Started(_), _) => Err(Refusal::Misplaced("started")),
-        (Body::Paused(_), _) => Err(Refusal::Misplaced("paused")),
-        (Body::Resumed(_), _) => Err(Refusal::Misplaced("resumed")),
-        (Body::Exited(_), _) => Err(Refusal::Misplaced("exited")),
-        (Body::Output(_) | Body::Note(_) | Body::Unknown { .. }, _) => Err(Refusal::Misplaced("output")),
-        _ => Err(Refusal::Misplaced("a controller's record")),
-    }
+    let (placed, what) = match body {
+        Body::Started(_) => (!task.agent_started, "started"),
+        Body::Paused(_) => (task.state != State::Paused, "paused"),
+        Body::Resumed(_) => (task.state == State::Paused, "resumed"),
+        Body::Exited(_) => (true, "exited"),
+        Body::Output(_) | Body::Note(_) => (true, "output"),
+        // Bulk a newer worker knows and we do not. An unknown lifecycle record could change what a task is.
+        Body::Unknown { kind, .. } if *kind >= FIRST_BULK_KIND => (true, "output"),
+        _ => (false, "a controller's record"),
+    };
+    // Not held any more: `Exited` came earlier in the same list.
+    if placed && task.is_held() { Ok(()) } else { Err(Refusal::Misplaced(what)) }
 }
 
 /// The agent's process has ended: what now?
-fn conclude(decision: &mut Decision, exit: Exit, now: Timestamp, policy: &Policy, jitter: f64) -> Result<(), Refusal> {
+fn conclude(
+    decision: &mut Decision,
+    mut exit: Exit,
+    now: Timestamp,
+    policy: &Policy,
+    jitter: f64,
+) -> Result<(), Refusal> {
+    shorten(&mut exit);
     let task = &decision.task;
     if task.desired == Desired::Cancelled {
         return decision.own(now, Ended { outcome: Outcome::Cancelled, exit: Some(exit), error: None });
@@ -235,6 +243,16 @@ fn conclude(decision: &mut Decision, exit: Exit, now: Timestamp, policy: &Policy
     }
     let wait = backoff(policy.backoff_base, policy.backoff_cap, task.failures, jitter);
     decision.own(now, Requeued { not_before: now.after(wait), charged: true, why: error })
+}
+
+/// Keeps a worker's words to a length that is fit for a row, and for a record that holds them twice.
+fn shorten(exit: &mut Exit) {
+    if let Exit::NotStarted { error, .. } | Exit::Lost { error } = exit
+        && error.len() > MAX_ERROR
+    {
+        error.truncate(error.floor_char_boundary(MAX_ERROR));
+        error.push('…');
+    }
 }
 
 fn describe(exit: &Exit) -> String {
@@ -260,6 +278,7 @@ fn desire(task: &Task, desired: Desired, by: String, force: bool, now: Timestamp
         return Err(Refusal::Cancelling);
     }
     let mut decision = Decision::from(task);
+    let force = force && desired == Desired::Cancelled;
     decision.own(now, DesiredChanged { desired, generation: task.generation + 1, by, force })?;
     if desired == Desired::Cancelled && matches!(task.state, State::Queued { .. }) {
         decision.own(now, Ended { outcome: Outcome::Cancelled, exit: None, error: None })?;
@@ -275,8 +294,7 @@ fn lose(
     now: Timestamp,
     policy: &Policy,
 ) -> Result<Decision, Refusal> {
-    fence(task, epoch)?;
-    let worker = task.worker.as_ref().map(|holder| holder.id).expect("a held task has a worker");
+    let worker = fence(task, epoch)?.id;
     let mut decision = Decision::from(task);
     decision.own(now, WorkerLost { worker, epoch, why, charged })?;
     let task = &decision.task;

@@ -58,6 +58,8 @@ pub struct Task {
     pub next_offset: Offset,
     /// The first seq of the current epoch that is not in the log.
     pub next_seq: Seq,
+    /// Whether the agent of the current epoch has been started (it may be frozen since).
+    pub agent_started: bool,
     /// When it was submitted.
     pub created_at: Timestamp,
     /// When its agent first ran.
@@ -143,6 +145,14 @@ pub enum FoldError {
         /// The record's seq.
         seq: Seq,
     },
+    /// An assignment whose epoch does not rise.
+    #[error("epoch {found} is assigned after {current}")]
+    Epoch {
+        /// The assignment's.
+        found: Epoch,
+        /// The log's.
+        current: Epoch,
+    },
     /// The log has ended.
     #[error("a record after the end of the log")]
     AfterEnd,
@@ -175,6 +185,7 @@ impl Task {
             worker: None,
             next_offset: Offset(1),
             next_seq: Seq(0),
+            agent_started: false,
             created_at: record.time,
             started_at: None,
             ended_at: None,
@@ -192,26 +203,40 @@ impl Task {
         if self.is_ended() {
             return Err(FoldError::AfterEnd);
         }
-        if let Origin::Worker { epoch, seq } = record.origin {
-            if (epoch, seq) != (self.epoch, self.next_seq) {
+        match (&record.body, record.origin) {
+            (Body::Submitted(_), _) => return Err(FoldError::NotTheBeginning),
+            (Body::Assigned(assigned), _) if assigned.epoch <= self.epoch => {
+                return Err(FoldError::Epoch { found: assigned.epoch, current: self.epoch });
+            }
+            (_, Origin::Worker { epoch, seq }) if (epoch, seq) != (self.epoch, self.next_seq) => {
                 return Err(FoldError::Origin { epoch, seq });
             }
-            self.next_seq = seq.next();
+            (_, Origin::Worker { seq, .. }) => self.next_seq = seq.next(),
+            (_, Origin::Controller) => {}
         }
+        self.fold(record);
+        self.next_offset = record.offset.next();
+        Ok(())
+    }
+
+    fn fold(&mut self, record: &Record) {
         match &record.body {
-            Body::Submitted(_) => return Err(FoldError::NotTheBeginning),
             Body::Assigned(assigned) => {
                 self.worker = Some(Holder { id: assigned.worker, name: assigned.worker_name.clone() });
                 self.epoch = assigned.epoch;
                 self.next_seq = Seq(0);
+                self.agent_started = false;
                 self.state = State::Starting;
             }
             Body::Started(_) => {
                 self.started_at.get_or_insert(record.time);
-                self.state = State::Running;
+                self.agent_started = true;
+                if self.state != State::Paused {
+                    self.state = State::Running;
+                }
             }
             Body::Paused(_) => self.state = State::Paused,
-            Body::Resumed(_) => self.state = State::Running,
+            Body::Resumed(_) => self.state = if self.agent_started { State::Running } else { State::Starting },
             Body::Exited(exited) => self.state = State::Exited(exited.exit.clone()),
             Body::DesiredChanged(change) => {
                 self.desired = change.desired;
@@ -220,15 +245,15 @@ impl Task {
             }
             Body::WorkerLost(lost) => {
                 if lost.charged {
-                    self.charged_losses += 1;
+                    self.charged_losses = self.charged_losses.saturating_add(1);
                 } else {
-                    self.uncharged_losses += 1;
+                    self.uncharged_losses = self.uncharged_losses.saturating_add(1);
                 }
                 self.state = State::Lost;
             }
             Body::Requeued(requeued) => {
                 if requeued.charged {
-                    self.failures += 1;
+                    self.failures = self.failures.saturating_add(1);
                 }
                 self.state = State::Queued { not_before: requeued.not_before };
             }
@@ -237,15 +262,13 @@ impl Task {
                 self.state =
                     State::Ended { outcome: ended.outcome, exit: ended.exit.clone(), error: ended.error.clone() };
             }
-            Body::Output(_) | Body::Note(_) | Body::Truncated(_) | Body::Unknown { .. } => {}
+            Body::Submitted(_) | Body::Output(_) | Body::Note(_) | Body::Truncated(_) | Body::Unknown { .. } => {}
         }
-        self.next_offset = record.offset.next();
-        Ok(())
     }
 
     /// Number of the current or next execution, from 1. Uncharged losses do not count.
     pub fn attempt(&self) -> u32 {
-        self.failures + self.charged_losses + 1
+        self.failures.saturating_add(self.charged_losses).saturating_add(1)
     }
 
     /// Whether it is over.

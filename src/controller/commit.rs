@@ -1,0 +1,76 @@
+//! Group commit: while one transaction is being made durable, what comes in is gathered for the next one.
+
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::fleet::Fleet;
+use super::hub::Hub;
+use crate::store::{self, Committed, Outcome, Store, Unit, Write};
+use crate::tasks::Tasks;
+
+/// Units waiting for the next transaction. When full, callers wait, and through them the streams they read from.
+const WAITING: usize = 1024;
+/// Most units of one transaction.
+const BATCH: usize = 512;
+
+/// Commits units, many callers' in one transaction. Clones share it.
+#[derive(Clone)]
+pub(super) struct Committer {
+    units: mpsc::Sender<(Unit, oneshot::Sender<store::Result<Committed>>)>,
+}
+
+impl Committer {
+    /// Starts the loop. It ends when the last clone is dropped, after everything it was given is committed.
+    pub(super) fn start(store: Arc<dyn Store>, hub: Arc<Hub>, fleet: Arc<Fleet>, tasks: &Tasks) -> Self {
+        let (units, mut waiting) = mpsc::channel::<(Unit, oneshot::Sender<store::Result<Committed>>)>(WAITING);
+        tasks.spawn("commit", async move {
+            let mut batch = Vec::new();
+            while waiting.recv_many(&mut batch, BATCH).await > 0 {
+                let (units, answers): (Vec<_>, Vec<_>) = batch.drain(..).unzip();
+                match store.commit(units).await {
+                    Ok(committed) => {
+                        for (committed, answer) in committed.into_iter().zip(answers) {
+                            publish(&committed, &hub, &fleet);
+                            // A caller that no longer waits does not need the answer: the effect is durable.
+                            let _ = answer.send(Ok(committed));
+                        }
+                    }
+                    Err(error) => {
+                        for answer in answers {
+                            let _ = answer.send(Err(error.clone()));
+                        }
+                    }
+                }
+            }
+        });
+        Self { units }
+    }
+
+    /// Commits one unit. Returns when it is durable.
+    pub(super) async fn commit(&self, unit: Unit) -> store::Result<Committed> {
+        let (answer, result) = oneshot::channel();
+        let stopped = || store::Error::Unavailable("the controller is stopping".into());
+        self.units.send((unit, answer)).await.map_err(|_| stopped())?;
+        result.await.map_err(|_| stopped())?
+    }
+
+    /// Commits one change of one task.
+    pub(super) async fn update(&self, change: store::Change) -> store::Result<Outcome> {
+        match self.commit(Unit { changes: vec![change], once: None, audit: None }).await? {
+            Committed::Done(mut outcomes, _) if outcomes.len() == 1 => Ok(outcomes.remove(0)),
+            other => Err(store::Error::Damaged(format!("one change was answered by {other:?}"))),
+        }
+    }
+}
+
+fn publish(committed: &Committed, hub: &Hub, fleet: &Fleet) {
+    let Committed::Done(outcomes, _) = committed else { return };
+    for outcome in outcomes {
+        if let Outcome::Applied(write) = outcome {
+            let Write { row, records, .. } = &**write;
+            hub.publish(row.task.id, records, row.task.is_ended());
+            fleet.observe(row);
+        }
+    }
+}

@@ -1,0 +1,207 @@
+//! Viewers: a log from a position, and then as it grows.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ado_proto::record::{Body, Record, Truncated};
+use ado_proto::request::{Follow, Following, StartAt};
+use ado_proto::session::{End, FollowItem, Idle, LogReset, Records};
+use ado_proto::{Offset, Origin, TaskId, Timestamp};
+
+use super::Shared;
+use super::hub::Tail;
+use crate::net::{self, Sender};
+use crate::store;
+
+/// Bytes of records in one frame. A viewer costs this much memory and what its stream's window holds.
+const FRAME_BYTES: usize = 256 * 1024;
+/// A viewer hears at least this often that its stream lives.
+const IDLE: Duration = Duration::from_secs(15);
+/// Between two reads while the store is unavailable.
+const RETRY: Duration = Duration::from_millis(500);
+
+/// Where a viewer begins: the answer to [`Follow`].
+pub(super) async fn begin(shared: &Shared, follow: &Follow) -> store::Result<Following> {
+    let store = &shared.store;
+    let (from, skip) = match follow.from {
+        StartAt::Offset(offset) => (offset, 0),
+        StartAt::Since(since) => (store.offset_since(follow.task, since).await?.unwrap_or_default(), 0),
+        StartAt::Tail(lines) => tail_start(shared, follow.task, lines).await?,
+    };
+    Ok(Following { from, skip, generation: store.generation() })
+}
+
+/// Sends what [`begin`] promised, until the log or the viewer ends.
+pub(super) async fn serve(
+    shared: &Shared,
+    follow: &Follow,
+    from: Offset,
+    tx: &mut Sender,
+) -> Result<(), net::Error> {
+    let generation = shared.store.generation();
+    if follow.generation.is_some_and(|theirs| theirs != generation) {
+        tx.send_message(&FollowItem::from(LogReset { generation })).await?;
+        tx.finish();
+        return Ok(());
+    }
+    let mut viewer = Viewer { shared, task: follow.task, tail: shared.hub.follow(follow.task), cursor: from };
+    let mut committed = viewer.tail.watch();
+    loop {
+        committed.mark_unchanged();
+        match viewer.next().await {
+            Ok(Next::Records(records)) => {
+                viewer.cursor = records.last().map_or(viewer.cursor, |last| last.offset.next());
+                tx.send_message(&FollowItem::from(Records::new(&records))).await?;
+            }
+            Ok(Next::Nothing { ended }) if ended || !follow.follow => {
+                tx.send_message(&FollowItem::from(End { next: viewer.cursor, ended })).await?;
+                tx.finish();
+                return Ok(());
+            }
+            Ok(Next::Nothing { .. }) => {
+                let quiet = tokio::select! {
+                    biased;
+                    () = shared.tasks.stopping() => return Ok(()),
+                    _ = committed.changed() => false,
+                    error = tx.closed() => return Err(error),
+                    () = tokio::time::sleep(IDLE) => true,
+                };
+                if quiet {
+                    tx.send_message(&FollowItem::from(Idle { next: viewer.cursor })).await?;
+                }
+            }
+            Err(error) if error.is_transient() => {
+                tracing::warn!(task = %follow.task, %error, "a viewer waits for the store");
+                tokio::time::sleep(RETRY).await;
+            }
+            Err(error) => return Err(net::Error::Protocol(error.to_string())),
+        }
+    }
+}
+
+enum Next {
+    Records(Vec<Record>),
+    /// The viewer has everything there is.
+    Nothing {
+        /// And there will be no more.
+        ended: bool,
+    },
+}
+
+struct Viewer<'a> {
+    shared: &'a Shared,
+    task: TaskId,
+    tail: Arc<Tail>,
+    cursor: Offset,
+}
+
+impl Viewer<'_> {
+    async fn next(&self) -> store::Result<Next> {
+        if let Some(records) = self.tail.read(self.cursor, FRAME_BYTES) {
+            return Ok(Next::Records(records));
+        }
+        let known = *self.tail.watch().borrow();
+        if known.next != Offset(0) && self.cursor >= known.next {
+            return Ok(Next::Nothing { ended: known.ended });
+        }
+        let Some(page) = self.shared.store.read(self.task, self.cursor, FRAME_BYTES).await? else {
+            return Ok(Next::Nothing { ended: true });
+        };
+        let mut records = page.records;
+        if let Some(gap) = gap(self.cursor, records.first().map_or(page.next_offset, |first| first.offset)) {
+            records.insert(0, gap);
+        }
+        if records.is_empty() { Ok(Next::Nothing { ended: page.ended }) } else { Ok(Next::Records(records)) }
+    }
+}
+
+/// Stands for records below the first kept one. Its offset is the last of the gap, so that the next record follows it.
+fn gap(cursor: Offset, first: Offset) -> Option<Record> {
+    (cursor < first).then(|| Record {
+        offset: Offset(first.0 - 1),
+        origin: Origin::Controller,
+        time: Timestamp(0),
+        body: Body::Truncated(Truncated { from: cursor, to: first, bytes: 0 }),
+    })
+}
+
+/// Where the last `lines` lines of output begin: a record, and bytes of its data that come before them.
+async fn tail_start(shared: &Shared, task: TaskId, lines: u32) -> store::Result<(Offset, u32)> {
+    let Some(end) = shared.store.read(task, Offset(u64::MAX), 0).await? else { return Ok((Offset(0), 0)) };
+    let mut before = end.next_offset;
+    let mut wanted = Lines { left: u64::from(lines), at_end: true };
+    while before > Offset(0) {
+        let Some(page) = shared.store.read_back(task, before, FRAME_BYTES).await? else { break };
+        for record in page.records.iter().rev() {
+            if let Body::Output(output) = &record.body
+                && let Some(skip) = wanted.take(&output.data)
+            {
+                return Ok((record.offset, u32::try_from(skip).unwrap_or(0)));
+            }
+        }
+        match page.records.first() {
+            Some(first) => before = first.offset,
+            None => break,
+        }
+    }
+    Ok((Offset(0), 0))
+}
+
+/// Counts lines backwards.
+struct Lines {
+    left: u64,
+    /// Nothing has been seen yet: a newline here ends the last line and begins none.
+    at_end: bool,
+}
+
+impl Lines {
+    /// Goes over data that comes before what was seen. Returns where the wanted lines begin, if in this data.
+    fn take(&mut self, data: &[u8]) -> Option<usize> {
+        for (index, byte) in data.iter().enumerate().rev() {
+            if *byte == b'\n' && !std::mem::take(&mut self.at_end) {
+                self.left = self.left.saturating_sub(1);
+            }
+            self.at_end = false;
+            if self.left == 0 {
+                return Some(index + 1);
+            }
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_lines_backwards() {
+        let check = |pieces: &[&str], lines: u64, expected: &str| {
+            let mut wanted = Lines { left: lines, at_end: true };
+            let mut kept = String::new();
+            for piece in pieces.iter().rev() {
+                match wanted.take(piece.as_bytes()) {
+                    Some(skip) => {
+                        kept.insert_str(0, &piece[skip..]);
+                        break;
+                    }
+                    None => kept.insert_str(0, piece),
+                }
+            }
+            assert_eq!(kept, expected, "{pieces:?} {lines}");
+        };
+        check(&["a\nb\nc\n"], 1, "c\n");
+        check(&["a\nb\nc"], 1, "c");
+        check(&["a\nb\nc\n"], 2, "b\nc\n");
+        check(&["a\nb", "b\nc\n"], 2, "bb\nc\n");
+        check(&["a\n", "b\n"], 9, "a\nb\n");
+        check(&["a\n", "\n", "\n"], 2, "\n\n");
+    }
+
+    #[test]
+    fn a_gap_is_one_record_that_ends_where_the_log_begins() {
+        assert_eq!(gap(Offset(3), Offset(3)), None);
+        let record = gap(Offset(0), Offset(3)).expect("offsets 0 to 2 are gone");
+        assert_eq!(record.offset.next(), Offset(3));
+    }
+}

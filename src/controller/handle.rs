@@ -1,0 +1,232 @@
+//! Starting and stopping.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ado_certs::ServerSecrets;
+use ado_proto::{Incarnation, Role};
+
+use super::authority::{Authority, IssueError};
+use super::commit::Committer;
+use super::fleet::Fleet;
+use super::hub::Hub;
+use super::{Config, Error, Shared, dispatch, reaper, requests};
+use crate::env::Env;
+use crate::gateway;
+use crate::net::{Server, ServerConfig, ServerKeys};
+use crate::queue::Local;
+use crate::store::{self, Sqlite, Store};
+use crate::tasks::Tasks;
+
+/// How often certificates are looked after: denied ones, ended ones, the controller's own.
+const CERTIFICATES: Duration = Duration::from_secs(5);
+/// How often what has outlived its retention is deleted.
+const RETENTION: Duration = Duration::from_secs(3600);
+/// How long stopping waits for what is under way.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Connections at once. Beyond, new ones are refused.
+const MAX_CONNECTIONS: usize = 4096;
+/// Connections at once that have not proved who they are.
+const MAX_STRANGERS: usize = 64;
+/// A connection silent for this long is given up. Long enough for a closed lid.
+const IDLE: Duration = Duration::from_secs(120);
+
+/// A running controller.
+pub struct Handle {
+    shared: Shared,
+    server: Arc<Server>,
+    store: Arc<Sqlite>,
+    http: Option<gateway::Gateway>,
+}
+
+impl Handle {
+    /// The addresses it listens on for QUIC.
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.server.addresses()
+    }
+
+    /// The address it listens on for HTTP.
+    pub fn http(&self) -> Option<SocketAddr> {
+        self.http.as_ref().map(gateway::Gateway::address)
+    }
+
+    /// Makes a join string that gives its one holder the administrator's role.
+    ///
+    /// # Errors
+    /// [`Error::Store`] when the token cannot be kept.
+    pub async fn admin_join_string(&self) -> Result<String, Error> {
+        let secret = ado_certs::secret::generate();
+        let now = self.store.now().await?;
+        let token = store::Token {
+            id: "first-admin".into(),
+            hash: ado_certs::secret::hash(&secret),
+            role: Role::Admin,
+            namespace: ado_proto::Namespace::default(),
+            name: Some("admin".into()),
+            uses_left: Some(1),
+            created_at: now,
+            expires_at: now.after(Duration::from_secs(24 * 3600)),
+            created_by: "controller".into(),
+        };
+        let audit = store::Audit {
+            principal: "controller".into(),
+            action: "CreateToken",
+            target: token.id.clone(),
+            result: "ok".into(),
+        };
+        self.store.put_token(token, audit).await?;
+        Ok(self.shared.authority.join_string(self.shared.advertised(), secret).to_string())
+    }
+
+    /// Stops: no new connections, then streams, then the store. Agents on workers do not notice.
+    pub async fn stop(self) {
+        self.server.close(PATIENCE).await;
+        self.shared.tasks.stop(PATIENCE).await;
+        if let Some(http) = self.http {
+            http.stop().await;
+        }
+        // What the loops had under way is durable or refused by now.
+        drop(self.shared);
+        self.store.close().await;
+    }
+}
+
+/// Starts a controller.
+///
+/// # Errors
+/// See [`Error`].
+pub async fn start(config: Config, env: Env) -> Result<Handle, Error> {
+    ado_certs::create_private_dir(&config.dir)?;
+    let authority = Arc::new(Authority::open(&config.dir, &env)?);
+    let store = Arc::new(Sqlite::open(&config.dir.join("store.sqlite3"), env.clone()).await?);
+    authority.denied.set(store.denied().await?);
+    if let Some(local) = &config.local {
+        authority.keep_local(&*store, local, &env).await.map_err(|error| match error {
+            IssueError::Request(error) => Error::Certs(error),
+            IssueError::Store(error) => Error::Store(error),
+        })?;
+    }
+    let tasks = Tasks::new();
+    let server = Arc::new(bind(&config, &authority, &env, &tasks)?);
+    let hub = Arc::new(Hub::default());
+    let fleet = Arc::new(Fleet::default());
+    let dynamic: Arc<dyn Store> = store.clone();
+    // Not told to stop with the rest: it ends when nobody is left who could commit.
+    let committer = Committer::start(dynamic.clone(), hub.clone(), fleet.clone(), &tasks);
+    let advertise = match &config.advertise {
+        given if given.is_empty() => server.addresses().iter().map(ToString::to_string).collect(),
+        given => given.clone(),
+    };
+    let shared = Shared {
+        id: authority.id(),
+        incarnation: Incarnation(env.uuid()),
+        store: dynamic,
+        queue: Arc::new(Local::new()),
+        committer,
+        hub,
+        fleet,
+        authority,
+        advertise: advertise.into(),
+        server: server.clone(),
+        timing: config.timing,
+        policy: config.policy,
+        env,
+        tasks,
+    };
+    let http = match config.http {
+        Some(address) => Some(serve_http(address, &shared).await?),
+        None => None,
+    };
+    spawn_loops(&shared, &config);
+    Ok(Handle { shared, server, store, http })
+}
+
+fn bind(config: &Config, authority: &Authority, env: &Env, tasks: &Tasks) -> Result<Server, Error> {
+    let secrets = ServerSecrets::load_or_create(&config.dir)?;
+    let server = ServerConfig {
+        listen: config.listen.clone(),
+        tls: authority.tls.clone(),
+        keys: ServerKeys { reset: secrets.reset, connection_id: secrets.connection_id, token: secrets.token },
+        denied: authority.denied.clone(),
+        max_connections: MAX_CONNECTIONS,
+        max_strangers: MAX_STRANGERS,
+        idle_timeout: IDLE,
+        sockets: None,
+    };
+    Ok(Server::bind(server, env.clone(), tasks)?)
+}
+
+async fn serve_http(address: SocketAddr, shared: &Shared) -> Result<gateway::Gateway, Error> {
+    let (store, tasks) = (shared.store.clone(), shared.tasks.clone());
+    let ready = gateway::readiness(move || {
+        let (store, tasks) = (store.clone(), tasks.clone());
+        async move {
+            if tasks.is_stopping() {
+                return Err("stopping".into());
+            }
+            store.ping().await.map_err(|error| error.to_string())
+        }
+    });
+    gateway::Gateway::start(address, ready).await.map_err(|source| Error::Http { address, source })
+}
+
+fn spawn_loops(shared: &Shared, config: &Config) {
+    let tasks = &shared.tasks;
+    let (accepting, server) = (shared.clone(), shared.server.clone());
+    tasks.spawn("accept", async move {
+        while let Some(connection) = server.accept().await {
+            let shared = accepting.clone();
+            tracing::debug!(peer = ?connection.peer(), remote = %connection.remote(), "connected");
+            accepting.tasks.spawn("connection", requests::serve_connection(shared, connection));
+        }
+    });
+    tasks.spawn("dispatch", dispatch::run(shared.clone()));
+    tasks.spawn_until_stop("reaper", reaper::run(shared.clone()));
+    tasks.spawn_until_stop("certificates", look_after_certificates(shared.clone(), config.local.clone()));
+    let store = shared.store.clone();
+    tasks.spawn_until_stop("retention", async move {
+        loop {
+            if let Err(error) = store.sweep().await {
+                tracing::warn!(%error, "cannot delete what is past its retention");
+            }
+            tokio::time::sleep(RETENTION).await;
+        }
+    });
+}
+
+async fn look_after_certificates(shared: Shared, local: Option<super::LocalIdentities>) {
+    let mut own_since = shared.env.now();
+    loop {
+        tokio::time::sleep(CERTIFICATES).await;
+        if let Err(error) = shared.apply_denied().await {
+            tracing::warn!(%error, "cannot read which certificates are denied");
+        }
+        let now = shared.env.now();
+        if now.since(own_since) > Duration::from_secs(24 * 3600) {
+            own_since = now;
+            if let Err(error) = shared.authority.renew_own(now) {
+                tracing::warn!(%error, "cannot renew the controller's certificate");
+            }
+            if let Some(local) = &local
+                && let Err(error) = shared.authority.keep_local(&*shared.store, local, &shared.env).await
+            {
+                tracing::warn!(?error, "cannot renew the local identities");
+            }
+        }
+    }
+}
+
+impl Shared {
+    /// Reads which certificates are denied, and closes the connections of their holders.
+    pub(super) async fn apply_denied(&self) -> store::Result<()> {
+        self.authority.denied.set(self.store.denied().await?);
+        self.server.enforce();
+        Ok(())
+    }
+
+    /// Addresses that join strings name.
+    pub(super) fn advertised(&self) -> Vec<String> {
+        self.advertise.to_vec()
+    }
+}

@@ -1,0 +1,165 @@
+//! Wakes viewers, and lets those that keep up read from memory.
+//!
+//! A task has a tail only while somebody follows it. The tail holds the newest committed records, at most
+//! [`TAIL_BYTES`]; a viewer that falls behind it reads the store and costs nobody else anything.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use ado_proto::record::Record;
+use ado_proto::{Offset, TaskId};
+use tokio::sync::watch;
+
+/// Most bytes of records one tail holds.
+const TAIL_BYTES: usize = 2 * 1024 * 1024;
+
+/// All tails.
+#[derive(Default)]
+pub(super) struct Hub {
+    tails: Mutex<BTreeMap<TaskId, Weak<Tail>>>,
+}
+
+impl Hub {
+    /// The tail of a task, made if nobody follows it yet. It sees what is committed from now on.
+    pub(super) fn follow(self: &Arc<Self>, task: TaskId) -> Arc<Tail> {
+        let mut tails = self.tails.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(tail) = tails.get(&task).and_then(Weak::upgrade) {
+            return tail;
+        }
+        let tail = Arc::new(Tail { task, hub: self.clone(), recent: Mutex::default(), committed: watch::Sender::default() });
+        tails.insert(task, Arc::downgrade(&tail));
+        tail
+    }
+
+    /// Records have been committed. They come in offset order.
+    pub(super) fn publish(&self, task: TaskId, records: &[Record], ended: bool) {
+        let tail = self.tails.lock().unwrap_or_else(PoisonError::into_inner).get(&task).and_then(Weak::upgrade);
+        if let (Some(tail), Some(last)) = (tail, records.last()) {
+            tail.push(records);
+            tail.committed.send_replace(Committed { next: last.offset.next(), ended });
+        }
+    }
+
+    fn forget(&self, task: TaskId) {
+        let mut tails = self.tails.lock().unwrap_or_else(PoisonError::into_inner);
+        if tails.get(&task).is_some_and(|tail| tail.strong_count() == 0) {
+            tails.remove(&task);
+        }
+    }
+}
+
+/// How far a log has got, as far as its followers know.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Committed {
+    pub(super) next: Offset,
+    pub(super) ended: bool,
+}
+
+/// The newest records of one task.
+pub(super) struct Tail {
+    task: TaskId,
+    hub: Arc<Hub>,
+    recent: Mutex<Recent>,
+    committed: watch::Sender<Committed>,
+}
+
+#[derive(Default)]
+struct Recent {
+    records: VecDeque<Record>,
+    bytes: usize,
+}
+
+impl Tail {
+    /// Told whenever something is committed.
+    pub(super) fn watch(&self) -> watch::Receiver<Committed> {
+        self.committed.subscribe()
+    }
+
+    /// Records from `cursor` on, at most about `max_bytes` (at least one); `None` when the tail does not reach back to it.
+    pub(super) fn read(&self, cursor: Offset, max_bytes: usize) -> Option<Vec<Record>> {
+        let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        let first = recent.records.front()?.offset;
+        let skip = usize::try_from(cursor.0.checked_sub(first.0)?).ok()?;
+        let mut bytes = 0;
+        let fits = |record: &&Record| {
+            let first = bytes == 0;
+            bytes += record.weight();
+            first || bytes <= max_bytes
+        };
+        let records: Vec<_> = recent.records.iter().skip(skip).take_while(fits).cloned().collect();
+        (!records.is_empty()).then_some(records)
+    }
+
+    fn push(&self, records: &[Record]) {
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        for record in records {
+            // Commits of one task are published in order; a gap would mean that one was missed.
+            if recent.records.back().is_some_and(|last| last.offset.next() != record.offset) {
+                recent.records.clear();
+                recent.bytes = 0;
+            }
+            recent.bytes += record.weight();
+            recent.records.push_back(record.clone());
+        }
+        while recent.bytes > TAIL_BYTES {
+            let Some(oldest) = recent.records.pop_front() else { break };
+            recent.bytes -= oldest.weight();
+        }
+    }
+}
+
+impl Drop for Tail {
+    fn drop(&mut self) {
+        self.hub.forget(self.task);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ado_proto::record::{Note, Output, Stream};
+    use ado_proto::{Origin, Timestamp};
+    use bytes::Bytes;
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn record(offset: u64, len: usize) -> Record {
+        let body = if len == 0 {
+            Note { text: String::new() }.into()
+        } else {
+            Output { stream: Stream::Stdout, position: 0, data: Bytes::from(vec![b'x'; len]) }.into()
+        };
+        Record { offset: Offset(offset), origin: Origin::Controller, time: Timestamp(0), body }
+    }
+
+    fn offsets(records: Option<Vec<Record>>) -> Option<Vec<u64>> {
+        records.map(|records| records.iter().map(|record| record.offset.0).collect())
+    }
+
+    #[test]
+    fn reads_from_the_cursor_or_says_that_it_cannot() {
+        let hub = Arc::new(Hub::default());
+        let task = TaskId(Uuid::from_u128(1));
+        let tail = hub.follow(task);
+        assert_eq!(offsets(tail.read(Offset(0), 1000)), None);
+        hub.publish(task, &[record(5, 10), record(6, 10), record(7, 10)], false);
+        assert_eq!(offsets(tail.read(Offset(4), 1000)), None, "before the tail");
+        assert_eq!(offsets(tail.read(Offset(6), 1000)), Some(vec![6, 7]));
+        assert_eq!(offsets(tail.read(Offset(5), 1)), Some(vec![5]), "at least one");
+        assert_eq!(offsets(tail.read(Offset(8), 1000)), None, "nothing yet");
+    }
+
+    #[test]
+    fn holds_no_more_than_its_bound_and_nothing_without_followers() {
+        let hub = Arc::new(Hub::default());
+        let task = TaskId(Uuid::from_u128(1));
+        let tail = hub.follow(task);
+        for offset in 0..1000 {
+            hub.publish(task, &[record(offset, 32 * 1024)], false);
+        }
+        let held = tail.recent.lock().unwrap().bytes;
+        assert!(held <= TAIL_BYTES && held > TAIL_BYTES / 2, "{held}");
+        drop(tail);
+        assert!(hub.tails.lock().unwrap().is_empty());
+    }
+}

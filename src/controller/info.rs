@@ -1,0 +1,94 @@
+//! Rows into what people are told.
+
+use ado_proto::record::Desired;
+use ado_proto::request::{TaskInfo, WorkerInfo};
+use ado_proto::Timestamp;
+
+use super::fleet::Fleet;
+use crate::scheduler::{self, Candidate};
+use crate::store::{Row, Worker};
+use crate::task::State;
+
+/// A task as callers see it.
+pub(super) fn task(row: &Row, fleet: &[Candidate], now: Timestamp) -> TaskInfo {
+    let task = &row.task;
+    let (outcome, exit, error) = match &task.state {
+        State::Ended { outcome, exit, error } => (Some(*outcome), exit.clone(), error.clone()),
+        _ => (None, None, None),
+    };
+    let not_before = match task.state {
+        State::Queued { not_before } => not_before,
+        _ => task.created_at,
+    };
+    TaskInfo {
+        id: task.id,
+        namespace: task.namespace.clone(),
+        owner: task.owner.clone(),
+        name: task.name.clone(),
+        group: task.group,
+        state: task.state_word().into(),
+        desired: task.desired,
+        spec: task.spec.clone(),
+        worker: task.worker.as_ref().map(|holder| holder.id),
+        worker_name: task.worker.as_ref().map(|holder| holder.name.clone()),
+        epoch: task.epoch,
+        attempt: task.attempt(),
+        losses: task.uncharged_losses,
+        created_at: task.created_at,
+        started_at: task.started_at,
+        ended_at: task.ended_at,
+        not_before,
+        outcome,
+        exit,
+        error,
+        next_offset: task.next_offset,
+        reason: reason(row, fleet, now),
+    }
+}
+
+fn reason(row: &Row, fleet: &[Candidate], now: Timestamp) -> Option<String> {
+    let task = &row.task;
+    Some(match (&task.state, task.desired) {
+        (State::Queued { .. }, Desired::Paused) => "paused before it started: `ado resume` lets it run".into(),
+        (State::Queued { not_before }, _) if *not_before > now => {
+            format!("tried again in {} s, after {} failed attempts", not_before.since(now).as_secs() + 1, task.failures)
+        }
+        (State::Queued { .. }, _) => scheduler::why_waiting(fleet, &task.namespace, &task.spec),
+        (State::Starting, _) => "its worker is starting it".into(),
+        (_, Desired::Cancelled) if !task.is_ended() => "its worker is stopping it".into(),
+        (State::Running | State::Starting | State::Paused, _) if !is_connected(row, fleet) => {
+            "its worker is not connected: it goes on there, or elsewhere when the lease has ended".into()
+        }
+        (State::Ended { error: Some(error), .. }, _) => error.clone(),
+        _ => return None,
+    })
+}
+
+fn is_connected(row: &Row, fleet: &[Candidate]) -> bool {
+    row.lease.as_ref().is_some_and(|lease| fleet.iter().any(|worker| worker.id == lease.worker))
+}
+
+/// A worker as callers see it.
+pub(super) fn worker(worker: Worker, fleet: &Fleet, lost_after: std::time::Duration, now: Timestamp) -> WorkerInfo {
+    let age = now.since(worker.seen_at);
+    let busy = fleet.busy(worker.id);
+    let state = match (age > lost_after, worker.draining, busy) {
+        (true, ..) => "lost",
+        (_, true, _) => "draining",
+        (_, _, None) => "disconnected",
+        _ => "ready",
+    };
+    WorkerInfo {
+        id: worker.id,
+        name: worker.name,
+        state: state.into(),
+        pool: worker.pool,
+        slots: worker.slots,
+        busy: busy.unwrap_or(0),
+        agents: worker.agents,
+        labels: worker.labels,
+        containment: worker.containment,
+        heartbeat_age_ms: u64::try_from(age.as_millis()).unwrap_or(u64::MAX),
+        build: worker.build,
+    }
+}

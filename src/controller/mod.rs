@@ -1,0 +1,129 @@
+//! The controller: keeps the truth, places tasks, detects dead workers, serves viewers.
+//!
+//! Joins policy (`task`, `scheduler`) to edges (`store`, `queue`, `net`).
+//! Must never know: SQL text, frame bytes, argv.
+
+mod access;
+mod authority;
+mod commit;
+mod dispatch;
+mod enrol;
+mod fleet;
+mod follow;
+mod handle;
+mod hub;
+mod info;
+mod reaper;
+mod requests;
+mod session;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ado_proto::{ControllerId, Incarnation};
+
+use crate::env::Env;
+use crate::net::Server;
+use crate::queue::Queue;
+use crate::store::Store;
+use crate::task;
+use crate::tasks::Tasks;
+
+use authority::Authority;
+use commit::Committer;
+use fleet::Fleet;
+use hub::Hub;
+
+pub use authority::LocalIdentities;
+pub use handle::{Handle, start};
+
+/// What a controller is made of.
+pub struct Config {
+    /// Where its CA, its keys and its embedded store are.
+    pub dir: PathBuf,
+    /// Addresses for QUIC; port 0 picks one.
+    pub listen: Vec<SocketAddr>,
+    /// Address for HTTP (`/health`, `/ready`); `None` serves none.
+    pub http: Option<SocketAddr>,
+    /// `host:port` that join strings name; empty: the addresses listened on.
+    pub advertise: Vec<String>,
+    /// Numbers of liveness.
+    pub timing: Timing,
+    /// Numbers of retries.
+    pub policy: task::Policy,
+    /// Identities to keep for processes of the same user on the same machine.
+    pub local: Option<LocalIdentities>,
+}
+
+/// Numbers of liveness.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timing {
+    /// How often workers report.
+    pub heartbeat: Duration,
+    /// Silence after which a worker is lost and its tasks are placed elsewhere.
+    pub lost_after: Duration,
+}
+
+impl Default for Timing {
+    /// Three heartbeats may go missing: one dropped, one late from a paused machine, one for the lease's margin.
+    fn default() -> Self {
+        Self { heartbeat: Duration::from_secs(5), lost_after: Duration::from_secs(20) }
+    }
+}
+
+impl Timing {
+    /// How long a renewal lets a worker act, counted from when it was sent. The rest of `lost_after` is the margin in
+    /// which a cut-off worker has stopped and nothing is re-assigned yet.
+    pub fn lease(&self) -> Duration {
+        self.lost_after * 3 / 4
+    }
+
+    /// Time between a lease's end and its task's re-assignment.
+    pub fn margin(&self) -> Duration {
+        self.lost_after - self.lease()
+    }
+}
+
+/// Why a controller cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Its store cannot be opened.
+    #[error("cannot open the store")]
+    Store(#[from] crate::store::Error),
+    /// Its CA or identity is not usable.
+    #[error("cannot set up the certificates of the mesh")]
+    Certs(#[from] ado_certs::Error),
+    /// An address cannot be bound.
+    #[error("cannot listen")]
+    Net(#[from] crate::net::Error),
+    /// The HTTP address cannot be bound.
+    #[error("cannot listen for HTTP on {address}")]
+    Http {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+/// What the controller's parts share.
+#[derive(Clone)]
+struct Shared {
+    id: ControllerId,
+    incarnation: Incarnation,
+    store: Arc<dyn Store>,
+    queue: Arc<dyn Queue>,
+    committer: Committer,
+    hub: Arc<Hub>,
+    fleet: Arc<Fleet>,
+    authority: Arc<Authority>,
+    server: Arc<Server>,
+    /// Addresses that join strings name.
+    advertise: Arc<[String]>,
+    timing: Timing,
+    policy: task::Policy,
+    env: Env,
+    tasks: Tasks,
+}

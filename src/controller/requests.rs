@@ -1,0 +1,238 @@
+//! Requests to answers.
+
+mod tasks;
+
+use ado_certs::{Peer, VerifiedPeer};
+use ado_proto::request::{
+    CreateToken, Enrol, ErrorCode, ErrorReply, Events, Follow, GetTasks, Header, Hello, ListEvents, ListTasks,
+    ListTokens, ListWorkers, Renew, Request, RevokeIdentity, RevokeToken, SetDesired, Submit, TaskOutput, Welcome,
+    WorkerSession, decode_body, encode_response,
+};
+use bytes::Bytes;
+
+use super::access::{self, Access};
+use super::{Shared, enrol, follow, info, session};
+use crate::net::{self, Channel, Connection, Incoming, Priority};
+use crate::store;
+
+/// Most rows of one answer.
+const MAX_ROWS: u32 = 1000;
+
+/// The store's failures, as callers see them.
+pub(super) fn unavailable(error: store::Error) -> ErrorReply {
+    match error {
+        store::Error::Unavailable(_) | store::Error::Full(_) => {
+            ErrorReply::new(ErrorCode::Unavailable, error.to_string()).hint("nothing was changed; try again")
+        }
+        store::Error::Unusable(_) | store::Error::Damaged(_) => {
+            tracing::error!(%error, "a request failed");
+            ErrorReply::new(ErrorCode::Internal, error.to_string()).hint("the controller's log says more")
+        }
+    }
+}
+
+/// Serves a connection until it or the controller ends.
+pub(super) async fn serve_connection(shared: Shared, connection: Connection) {
+    loop {
+        let incoming = tokio::select! {
+            biased;
+            () = shared.tasks.stopping() => return,
+            incoming = connection.accept() => incoming,
+        };
+        let Some(incoming) = incoming else { return };
+        let (shared, connection) = (shared.clone(), connection.clone());
+        shared.tasks.clone().spawn("request", async move {
+            let (kind, remote) = (incoming.header.kind, connection.remote());
+            if let Err(error) = serve(&shared, &connection, incoming).await {
+                tracing::debug!(kind, %remote, %error, "a stream ended early");
+            }
+        });
+    }
+}
+
+/// A request that has been let in.
+struct Asked<'a> {
+    shared: &'a Shared,
+    connection: &'a Connection,
+    peer: VerifiedPeer,
+    access: Access,
+    header: Header,
+    body: Bytes,
+}
+
+async fn serve(shared: &Shared, connection: &Connection, incoming: Incoming) -> Result<(), net::Error> {
+    let Incoming { header, body, mut channel } = incoming;
+    match connection.peer() {
+        Peer::Joining => {
+            let answer = match header.kind {
+                Enrol::KIND => join(shared, &header, &body).await,
+                _ => Err(ErrorReply::new(ErrorCode::Denied, "a joining peer may only enrol")),
+            };
+            finish(&mut channel, answer).await
+        }
+        Peer::Verified(peer) => match access::check(&peer, &header) {
+            Ok(access) => {
+                let asked = Asked { shared, connection, peer, access, header, body };
+                match asked.header.kind {
+                    Follow::KIND => asked.follow(channel).await,
+                    WorkerSession::KIND => asked.worker_session(channel).await,
+                    TaskOutput::KIND => asked.task_output(channel).await,
+                    _ => finish(&mut channel, asked.answer().await).await,
+                }
+            }
+            Err(denied) => {
+                tracing::info!(peer = %peer.principal(), kind = header.kind, "denied");
+                finish(&mut channel, Err(denied)).await
+            }
+        },
+    }
+}
+
+/// Sends the only frame of an answer.
+async fn finish(channel: &mut Channel, answer: Result<Vec<u8>, ErrorReply>) -> Result<(), net::Error> {
+    let frame = answer.unwrap_or_else(|refusal| encode_response::<()>(&Err(refusal)));
+    channel.tx.send(&frame).await?;
+    channel.tx.finish();
+    Ok(())
+}
+
+/// Sends the first frame of a stream's answer; `None` when it is a refusal, and the stream is over.
+async fn begin<R: Request, T>(
+    channel: &mut Channel,
+    answer: Result<(R::Response, T), ErrorReply>,
+) -> Result<Option<T>, net::Error> {
+    match answer {
+        Ok((response, rest)) => {
+            channel.tx.send(&encode_response(&Ok(response))).await?;
+            Ok(Some(rest))
+        }
+        Err(refusal) => finish(channel, Err(refusal)).await.map(|()| None),
+    }
+}
+
+fn decode<R: Request>(header: &Header, body: &[u8]) -> Result<R, ErrorReply> {
+    if header.version != R::VERSION {
+        let message = format!("{} version {} is not spoken here, version {} is", R::NAME, header.version, R::VERSION);
+        return Err(ErrorReply::new(ErrorCode::UnsupportedVersion, message).hint("update ado"));
+    }
+    decode_body(body).map_err(|error| ErrorReply::new(ErrorCode::Invalid, error.to_string()))
+}
+
+fn reply<R: Request>(response: R::Response) -> Result<Vec<u8>, ErrorReply> {
+    Ok(encode_response(&Ok(response)))
+}
+
+async fn join(shared: &Shared, header: &Header, body: &[u8]) -> Result<Vec<u8>, ErrorReply> {
+    reply::<Enrol>(enrol::enrol(shared, decode::<Enrol>(header, body)?).await?)
+}
+
+impl Asked<'_> {
+    fn decode<R: Request>(&self) -> Result<R, ErrorReply> {
+        decode(&self.header, &self.body)
+    }
+
+    async fn answer(&self) -> Result<Vec<u8>, ErrorReply> {
+        let (shared, access) = (self.shared, &self.access);
+        match self.header.kind {
+            Hello::KIND => reply::<Hello>(self.hello().await?),
+            Renew::KIND => self.renew().await,
+            CreateToken::KIND => reply::<CreateToken>(enrol::create_token(shared, access, self.decode()?).await?),
+            ListTokens::KIND => reply::<ListTokens>(enrol::list_tokens(shared, access).await?),
+            RevokeToken::KIND => reply::<RevokeToken>(enrol::revoke_token(shared, access, self.decode()?).await?),
+            RevokeIdentity::KIND => {
+                reply::<RevokeIdentity>(enrol::revoke_identity(shared, access, self.decode()?).await?)
+            }
+            Submit::KIND => self.submit(self.decode()?).await,
+            GetTasks::KIND => reply::<GetTasks>(self.get_tasks(self.decode()?).await?),
+            ListTasks::KIND => reply::<ListTasks>(self.list_tasks(self.decode()?).await?),
+            SetDesired::KIND => self.set_desired(self.decode()?).await,
+            ListWorkers::KIND => reply::<ListWorkers>(self.list_workers().await?),
+            ListEvents::KIND => reply::<ListEvents>(self.list_events(self.decode()?).await?),
+            kind => {
+                let message = format!("request {kind} is not known here");
+                Err(ErrorReply::new(ErrorCode::UnsupportedVersion, message).hint("update the controller"))
+            }
+        }
+    }
+
+    async fn hello(&self) -> Result<Welcome, ErrorReply> {
+        let _: Hello = self.decode()?;
+        Ok(Welcome {
+            controller: self.shared.id,
+            incarnation: self.shared.incarnation,
+            build: crate::BUILD.into(),
+            minor: ado_proto::version::MINOR,
+            generation: self.shared.store.generation(),
+            now: self.shared.store.now().await.map_err(unavailable)?,
+            you: self.access.principal.clone(),
+        })
+    }
+
+    async fn renew(&self) -> Result<Vec<u8>, ErrorReply> {
+        let (renewed, issued) = enrol::renew(self.shared, &self.peer, self.decode()?).await?;
+        let alpn = ado_proto::version::ALPN_MESH;
+        let now = self.shared.env.now();
+        match ado_certs::verify_peer(alpn, Some(&issued.chain), &self.shared.authority.denied, now) {
+            Ok(peer) => self.connection.renewed(peer),
+            Err(error) => tracing::warn!(%error, "a certificate just issued is not accepted"),
+        }
+        reply::<Renew>(renewed)
+    }
+
+    async fn list_workers(&self) -> Result<Vec<ado_proto::request::WorkerInfo>, ErrorReply> {
+        let now = self.shared.store.now().await.map_err(unavailable)?;
+        let workers = self.shared.store.workers().await.map_err(unavailable)?;
+        let visible = |worker: &store::Worker| match &self.access.audience {
+            ado_proto::Audience::Everywhere => true,
+            ado_proto::Audience::Namespace(own) => worker.namespace == *own,
+        };
+        let lost_after = self.shared.timing.lost_after;
+        let info = |worker| info::worker(worker, &self.shared.fleet, lost_after, now);
+        Ok(workers.into_iter().filter(visible).map(info).collect())
+    }
+
+    async fn list_events(&self, request: ListEvents) -> Result<Events, ErrorReply> {
+        let limit = request.limit.min(MAX_ROWS) as usize;
+        let events =
+            self.shared.store.events(&self.access.audience, request.after, limit).await.map_err(unavailable)?;
+        let next = events.last().map_or(request.after, |event| event.cursor);
+        Ok(Events { events, next })
+    }
+
+    async fn follow(&self, mut channel: Channel) -> Result<(), net::Error> {
+        let answer = self.open_follow().await;
+        let Some((request, from)) = begin::<Follow, _>(&mut channel, answer).await? else { return Ok(()) };
+        channel.tx.set_priority(if request.follow { Priority::Live } else { Priority::Bulk });
+        follow::serve(self.shared, &request, from, &mut channel.tx).await
+    }
+
+    #[expect(clippy::type_complexity, reason = "the answer and what serving it needs")]
+    async fn open_follow(
+        &self,
+    ) -> Result<(ado_proto::request::Following, (Follow, ado_proto::Offset)), ErrorReply> {
+        let request: Follow = self.decode()?;
+        self.visible(request.task).await?;
+        let following = follow::begin(self.shared, &request).await.map_err(unavailable)?;
+        let from = following.from;
+        Ok((following, (request, from)))
+    }
+
+    async fn worker_session(&self, mut channel: Channel) -> Result<(), net::Error> {
+        let answer = match self.decode() {
+            Ok(request) => session::open(self.shared, &self.peer, request).await,
+            Err(refusal) => Err(refusal),
+        };
+        let Some(opened) = begin::<WorkerSession, _>(&mut channel, answer).await? else { return Ok(()) };
+        session::serve(self.shared, opened, channel).await
+    }
+
+    async fn task_output(&self, mut channel: Channel) -> Result<(), net::Error> {
+        let request: TaskOutput = match self.decode() {
+            Ok(request) => request,
+            Err(refusal) => return finish(&mut channel, Err(refusal)).await,
+        };
+        let answer = session::open_output(self.shared, &self.peer, &request).await;
+        let Some(worker) = begin::<TaskOutput, _>(&mut channel, answer).await? else { return Ok(()) };
+        session::serve_output(self.shared, worker, &request, channel).await
+    }
+}

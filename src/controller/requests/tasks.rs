@@ -1,0 +1,289 @@
+//! Requests about tasks.
+
+use ado_proto::ids::{Reference, ReferenceError};
+use ado_proto::record::{self, Member};
+use ado_proto::request::{
+    DesiredSet, ErrorCode, ErrorReply, GetTasks, ListTasks, Request, SetDesired, Submit, Submitted, TaskInfo,
+    encode_response,
+};
+use ado_proto::{Audience, GroupId, RequestId, TaskId};
+
+use super::{Asked, MAX_ROWS, info, unavailable};
+use crate::controller::fleet::want;
+use crate::controller::session::event_of;
+use crate::controller::dispatch;
+use crate::store::{
+    Audit, Change, Committed, Find, KEY_RETENTION, ListFilter, NewEvent, Once, Outcome, Row, Unit, Write,
+};
+use crate::task::{self, Command};
+
+/// Most tasks of one group.
+const MAX_GROUP: usize = 1000;
+/// Longest input of one task, bytes.
+const MAX_INPUT: usize = 128 * 1024;
+
+impl Asked<'_> {
+    /// Finds tasks by what people type. "Not found" and "not permitted" answer alike.
+    async fn find(&self, text: &str) -> Result<Vec<Row>, ErrorReply> {
+        let not_found = || {
+            ErrorReply::new(ErrorCode::NotFound, format!("there is no task `{text}`")).hint("ado list --all")
+        };
+        let (find, is_prefix) = match text.parse() {
+            Ok(Reference::Full(id)) => (Find::Id(TaskId(id)), false),
+            Ok(Reference::Task(tail)) => (Find::Prefix(tail), true),
+            Ok(Reference::Group(tail)) => (Find::GroupPrefix(tail), true),
+            Err(_) => (Find::Name(text.into()), false),
+        };
+        let mut rows = self.look(&find).await?;
+        if rows.is_empty() && let Find::Id(TaskId(id)) = find {
+            rows = self.look(&Find::Group(GroupId(id))).await?;
+        }
+        if rows.is_empty() && !matches!(find, Find::Name(_)) {
+            rows = self.look(&Find::Name(text.into())).await?;
+        }
+        if rows.is_empty() && let Err(error @ ReferenceError::TooShort(_)) = text.parse::<Reference>() {
+            return Err(ErrorReply::new(ErrorCode::Invalid, error.to_string()).hint("ado list --all"));
+        }
+        if let Find::Name(_) = find {
+            rows.truncate(1);
+        }
+        let different = distinct(&rows);
+        match different.len() {
+            0 => Err(not_found()),
+            1 => Ok(rows),
+            _ if is_prefix => {
+                let mut refusal = ErrorReply::new(
+                    ErrorCode::Ambiguous,
+                    format!("`{text}` fits {} of them: {}", different.len(), different[..different.len().min(5)].join(", ")),
+                );
+                refusal = refusal.hint("give more characters");
+                Err(refusal)
+            }
+            _ => Ok(rows),
+        }
+    }
+
+    async fn look(&self, find: &Find) -> Result<Vec<Row>, ErrorReply> {
+        self.shared.store.find(&self.access.audience, find, MAX_GROUP).await.map_err(unavailable)
+    }
+
+    /// Checks that the caller may see a task.
+    pub(super) async fn visible(&self, id: TaskId) -> Result<(), ErrorReply> {
+        let rows = self.look(&Find::Id(id)).await?;
+        let not_found = || ErrorReply::new(ErrorCode::NotFound, format!("there is no task `{}`", id.short()));
+        rows.first().map(|_| ()).ok_or_else(not_found)
+    }
+
+    async fn infos(&self, rows: &[Row]) -> Result<Vec<TaskInfo>, ErrorReply> {
+        let now = self.shared.store.now().await.map_err(unavailable)?;
+        let fleet = self.shared.fleet.candidates();
+        Ok(rows.iter().map(|row| info::task(row, &fleet, now)).collect())
+    }
+
+    pub(super) async fn get_tasks(&self, request: GetTasks) -> Result<Vec<TaskInfo>, ErrorReply> {
+        let rows = self.find(&request.reference).await?;
+        self.infos(&rows).await
+    }
+
+    pub(super) async fn list_tasks(&self, request: ListTasks) -> Result<Vec<TaskInfo>, ErrorReply> {
+        const STATES: [&str; 8] =
+            ["queued", "starting", "running", "paused", "waiting", "completed", "failed", "cancelled"];
+        if let Some(unknown) = request.states.iter().find(|state| !STATES.contains(&state.as_str())) {
+            let message = format!("`{unknown}` is not a state: {}", STATES.join(", "));
+            return Err(ErrorReply::new(ErrorCode::Invalid, message));
+        }
+        let filter = ListFilter {
+            audience: self.access.audience.clone(),
+            states: request.states,
+            before: request.before,
+            limit: request.limit.clamp(1, MAX_ROWS) as usize,
+        };
+        let rows = self.shared.store.list(&filter).await.map_err(unavailable)?;
+        self.infos(&rows).await
+    }
+
+    /// The key that makes a mutation happen once.
+    async fn once<R: Request>(
+        &self,
+        answer: impl FnOnce(&[Outcome]) -> R::Response + Send + 'static,
+    ) -> Result<Option<Once>, ErrorReply> {
+        let Some(id) = self.header.id else { return Ok(None) };
+        self.check_age(id).await?;
+        let digest = ring::digest::digest(&ring::digest::SHA256, &self.body);
+        Ok(Some(Once {
+            principal: self.access.principal.clone(),
+            kind: R::KIND,
+            id,
+            body: digest.as_ref().try_into().expect("SHA-256 has 32 bytes"),
+            answer: Box::new(|outcomes| encode_response(&Ok(answer(outcomes))).into()),
+        }))
+    }
+
+    /// A key older than the retention may have been forgotten: repeating it would happen twice.
+    async fn check_age(&self, id: RequestId) -> Result<(), ErrorReply> {
+        let Some(made_at) = id.0.get_timestamp().filter(|_| id.0.get_version_num() == 7) else { return Ok(()) };
+        let now = self.shared.store.now().await.map_err(unavailable)?;
+        let age = u64::try_from(now.0 / 1_000_000).unwrap_or(0).saturating_sub(made_at.to_unix().0);
+        if age > KEY_RETENTION.as_secs() {
+            let message = format!("request {id} is {} hours old: its first answer is no longer kept", age / 3600);
+            return Err(ErrorReply::new(ErrorCode::Conflict, message).hint("look with `ado list` whether it happened"));
+        }
+        Ok(())
+    }
+
+    fn audit(&self, action: &'static str, target: String) -> Audit {
+        Audit { principal: self.access.principal.clone(), action, target, result: "ok".into() }
+    }
+
+    async fn commit(&self, unit: Unit) -> Result<(Vec<Outcome>, Option<Vec<u8>>), ErrorReply> {
+        match self.shared.committer.commit(unit).await.map_err(unavailable)? {
+            Committed::Done(outcomes, answer) => Ok((outcomes, answer.map(Into::into))),
+            Committed::Replayed(answer) => Ok((Vec::new(), Some(answer.into()))),
+            Committed::KeyConflict => {
+                let message = "this request id was used for another request".to_owned();
+                Err(ErrorReply::new(ErrorCode::Conflict, message).hint("use a new --idempotency-key"))
+            }
+        }
+    }
+
+    pub(super) async fn submit(&self, request: Submit) -> Result<Vec<u8>, ErrorReply> {
+        check_submit(&request)?;
+        let count = request.specs.len();
+        let group = (count > 1).then(|| GroupId(self.shared.env.uuid()));
+        let fleet = self.shared.fleet.candidates();
+        let fits = |worker: &&crate::scheduler::Candidate| {
+            request.specs.iter().any(|spec| worker.unfit(&self.access.namespace, spec).is_none())
+        };
+        let eligible = u32::try_from(fleet.iter().filter(fits).count()).unwrap_or(u32::MAX);
+        let mut tasks = Vec::with_capacity(count);
+        let mut changes = Vec::with_capacity(count);
+        for (index, spec) in request.specs.into_iter().enumerate() {
+            let id = TaskId(self.shared.env.uuid());
+            tasks.push(id);
+            let number = |n: usize| u32::try_from(n).expect("checked against MAX_GROUP");
+            let submitted = record::Submitted {
+                namespace: self.access.namespace.clone(),
+                owner: self.access.owner.clone(),
+                name: request.name.clone(),
+                group: group.map(|id| Member { id, index: number(index), count: number(count) }),
+                spec,
+            };
+            changes.push(create(id, submitted));
+        }
+        let target = group.map_or_else(|| tasks[0].short(), GroupId::short);
+        let answer = Submitted { tasks, group, eligible_workers: eligible };
+        let kept = answer.clone();
+        let once = self.once::<Submit>(move |_| kept).await?;
+        let unit = Unit { changes, once, audit: Some(self.audit("Submit", target)) };
+        let (outcomes, kept) = self.commit(unit).await?;
+        let rows: Vec<_> = outcomes.into_iter().filter_map(applied).collect();
+        dispatch::give_hints(self.shared, &rows).await;
+        Ok(kept.unwrap_or_else(|| encode_response(&Ok(answer))))
+    }
+
+    pub(super) async fn set_desired(&self, request: SetDesired) -> Result<Vec<u8>, ErrorReply> {
+        let rows = self.find(&request.reference).await?;
+        let ids: Vec<_> = rows.iter().map(|row| row.task.id).collect();
+        let changes = ids.iter().map(|id| self.desire(*id, &request)).collect();
+        let answer = {
+            let ids = ids.clone();
+            move |outcomes: &[Outcome]| ids.iter().zip(outcomes).map(|(id, outcome)| desired_set(*id, outcome)).collect()
+        };
+        let once = self.once::<SetDesired>(answer.clone()).await?;
+        let audit = self.audit("SetDesired", format!("{} {:?}", request.reference, request.desired));
+        let (outcomes, kept) = self.commit(Unit { changes, once, audit: Some(audit) }).await?;
+        let kept = kept.unwrap_or_else(|| {
+            let answer: Vec<DesiredSet> = answer(&outcomes);
+            encode_response(&Ok(answer))
+        });
+        for row in outcomes.into_iter().filter_map(applied) {
+            match &row.lease {
+                Some(lease) => self.shared.fleet.tell(lease.worker, want(&row.task)),
+                None => dispatch::give_hints(self.shared, &[row]).await,
+            }
+        }
+        Ok(kept)
+    }
+
+    fn desire(&self, id: TaskId, request: &SetDesired) -> Change {
+        let (desired, force, by) = (request.desired, request.force, self.access.owner.clone());
+        let policy = self.shared.policy;
+        let decide = move |row: &Row, now| {
+            let decision = task::decide(&row.task, Command::Desire { desired, by, force }, now, &policy, 0.0)?;
+            let events = decision.records.iter().filter_map(|record| event_of(id, &decision.task, record)).collect();
+            Ok(Write {
+                row: Row { task: decision.task, lease: row.lease.clone() },
+                records: decision.records,
+                events,
+            })
+        };
+        Change::Update { id, decide: Box::new(decide) }
+    }
+}
+
+/// The short ids of the tasks or groups that rows belong to, each once. The members of one group are one thing.
+fn distinct(rows: &[Row]) -> Vec<String> {
+    let mut names: Vec<_> =
+        rows.iter().map(|row| if rows.len() > 1 { name_of(row) } else { row.task.id.short() }).collect();
+    names.dedup();
+    names
+}
+
+fn name_of(row: &Row) -> String {
+    row.task.group.map_or_else(|| row.task.id.short(), |member| member.id.short())
+}
+
+fn applied(outcome: Outcome) -> Option<Row> {
+    match outcome {
+        Outcome::Applied(write) => Some(write.row),
+        _ => None,
+    }
+}
+
+fn create(id: TaskId, submitted: record::Submitted) -> Change {
+    let make = move |now| {
+        let event = NewEvent {
+            audience: Audience::Namespace(submitted.namespace.clone()),
+            kind: "task.submitted",
+            task: Some(id),
+            worker: None,
+            text: format!("{} by {}", id.short(), submitted.owner),
+        };
+        let decision = task::submit(id, submitted, now);
+        Write { row: Row { task: decision.task, lease: None }, records: decision.records, events: vec![event] }
+    };
+    Change::Create { id, make: Box::new(make) }
+}
+
+fn desired_set(task: TaskId, outcome: &Outcome) -> DesiredSet {
+    let (state, unchanged) = match outcome {
+        Outcome::Applied(write) => (write.row.task.state_word(), None),
+        Outcome::Refused(refusal, row) => (row.task.state_word(), Some(refusal.to_string())),
+        Outcome::Missing => ("unknown", Some("gone".into())),
+        Outcome::Locked => ("unknown", Some("busy: try again".into())),
+    };
+    DesiredSet { task, state: state.into(), unchanged }
+}
+
+fn check_submit(request: &Submit) -> Result<(), ErrorReply> {
+    let invalid = |message: String| Err(ErrorReply::new(ErrorCode::Invalid, message));
+    if request.specs.is_empty() || request.specs.len() > MAX_GROUP {
+        return invalid(format!("a request submits 1 to {MAX_GROUP} tasks, not {}", request.specs.len()));
+    }
+    if let Some(name) = request.name.as_ref().filter(|name| !ado_proto::ids::is_name(name)) {
+        return invalid(format!("`{name}` is not a name: 1 to 63 of a-z A-Z 0-9 . _ @ -"));
+    }
+    for spec in &request.specs {
+        if let Err(why) = crate::agents::check(spec) {
+            return invalid(why);
+        }
+        if spec.input.summary().len() > MAX_INPUT {
+            return invalid(format!("the input has {} bytes, at most {MAX_INPUT} are taken", spec.input.summary().len()));
+        }
+        if spec.time_limit_ms == Some(0) {
+            return invalid("a time limit of 0 leaves no time: leave it out for none".into());
+        }
+    }
+    Ok(())
+}
+

@@ -1,0 +1,346 @@
+//! What workers say: that they live, and what their agents do.
+
+use std::time::Duration;
+
+use ado_certs::VerifiedPeer;
+use ado_proto::record::{Body, Loss, Record};
+use ado_proto::request::{ErrorCode, ErrorReply, OutputAccepted, TaskOutput, WorkerAccepted, WorkerSession};
+use ado_proto::session::{
+    Acknowledged, Draining, FromAttempt, FromWorker, Heartbeat, HeartbeatAnswer, Stale, ToAttempt, ToWorker,
+};
+use ado_proto::{Audience, Epoch, Incarnation, Origin, Seq, TaskId, WorkerId};
+use futures_util::FutureExt;
+use tokio::sync::mpsc;
+
+use super::fleet::{TO_WORKER, want};
+use super::requests::unavailable;
+use super::{Shared, dispatch, reaper};
+use crate::net::{self, Channel, Receiver, Sender};
+use crate::store::{self, Change, NewEvent, Outcome, Row, Worker, Write};
+use crate::task::{self, Command, Refusal};
+
+/// Most bytes of records of one attempt in one commit.
+const APPEND_BYTES: usize = 512 * 1024;
+/// Between two tries while the store is unavailable. The worker spools meanwhile.
+const RETRY: Duration = Duration::from_millis(200);
+
+// ---- the worker's session ---------------------------------------------------------------------------------------
+
+/// A worker's session as it is accepted.
+pub(super) struct Opened {
+    worker: Worker,
+    messages: mpsc::Sender<ToWorker>,
+    inbox: mpsc::Receiver<ToWorker>,
+}
+
+/// Registers a worker's start. A new start ends the epochs of the former one: the worker has proved them dead.
+pub(super) async fn open(
+    shared: &Shared,
+    peer: &VerifiedPeer,
+    session: WorkerSession,
+) -> Result<(WorkerAccepted, Opened), ErrorReply> {
+    let id = worker_id(peer)?;
+    if session.slots == 0 {
+        return Err(ErrorReply::new(ErrorCode::Invalid, "a worker needs at least one slot"));
+    }
+    let worker = Worker {
+        id,
+        incarnation: session.incarnation,
+        name: session.name,
+        namespace: peer.principal().namespace.clone(),
+        pool: session.pool,
+        slots: session.slots,
+        agents: session.agents,
+        labels: session.labels,
+        containment: session.containment,
+        build: session.build,
+        draining: false,
+        seen_at: ado_proto::Timestamp(0),
+    };
+    let former = shared.store.register(worker.clone()).await.map_err(unavailable)?;
+    let held = shared.store.held_by(id).await.map_err(unavailable)?;
+    let restarted = former.as_ref().is_some_and(|former| former.incarnation != worker.incarnation);
+    let held = if restarted { end_former(shared, held).await? } else { held };
+    if former.is_none() || restarted {
+        let text = format!("{} with {} slots", worker.name, worker.slots);
+        let audience = Audience::Namespace(worker.namespace.clone());
+        let event = NewEvent { audience, kind: "worker.joined", task: None, worker: Some(id), text };
+        shared.store.add_events(vec![event]).await.map_err(unavailable)?;
+    }
+    let (messages, inbox) = mpsc::channel(TO_WORKER);
+    shared.fleet.join(worker.clone(), &held, messages.clone());
+    let accepted = WorkerAccepted {
+        heartbeat_ms: millis(shared.timing.heartbeat),
+        lease_ms: millis(shared.timing.lease()),
+    };
+    Ok((accepted, Opened { worker, messages, inbox }))
+}
+
+/// The worker died: the loss counts against a task that was the only one it ran.
+async fn end_former(shared: &Shared, held: Vec<Row>) -> Result<Vec<Row>, ErrorReply> {
+    let charged = held.len() == 1 && held[0].lease.as_ref().is_some_and(|lease| lease.incarnation.is_some());
+    for row in &held {
+        reaper::lose(shared, row, Loss::Restarted, charged).await.map_err(unavailable)?;
+    }
+    Ok(Vec::new())
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn worker_id(peer: &VerifiedPeer) -> Result<WorkerId, ErrorReply> {
+    let name = &peer.principal().name;
+    name.parse().map_err(|_| ErrorReply::new(ErrorCode::Denied, format!("`{name}` is not a worker's identity")))
+}
+
+/// Serves a session until the connection or the controller ends.
+pub(super) async fn serve(shared: &Shared, opened: Opened, channel: Channel) -> Result<(), net::Error> {
+    let Opened { worker, messages, inbox } = opened;
+    let Channel { tx, rx } = channel;
+    let sending = send_all(inbox, tx);
+    let receiving = receive(shared, &worker, &messages, rx);
+    let result = tokio::select! {
+        biased;
+        () = shared.tasks.stopping() => Ok(()),
+        result = sending => result,
+        result = receiving => result,
+    };
+    shared.fleet.leave(worker.id, &messages);
+    result
+}
+
+async fn send_all(mut inbox: mpsc::Receiver<ToWorker>, mut tx: Sender) -> Result<(), net::Error> {
+    while let Some(message) = inbox.recv().await {
+        tx.send_message(&message).await?;
+    }
+    Ok(())
+}
+
+async fn receive(
+    shared: &Shared,
+    worker: &Worker,
+    messages: &mpsc::Sender<ToWorker>,
+    mut rx: Receiver,
+) -> Result<(), net::Error> {
+    let mut draining = false;
+    while let Some(message) = rx.next_message::<FromWorker>().await? {
+        let result = match message {
+            FromWorker::Heartbeat(heartbeat) => beat(shared, worker, messages, &heartbeat, draining).await,
+            FromWorker::Draining(notice) => {
+                draining = true;
+                shared.fleet.drain(worker.id);
+                hand_back(shared, worker, notice).await
+            }
+            FromWorker::Unknown { .. } => Ok(true),
+        };
+        match result {
+            Ok(true) => {}
+            // A newer start of the worker has registered: this one is over.
+            Ok(false) => return Ok(()),
+            // No answer: the lease is not renewed, and the worker asks again.
+            Err(error) => tracing::warn!(worker = %worker.name, %error, "a heartbeat is not answered"),
+        }
+    }
+    Ok(())
+}
+
+async fn beat(
+    shared: &Shared,
+    worker: &Worker,
+    messages: &mpsc::Sender<ToWorker>,
+    heartbeat: &Heartbeat,
+    draining: bool,
+) -> store::Result<bool> {
+    let lease = shared.timing.lease();
+    let renewed = shared.store.renew(worker.id, worker.incarnation, &heartbeat.holds, lease, draining).await?;
+    let Some(renewal) = renewed else { return Ok(false) };
+    for row in &renewal.unnamed {
+        // Only an attempt this start has never named can have got lost on the way.
+        if row.lease.as_ref().is_some_and(|lease| lease.incarnation.is_none()) {
+            dispatch::assign(shared, row);
+        }
+    }
+    let answer = HeartbeatAnswer {
+        number: heartbeat.number,
+        renewed: renewal.renewed.iter().map(|row| want(&row.task)).collect(),
+        lost: renewal.lost,
+    };
+    // A full channel means that the worker does not read: it will not miss this answer more than the others.
+    let _ = messages.try_send(answer.into());
+    Ok(true)
+}
+
+async fn hand_back(shared: &Shared, worker: &Worker, notice: Draining) -> store::Result<bool> {
+    for (task, epoch) in notice.hand_back {
+        match shared.store.row(task).await? {
+            Some(row) if row.task.epoch == epoch && holds(&row, worker.id, worker.incarnation) => {
+                reaper::lose(shared, &row, Loss::HandedBack, false).await?;
+            }
+            _ => tracing::debug!(%task, %epoch, worker = %worker.name, "handed back what it does not hold"),
+        }
+    }
+    Ok(true)
+}
+
+/// Whether this start of a worker may speak for the row's current epoch.
+fn holds(row: &Row, worker: WorkerId, incarnation: Incarnation) -> bool {
+    row.lease
+        .as_ref()
+        .is_some_and(|lease| lease.worker == worker && lease.incarnation.is_none_or(|start| start == incarnation))
+}
+
+// ---- an attempt's records ---------------------------------------------------------------------------------------
+
+/// Answers where an attempt's records go on.
+pub(super) async fn open_output(
+    shared: &Shared,
+    peer: &VerifiedPeer,
+    output: &TaskOutput,
+) -> Result<(OutputAccepted, WorkerId), ErrorReply> {
+    let worker = worker_id(peer)?;
+    let stale = || ErrorReply::new(ErrorCode::Stale, format!("epoch {} of {} is over", output.epoch, output.task));
+    let row = shared.store.row(output.task).await.map_err(unavailable)?.ok_or_else(stale)?;
+    let is_holder = row.task.worker.as_ref().is_some_and(|holder| holder.id == worker);
+    if !is_holder || row.task.epoch != output.epoch {
+        return Err(stale());
+    }
+    // Its last acknowledgement may have got lost: everything is in the log, and it may be told so.
+    if row.task.is_held() && !holds(&row, worker, output.incarnation) {
+        return Err(stale());
+    }
+    Ok((OutputAccepted { next_seq: row.task.next_seq }, worker))
+}
+
+/// Appends an attempt's records until it ends.
+pub(super) async fn serve_output(
+    shared: &Shared,
+    worker: WorkerId,
+    output: &TaskOutput,
+    channel: Channel,
+) -> Result<(), net::Error> {
+    let Channel { mut tx, mut rx } = channel;
+    while let Some((first, bodies)) = read_batch(&mut rx, output.epoch).await? {
+        let answer = append(shared, worker, output, first, bodies).await?;
+        tx.send_message(&answer).await?;
+        if matches!(answer, ToAttempt::Stale(_)) {
+            break;
+        }
+    }
+    tx.finish();
+    Ok(())
+}
+
+/// Waits for records, and takes what else has arrived: the group commit's other half.
+async fn read_batch(rx: &mut Receiver, epoch: Epoch) -> Result<Option<(Seq, Vec<Body>)>, net::Error> {
+    let mut first = None;
+    let mut bodies = Vec::new();
+    let mut bytes = 0;
+    let mut message = rx.next_message::<FromAttempt>().await?;
+    loop {
+        match message {
+            Some(FromAttempt::Records(records)) => {
+                let records = records.decode().map_err(|error| net::Error::Protocol(error.to_string()))?;
+                for record in records {
+                    bytes += record.weight();
+                    let due = first.map(|first: Seq| Seq(first.0 + bodies.len() as u64));
+                    let seq = check_origin(&record, epoch, due)?;
+                    first.get_or_insert(seq);
+                    bodies.push(record.body);
+                }
+            }
+            Some(FromAttempt::Unknown { .. }) => {}
+            None => break,
+        }
+        if bytes >= APPEND_BYTES {
+            break;
+        }
+        match rx.next_message::<FromAttempt>().now_or_never() {
+            Some(next) => message = next?,
+            None if bodies.is_empty() => message = rx.next_message::<FromAttempt>().await?,
+            None => break,
+        }
+    }
+    Ok(first.map(|first| (first, bodies)))
+}
+
+fn check_origin(record: &Record, epoch: Epoch, due: Option<Seq>) -> Result<Seq, net::Error> {
+    match record.origin {
+        Origin::Worker { epoch: theirs, seq } if theirs == epoch && due.is_none_or(|due| due == seq) => Ok(seq),
+        origin => Err(net::Error::Protocol(format!("a record of {origin:?} on the stream of epoch {epoch}"))),
+    }
+}
+
+/// Makes records durable. Tries until the store answers: the worker waits, and spools.
+async fn append(
+    shared: &Shared,
+    worker: WorkerId,
+    output: &TaskOutput,
+    first: Seq,
+    bodies: Vec<Body>,
+) -> Result<ToAttempt, net::Error> {
+    loop {
+        let change = append_change(shared, worker, output, first, bodies.clone());
+        match shared.committer.update(change).await {
+            Ok(Outcome::Applied(write)) => {
+                let row = write.row;
+                if matches!(row.task.state, task::State::Queued { .. }) {
+                    dispatch::give_hints(shared, std::slice::from_ref(&row)).await;
+                }
+                return Ok(Acknowledged { next_seq: next_seq(&row, output.epoch) }.into());
+            }
+            Ok(Outcome::Refused(Refusal::Known, row)) => {
+                return Ok(Acknowledged { next_seq: next_seq(&row, output.epoch) }.into());
+            }
+            Ok(Outcome::Refused(Refusal::Stale { .. }, _) | Outcome::Missing) => return Ok(Stale.into()),
+            Ok(Outcome::Refused(refusal, _)) => return Err(net::Error::Protocol(refusal.to_string())),
+            Ok(Outcome::Locked) => tokio::task::yield_now().await,
+            Err(error) if error.is_transient() && !shared.tasks.is_stopping() => {
+                tracing::warn!(task = %output.task, %error, "records wait for the store");
+                tokio::time::sleep(RETRY).await;
+            }
+            Err(error) => return Err(net::Error::Lost(error.to_string())),
+        }
+    }
+}
+
+fn next_seq(row: &Row, epoch: Epoch) -> Seq {
+    if row.task.epoch == epoch { row.task.next_seq } else { Seq(u64::MAX) }
+}
+
+fn append_change(
+    shared: &Shared,
+    worker: WorkerId,
+    output: &TaskOutput,
+    first: Seq,
+    bodies: Vec<Body>,
+) -> Change {
+    let (id, epoch, incarnation, policy) = (output.task, output.epoch, output.incarnation, shared.policy);
+    let jitter = shared.env.jitter();
+    let decide = move |row: &Row, now| {
+        if row.task.is_held() && !holds(row, worker, incarnation) {
+            return Err(Refusal::Stale { given: epoch, current: row.task.epoch });
+        }
+        let decision = task::decide(&row.task, Command::Append { epoch, first, bodies }, now, &policy, jitter)?;
+        let lease = row.lease.clone().filter(|_| decision.task.is_held());
+        let events = decision.records.iter().filter_map(|record| event_of(id, &decision.task, record)).collect();
+        Ok(Write { row: Row { task: decision.task, lease }, records: decision.records, events })
+    };
+    Change::Update { id, decide: Box::new(decide) }
+}
+
+/// The system event of a record, for records that have one.
+pub(super) fn event_of(id: TaskId, task: &task::Task, record: &Record) -> Option<NewEvent> {
+    let (kind, text) = match &record.body {
+        Body::Started(_) => ("task.started", id.short()),
+        Body::Requeued(requeued) => ("task.requeued", format!("{}: {}", id.short(), requeued.why)),
+        Body::Ended(ended) => ("task.ended", format!("{} {}", id.short(), task.state_word()) + &suffix(&ended.error)),
+        _ => return None,
+    };
+    let audience = Audience::Namespace(task.namespace.clone());
+    Some(NewEvent { audience, kind, task: Some(id), worker: task.worker.as_ref().map(|holder| holder.id), text })
+}
+
+fn suffix(error: &Option<String>) -> String {
+    error.as_ref().map_or_else(String::new, |error| format!(": {error}"))
+}

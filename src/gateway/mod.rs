@@ -1,0 +1,80 @@
+//! HTTP: health and readiness of a controller or a worker.
+//!
+//! Must never know: policy. What "ready" means is handed in.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::http::StatusCode;
+use axum::routing::get;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+/// Answers whether the process can do its work; the error says why not.
+pub type Readiness =
+    Arc<dyn Fn() -> Pin<Box<dyn Future<Output = Result<(), String>> + Send>> + Send + Sync>;
+
+/// Makes a [`Readiness`] of an async function.
+pub fn readiness<F, Fut>(check: F) -> Readiness
+where
+    F: Fn() -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Result<(), String>> + Send + 'static,
+{
+    Arc::new(move || Box::pin(check()))
+}
+
+/// Longest time a check may take before the process counts as not ready.
+const CHECK: Duration = Duration::from_secs(2);
+
+/// A running HTTP server.
+pub struct Gateway {
+    address: SocketAddr,
+    stop: CancellationToken,
+    server: tokio::task::JoinHandle<()>,
+}
+
+impl Gateway {
+    /// Serves `/health` (200 while the process lives) and `/ready` (200, or 503 with the reason).
+    ///
+    /// # Errors
+    /// The address cannot be bound.
+    pub async fn start(address: SocketAddr, ready: Readiness) -> std::io::Result<Self> {
+        let listener = TcpListener::bind(address).await?;
+        let address = listener.local_addr()?;
+        let app = Router::new().route("/health", get(async || "ok\n")).route("/ready", get(move || check(ready.clone())));
+        let stop = CancellationToken::new();
+        let stopped = stop.clone().cancelled_owned();
+        let server = tokio::spawn(async move {
+            if let Err(error) = axum::serve(listener, app).with_graceful_shutdown(stopped).await {
+                tracing::error!(%error, "HTTP ended");
+            }
+        });
+        Ok(Self { address, stop, server })
+    }
+
+    /// The address bound.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Stops; waits a moment for requests under way.
+    pub async fn stop(self) {
+        self.stop.cancel();
+        let mut server = self.server;
+        if tokio::time::timeout(CHECK, &mut server).await.is_err() {
+            server.abort();
+        }
+    }
+}
+
+async fn check(ready: Readiness) -> (StatusCode, String) {
+    match tokio::time::timeout(CHECK, ready()).await {
+        Ok(Ok(())) => (StatusCode::OK, "ready\n".into()),
+        Ok(Err(why)) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {why}\n")),
+        Err(_) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: no answer within {CHECK:?}\n")),
+    }
+}

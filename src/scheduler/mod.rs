@@ -1,0 +1,143 @@
+//! Which worker gets which task.
+//!
+//! Must never know: stores, networks, the clock. Callers pass a snapshot of the fleet.
+
+use std::collections::BTreeMap;
+
+use ado_proto::spec::TaskSpec;
+use ado_proto::{Namespace, Role, WorkerId};
+
+/// What placement knows of a worker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Candidate {
+    /// Its id.
+    pub id: WorkerId,
+    /// Its name.
+    pub name: String,
+    /// Where it belongs.
+    pub namespace: Namespace,
+    /// Template.
+    pub pool: String,
+    /// Agents it can run.
+    pub agents: Vec<String>,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// Parallel capacity.
+    pub slots: u32,
+    /// Attempts it holds.
+    pub busy: u32,
+    /// Takes no more work.
+    pub draining: bool,
+}
+
+impl Candidate {
+    /// Slots that are free for new work.
+    pub fn free(&self) -> u32 {
+        if self.draining { 0 } else { self.slots.saturating_sub(self.busy) }
+    }
+
+    /// Why it cannot run such a task, however long one waits; `None`: it can.
+    pub fn unfit(&self, namespace: &Namespace, spec: &TaskSpec) -> Option<String> {
+        if self.namespace != *namespace {
+            return Some(format!("belongs to namespace {}", self.namespace));
+        }
+        if self.pool != spec.pool {
+            return Some(format!("is of pool {}, not {}", self.pool, spec.pool));
+        }
+        if !self.agents.contains(&spec.agent) {
+            return Some(format!("cannot run {}", spec.agent));
+        }
+        spec.labels
+            .iter()
+            .find(|(key, value)| self.labels.get(*key) != Some(*value))
+            .map(|(key, value)| format!("lacks the label {key}={value}"))
+    }
+}
+
+/// The worker for a task: of those that fit and have a free slot the one with the most free slots, so that work spreads;
+/// the lowest id among equals. Takes the slot.
+pub fn place<'a>(fleet: &'a mut [Candidate], namespace: &Namespace, spec: &TaskSpec) -> Option<&'a Candidate> {
+    let best = fleet
+        .iter_mut()
+        .filter(|worker| worker.free() > 0 && worker.unfit(namespace, spec).is_none())
+        .max_by_key(|worker| (worker.free(), std::cmp::Reverse(worker.id)))?;
+    best.busy += 1;
+    Some(best)
+}
+
+/// One sentence: why a task that could run now does not, and what to do.
+pub fn why_waiting(fleet: &[Candidate], namespace: &Namespace, spec: &TaskSpec) -> String {
+    if fleet.is_empty() {
+        return format!("no worker is connected: start one with `ado worker`, or get a join string with `ado token create --role {}`", Role::Worker);
+    }
+    let fit: Vec<_> = fleet.iter().filter(|worker| worker.unfit(namespace, spec).is_none()).collect();
+    if fit.is_empty() {
+        let each: Vec<_> = fleet
+            .iter()
+            .take(3)
+            .filter_map(|worker| worker.unfit(namespace, spec).map(|why| format!("{} {why}", worker.name)))
+            .collect();
+        return format!("none of {} connected workers can run it: {}", fleet.len(), each.join("; "));
+    }
+    if fit.iter().all(|worker| worker.draining) {
+        return "every worker that could run it is shutting down: start another with `ado worker`".into();
+    }
+    let slots: u32 = fit.iter().map(|worker| worker.slots).sum();
+    if fit.iter().all(|worker| worker.free() == 0) {
+        return format!("all {slots} slots of {} fitting workers are busy: it starts when one is free", fit.len());
+    }
+    "it is about to be placed".into()
+}
+
+#[cfg(test)]
+mod tests {
+    use ado_proto::spec::Input;
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn worker(id: u128, slots: u32, busy: u32) -> Candidate {
+        Candidate {
+            id: WorkerId(Uuid::from_u128(id)),
+            name: format!("w{id}"),
+            namespace: Namespace::default(),
+            pool: "default".into(),
+            agents: vec!["shell".into()],
+            labels: BTreeMap::from([("zone".into(), "a".into())]),
+            slots,
+            busy,
+            draining: false,
+        }
+    }
+
+    fn spec() -> TaskSpec {
+        TaskSpec::new("shell", Input::Text("true".into()))
+    }
+
+    #[test]
+    fn spreads_and_takes_the_slot() {
+        let mut fleet = [worker(1, 2, 0), worker(2, 2, 0), worker(3, 4, 3)];
+        let mut order = Vec::new();
+        while let Some(chosen) = place(&mut fleet, &Namespace::default(), &spec()) {
+            order.push(chosen.name.clone());
+        }
+        assert_eq!(order, ["w1", "w2", "w1", "w2", "w3"]);
+    }
+
+    #[test]
+    fn fits_by_namespace_pool_agent_and_labels() {
+        let check = |change: &dyn Fn(&mut Candidate, &mut TaskSpec), says: &str| {
+            let (mut candidate, mut spec) = (worker(1, 1, 0), spec());
+            change(&mut candidate, &mut spec);
+            let why = why_waiting(&[candidate.clone()], &Namespace::default(), &spec);
+            assert!(why.contains(says), "{why}");
+            assert_eq!(place(&mut [candidate], &Namespace::default(), &spec), None);
+        };
+        check(&|worker, _| worker.namespace = Namespace("other".into()), "belongs to namespace other");
+        check(&|_, spec| spec.pool = "gpu".into(), "is of pool default, not gpu");
+        check(&|_, spec| spec.agent = "gemini-cli".into(), "cannot run gemini-cli");
+        check(&|_, spec| drop(spec.labels.insert("zone".into(), "b".into())), "lacks the label zone=b");
+        check(&|worker, _| worker.draining = true, "shutting down");
+        check(&|worker, _| worker.busy = 1, "all 1 slots");
+    }
+}
