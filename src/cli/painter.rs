@@ -49,11 +49,11 @@ impl Batch {
         let piece = self.piece(stream);
         let before = piece.len();
         write(piece);
-        let added = piece.len() - before;
-        if piece.is_empty() {
+        let after = piece.len();
+        self.weight += after - before;
+        if after == 0 {
             self.pieces.pop();
         }
-        self.weight += added;
     }
 }
 
@@ -82,6 +82,8 @@ pub(crate) enum Lines {
     /// On a terminal all of them, elsewhere those that matter.
     #[default]
     Fitting,
+    /// Those that matter.
+    Mattering,
     /// None.
     None,
 }
@@ -142,6 +144,12 @@ impl Painter {
         }
     }
 
+    /// Adds the last line: it is told whatever was asked for.
+    pub(crate) fn farewell(&mut self, text: &str, batch: &mut Batch) {
+        self.look.lines = Lines::Fitting;
+        self.line(text, true, batch);
+    }
+
     /// Adds what leaves the terminal as it was found.
     pub(crate) fn finish(&mut self, batch: &mut Batch) {
         for stream in [Stream::Stdout, Stream::Stderr] {
@@ -172,7 +180,12 @@ impl Painter {
 
     /// A line on stderr: on a line of its own, in its own colours.
     fn line(&mut self, text: &str, matters: bool, batch: &mut Batch) {
-        if self.look.lines == Lines::None || !(matters || self.look.stderr_terminal) {
+        let told = match self.look.lines {
+            Lines::Fitting => matters || self.look.stderr_terminal,
+            Lines::Mattering => matters,
+            Lines::None => false,
+        };
+        if !told {
             return;
         }
         if self.look.stderr_terminal {

@@ -6,6 +6,7 @@ use ado_proto::record::{Body, Record};
 use ado_proto::request::{Follow, Following, StartAt};
 use ado_proto::session::FollowItem;
 use ado_proto::{DecodeError, Offset, TaskId};
+use bytes::Buf;
 
 /// First wait between two openings that brought nothing; doubles.
 const FIRST_WAIT: Duration = Duration::from_millis(50);
@@ -63,6 +64,8 @@ pub(super) struct Cursor {
     /// `None` until the controller said where `start` is.
     next: Option<Offset>,
     generation: Option<u64>,
+    /// Bytes of the first output record that come before the lines asked for.
+    skip: u32,
     /// Openings since the last one that brought something.
     fruitless: u32,
     violations: u32,
@@ -74,7 +77,7 @@ impl Cursor {
             StartAt::Offset(offset) => Some(offset),
             StartAt::Tail(_) | StartAt::Since(_) => None,
         };
-        Self { task, start, follow, next, generation: None, fruitless: 0, violations: 0 }
+        Self { task, start, follow, next, generation: None, skip: 0, fruitless: 0, violations: 0 }
     }
 
     /// The next offset wanted, once it is known.
@@ -107,6 +110,7 @@ impl Cursor {
             Some(_) => Ok(None),
             None => {
                 self.next = Some(following.from);
+                self.skip = following.skip;
                 Ok(None)
             }
         }
@@ -139,8 +143,9 @@ impl Cursor {
     /// Drops what was seen before. All or nothing: after a violation the cursor is where it was.
     fn records(&mut self, records: Vec<Record>) -> Result<Vec<Record>, Violation> {
         let mut next = self.next.ok_or(Violation::Early)?;
+        let mut skip = self.skip;
         let mut fresh = Vec::with_capacity(records.len());
-        for record in records {
+        for mut record in records {
             let after = match &record.body {
                 Body::Truncated(gap) => gap.to,
                 _ => record.offset.next(),
@@ -148,17 +153,22 @@ impl Cursor {
             if after <= next {
                 continue;
             }
-            let begins = record.offset <= next;
-            if !begins {
+            if record.offset > next {
                 return Err(Violation::Gap { expected: next, found: record.offset });
             }
             next = after;
+            if let Body::Output(output) = &mut record.body {
+                let skipped = output.data.len().min(std::mem::take(&mut skip) as usize);
+                output.data.advance(skipped);
+                output.position += skipped as u64;
+            }
             fresh.push(record);
         }
         if !fresh.is_empty() {
             self.fruitful();
         }
         self.next = Some(next);
+        self.skip = skip;
         Ok(fresh)
     }
 
@@ -178,13 +188,14 @@ impl Cursor {
     fn reset(&mut self, generation: u64) -> u64 {
         self.generation = Some(generation);
         self.next = Some(Offset(0));
+        self.skip = 0;
         generation
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use ado_proto::record::{Note, Truncated};
+    use ado_proto::record::{Note, Output, Stream, Truncated};
     use ado_proto::session::{End, Idle, LogReset, Records};
     use ado_proto::{Origin, Timestamp};
 
@@ -217,7 +228,7 @@ mod tests {
 
     fn reading(from: u64) -> Cursor {
         let mut cursor = Cursor::new(task(), StartAt::Offset(Offset(from)), true);
-        assert_eq!(cursor.opened(&Following { from: Offset(from), generation: 1 }), Ok(None));
+        assert_eq!(cursor.opened(&Following { from: Offset(from), skip: 0, generation: 1 }), Ok(None));
         cursor
     }
 
@@ -245,14 +256,29 @@ mod tests {
         let mut cursor = Cursor::new(task(), StartAt::Tail(100), true);
         assert_eq!(cursor.request().from, StartAt::Tail(100));
         assert_eq!(cursor.request().generation, None);
-        assert_eq!(cursor.opened(&Following { from: Offset(40), generation: 9 }), Ok(None));
+        assert_eq!(cursor.opened(&Following { from: Offset(40), skip: 0, generation: 9 }), Ok(None));
         cursor.take(records(40..42)).unwrap();
         let again = cursor.request();
         assert_eq!((again.from, again.generation), (StartAt::Offset(Offset(42)), Some(9)));
         assert_eq!(
-            cursor.opened(&Following { from: Offset(50), generation: 9 }),
+            cursor.opened(&Following { from: Offset(50), skip: 0, generation: 9 }),
             Err(Violation::Gap { expected: Offset(42), found: Offset(50) }),
         );
+    }
+
+    #[test]
+    fn a_tail_begins_with_a_line_even_when_the_connection_is_lost_before_it_came() {
+        let mut cursor = Cursor::new(task(), StartAt::Tail(1), true);
+        cursor.opened(&Following { from: Offset(4), skip: 3, generation: 1 }).unwrap();
+        cursor.opened(&Following { from: Offset(4), skip: 0, generation: 1 }).unwrap();
+        let output = |offset, data: &'static str| Record {
+            body: Output { stream: Stream::Stdout, position: 10, data: data.into() }.into(),
+            ..note(offset)
+        };
+        let item = Records::new([&note(4), &output(5, "x\n\nline"), &output(6, " two")]).into();
+        let Ok(Took::Records(records)) = cursor.take(item) else { panic!("no records") };
+        assert_eq!(records[1].body, Output { stream: Stream::Stdout, position: 13, data: "line".into() }.into());
+        assert_eq!(records[2], output(6, " two"));
     }
 
     #[test]
@@ -276,7 +302,7 @@ mod tests {
 
         let mut cursor = reading(0);
         cursor.take(records(0..8)).unwrap();
-        assert_eq!(cursor.opened(&Following { from: Offset(8), generation: 3 }), Ok(Some(3)));
+        assert_eq!(cursor.opened(&Following { from: Offset(8), skip: 0, generation: 3 }), Ok(Some(3)));
         assert_eq!(cursor.next(), Some(Offset(0)));
     }
 
@@ -291,7 +317,7 @@ mod tests {
         assert_eq!(cursor.take(End { next: Offset(2), ended: true }.into()), Ok(Took::End));
 
         let mut once = Cursor::new(task(), StartAt::Offset(Offset(0)), false);
-        once.opened(&Following { from: Offset(0), generation: 1 }).unwrap();
+        once.opened(&Following { from: Offset(0), skip: 0, generation: 1 }).unwrap();
         assert_eq!(once.take(End { next: Offset(0), ended: false }.into()), Ok(Took::End));
     }
 

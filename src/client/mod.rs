@@ -18,6 +18,7 @@ use ado_proto::spec::TaskSpec;
 use ado_proto::{Namespace, RequestId, TaskId};
 use rustls::pki_types::CertificateDer;
 
+use crate::BUILD;
 use crate::env::Env;
 use crate::net::{self, Call, Link, LinkConfig, Priority};
 use crate::tasks::Tasks;
@@ -25,9 +26,6 @@ use crate::tasks::Tasks;
 pub use cursor::Violation;
 pub use net::Addresses;
 pub use stream::{RecordStream, Step};
-
-/// This build, as it introduces itself.
-pub const BUILD: &str = concat!("ado ", env!("CARGO_PKG_VERSION"));
 
 /// Why a request or a stream failed.
 #[derive(Debug, thiserror::Error)]

@@ -17,6 +17,18 @@ const LOG_LIMIT: u64 = 16 * 1024 * 1024;
 /// Most bytes of a log that are quoted in an error.
 const QUOTE: u64 = 2048;
 
+/// Variables that say something about the caller, which may itself be a task, and nothing about this machine.
+const OF_THE_CALLER: [&str; 8] = [
+    "ADO_API_KEY",
+    "ADO_ATTEMPT",
+    "ADO_CONTEXT",
+    "ADO_EPOCH",
+    "ADO_GROUP_COUNT",
+    "ADO_GROUP_INDEX",
+    "ADO_TASK",
+    "ADO_TASK_ID",
+];
+
 /// A process that was just started.
 pub(super) struct Started {
     child: Child,
@@ -47,11 +59,8 @@ pub(super) fn spawn(home: &Home, role: Role) -> io::Result<Started> {
     let log_from = file.metadata()?.len();
     let mut command = Command::new(this_program()?);
     command.arg(role.as_str()).arg("--local").current_dir(home.path());
-    // The caller may itself be a task: what ado told that task is not for its background processes.
-    for (name, _) in std::env::vars_os() {
-        if name.as_encoded_bytes().starts_with(b"ADO_") && name != "ADO_LOG" && name != "ADO_CONFIG" {
-            command.env_remove(name);
-        }
+    for name in OF_THE_CALLER {
+        command.env_remove(name);
     }
     command.env("ADO_HOME", home.path());
     let child = command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file).process_group(0).spawn()?;
