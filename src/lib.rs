@@ -4,8 +4,8 @@
 //! fold of it; `attach` is reading it from an offset and staying for more; recovery is appending under a newer epoch.
 
 pub mod agents;
-pub mod controller;
 pub mod config;
+pub mod controller;
 pub mod env;
 pub mod gateway;
 pub mod net;
@@ -14,6 +14,8 @@ pub mod scheduler;
 pub mod store;
 pub mod task;
 pub mod tasks;
+#[cfg(unix)]
+pub mod worker;
 
 /// This build, for people.
 pub const BUILD: &str = concat!("ado ", env!("CARGO_PKG_VERSION"));

@@ -23,8 +23,11 @@ pub(crate) fn read(path: &Path) -> Result<Option<Vec<u8>>, Error> {
     }
 }
 
-/// Writes the file, replacing what was there. After a crash the file is the old or the new one.
-pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+/// Writes a file that only its owner may read, replacing what was there. After a crash the file is the old or the new one.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     let temporary = write_temporary(path, bytes)?;
     let result = fs::rename(&temporary.0, path).and_then(|()| sync_folder(path));
     result.map_err(Error::io("write", path))
@@ -45,7 +48,10 @@ pub(crate) fn create(path: &Path, bytes: &[u8]) -> Result<Vec<u8>, Error> {
 }
 
 /// Makes the folder, closed to others when it is new.
-pub(crate) fn create_folder(path: &Path) -> Result<(), Error> {
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn create_folder(path: &Path) -> Result<(), Error> {
     let mut builder = DirBuilder::new();
     builder.recursive(true);
     #[cfg(unix)]

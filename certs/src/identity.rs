@@ -240,7 +240,15 @@ mod tests {
             vec![good[0].clone(), vec![1, 2, 3].into()],
             vec![vec![].into(), good[1].clone()],
         ];
-        for chain in bad {
+        // One that a member signed, as if it were a CA.
+        let ann = KeyPair::generate().unwrap();
+        let csr = CertificateParams::default().serialize_request(&ann).unwrap();
+        let ann_leaf = chain(&ca, csr.der())[0].clone();
+        let issuer = rcgen::Issuer::from_ca_cert_der(&ann_leaf, ann).unwrap();
+        let mut params = CertificateParams::default();
+        params.subject_alt_names = vec![rcgen::SanType::URI(ANN.try_into().unwrap())];
+        let forged = params.signed_by(&request.key, &issuer).unwrap();
+        for chain in bad.into_iter().chain([vec![forged.into(), ann_leaf]]) {
             let error = check(chain).unwrap_err();
             assert!(matches!(error, Error::BadCertificate(_)), "{error}");
         }

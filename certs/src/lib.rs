@@ -21,6 +21,7 @@ mod tls;
 
 pub use ca::{Ca, Issued};
 pub use error::Error;
+pub use files::{create_folder as create_private_folder, replace as write_private};
 pub use identity::{Identity, KeyRequest};
 pub use join::{JoinString, Pin};
 pub use peer::{Denied, Peer, PeerError, VerifiedPeer, verify_peer};

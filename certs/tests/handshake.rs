@@ -1,5 +1,7 @@
 //! What two ends of a real TLS handshake learn about each other.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 use std::io::{Read, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -26,7 +28,7 @@ const CONTROLLER: &str = "ado://default/controller/c1";
 
 /// A mesh with a clock of its own.
 struct World {
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
     ca: Ca,
     now: Arc<AtomicI64>,
 }
@@ -35,7 +37,7 @@ impl World {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let ca = Ca::open_or_create(dir.path(), START).unwrap();
-        Self { _dir: dir, ca, now: Arc::new(AtomicI64::new(START.0)) }
+        Self { dir, ca, now: Arc::new(AtomicI64::new(START.0)) }
     }
 
     fn now(&self) -> Timestamp {
@@ -265,10 +267,21 @@ fn only_controllers_serve() {
     assert!(matches!(&error, Error::NotController(who) if who == worker), "{error}");
     assert!(matches!(world.server().replace(world.identity(worker)), Err(Error::NotController(_))));
 
+    let refused = |server: Arc<ServerConfig>| {
+        by_client(talk(world.client(ANN).config(), server.clone()));
+        by_client(talk(world.joiner(world.ca.pin()).config(), server))
+    };
     let key = KeyPair::generate().unwrap();
-    let impostor = impostor(world.chain(worker, &key), &key);
-    by_client(talk(world.client(ANN).config(), impostor.clone()));
-    by_client(talk(world.joiner(world.ca.pin()).config(), impostor));
+    refused(impostor(world.chain(worker, &key), &key));
+
+    // Not for its use alone: a certificate for servers that has another name is refused, too.
+    let ca_key = KeyPair::from_pem(&std::fs::read_to_string(world.dir.path().join("ca.key")).unwrap()).unwrap();
+    let issuer = Issuer::from_ca_cert_der(&world.ca.certificate(), ca_key).unwrap();
+    let mut params = CertificateParams::new(["worker.ado".to_owned()]).unwrap();
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    let leaf = params.signed_by(&key, &issuer).unwrap().into();
+    let why = refused(impostor(vec![leaf, world.ca.certificate()], &key));
+    assert!(matches!(why, CertificateError::NotValidForNameContext { .. }), "{why:?}");
 }
 
 #[test]
@@ -350,7 +363,7 @@ fn a_resumed_session_knows_its_peer_and_takes_early_data() {
     assert_eq!(meet(&client, &server).unwrap().kind(), HandshakeKind::Full);
 
     let mut met = open(client.config(), server.config());
-    met.client.early_data().expect("a ticket that allows early data").write(b"hello").unwrap();
+    met.client.early_data().expect("a ticket that allows early data").write_all(b"hello").unwrap();
     met.settle().unwrap();
     assert_eq!(met.kind(), HandshakeKind::Resumed);
     assert!(met.client.is_early_data_accepted());

@@ -34,6 +34,19 @@ pub trait Payload: Sized {
     fn decode(bytes: &Bytes) -> Result<Self, DecodeError>;
 }
 
+/// For a large body among small ones.
+impl<T: Payload> Payload for Box<T> {
+    const WHAT: &'static str = T::WHAT;
+
+    fn encode(&self, out: &mut Vec<u8>) {
+        T::encode(self, out);
+    }
+
+    fn decode(bytes: &Bytes) -> Result<Self, DecodeError> {
+        T::decode(bytes).map(Self::new)
+    }
+}
+
 /// Appends `value` in postcard form.
 pub(crate) fn to_postcard<T: Serialize>(value: &T, out: &mut Vec<u8>) {
     let taken = std::mem::take(out);

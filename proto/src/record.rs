@@ -146,7 +146,7 @@ payloads! {
     /// What happened to a task. Kinds below 100 are lifecycle (never truncated), from 100 bulk.
     pub enum Body {
         /// The task exists. Always at offset 0.
-        1 / 1 => Submitted(Submitted),
+        1 / 1 => Submitted(Box<Submitted>),
         /// A worker holds the task under a new epoch.
         2 / 1 => Assigned(Assigned),
         /// The agent's process runs.
@@ -171,6 +171,12 @@ payloads! {
         12 / 1 => Note(Note),
         /// One read of the agent's stdout or stderr.
         100 / 1 => Output(Output),
+    }
+}
+
+impl From<Submitted> for Body {
+    fn from(submitted: Submitted) -> Self {
+        Self::Submitted(Box::new(submitted))
     }
 }
 

@@ -50,6 +50,7 @@ payloads! {
 }
 
 payloads! {
+    #[expect(clippy::large_enum_variant, reason = "made and read one at a time, never kept in numbers")]
     /// What a controller says on a worker's session. All of it is state, none of it events: a lost message is said again.
     pub enum ToWorker {
         /// Answer to a heartbeat.

@@ -61,7 +61,7 @@ pub enum Error {
     #[error("{place}: `{key}` is {value}, but must be {expected}; for example: {example}")]
     Wrong {
         /// Where.
-        place: Place,
+        place: Box<Place>,
         /// The key's full path.
         key: String,
         /// The value found, unless it is secret.

@@ -98,7 +98,7 @@ impl Raw {
             Some(false) => {
                 let key = KEYS.iter().find(|key| key.path == path).expect("a key that takes text is in the table");
                 Err(Error::Wrong {
-                    place: origin.clone().into(),
+                    place: Box::new(origin.clone().into()),
                     key: path.into(),
                     value: if key.secret { "something else".into() } else { format!("\"{text}\"") },
                     expected: key.expected,

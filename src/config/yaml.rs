@@ -76,7 +76,7 @@ impl At<'_> {
     /// The value is not what its key needs.
     pub(super) fn wrong(&self, node: &Node) -> Error {
         Error::Wrong {
-            place: place(self.file, node.line),
+            place: Box::new(place(self.file, node.line)),
             key: self.path.clone(),
             value: if self.key.secret { "something else".into() } else { node.value.describe() },
             expected: self.key.expected,
@@ -156,7 +156,7 @@ fn walk(
                 Value::Map(entries) => walk(raw, file, &path, entries, env)?,
                 other => {
                     return Err(Error::Wrong {
-                        place: place(file, node.line),
+                        place: Box::new(place(file, node.line)),
                         key: path,
                         value: other.describe(),
                         expected: "a section: keys on the following lines, indented",

@@ -49,7 +49,9 @@ pub(super) fn check(peer: &VerifiedPeer, header: &Header) -> Result<Access, Erro
     let is_admin = principal.role == Role::Admin;
     if !is_allowed || !is_admin && header.namespace.as_ref().is_some_and(|wanted| wanted != own) {
         let message = format!("{principal} may not do that");
-        return Err(ErrorReply::new(ErrorCode::Denied, message).hint("ask an administrator for a token of another role"));
+        return Err(
+            ErrorReply::new(ErrorCode::Denied, message).hint("ask an administrator for a token of another role")
+        );
     }
     let audience = match &header.namespace {
         Some(wanted) => Audience::Namespace(wanted.clone()),

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use ado_certs::{Ca, Denied, Identity, Issued, JoinString, KeyRequest, ServerTls};
+use ado_certs::{Ca, Clock, Denied, Identity, Issued, JoinString, KeyRequest, ServerTls};
 use ado_proto::{ControllerId, Namespace, Principal, Role, Timestamp, WorkerId};
 
 use crate::env::Env;
@@ -34,7 +34,8 @@ impl Authority {
         let now = env.now();
         let ca = Ca::open_or_create(dir, now)?;
         let id = controller_id(dir, env)?;
-        let tls = ServerTls::new(controller_identity(&ca, id, now)?)?;
+        let clock = env.clone();
+        let tls = ServerTls::with_clock(controller_identity(&ca, id, now)?, Clock::new(move || clock.now()))?;
         Ok(Self { ca, id, tls, denied: Denied::default() })
     }
 
@@ -45,13 +46,18 @@ impl Authority {
 
     /// Gives the controller a new certificate; connections go on.
     pub(super) fn renew_own(&self, now: Timestamp) -> Result<(), ado_certs::Error> {
-        self.tls.replace(controller_identity(&self.ca, self.id, now)?);
-        Ok(())
+        self.tls.replace(controller_identity(&self.ca, self.id, now)?)
     }
 
     /// A join string with a token's secret.
     pub(super) fn join_string(&self, addresses: Vec<String>, secret: String) -> JoinString {
         JoinString { addresses, pin: self.ca.pin(), secret }
+    }
+
+    /// Whether a certificate could be issued for this request.
+    pub(super) fn check_request(&self, csr: &[u8], now: Timestamp) -> Result<(), ado_certs::Error> {
+        let anybody = Principal { role: Role::Viewer, namespace: Namespace::default(), name: "nobody".into() };
+        self.ca.issue(csr, &anybody, DAY, now).map(drop)
     }
 
     /// Issues a certificate and remembers it. `None`: the identity has been revoked.
@@ -78,7 +84,7 @@ impl Authority {
     ) -> Result<(), IssueError> {
         let worker = WorkerId(env.uuid()).to_string();
         for (dir, role, name) in [(&local.admin, Role::Admin, "local"), (&local.worker, Role::Worker, &*worker)] {
-            let former = Identity::load(dir).ok().filter(|identity| identity.ca() == self.ca.certificate());
+            let former = Identity::load(dir).ok().filter(|identity| *identity.ca() == self.ca.certificate());
             if former.as_ref().is_some_and(|identity| !identity.should_renew(env.now())) {
                 continue;
             }

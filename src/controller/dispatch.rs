@@ -168,8 +168,7 @@ fn claim_one(shared: &Shared, id: TaskId, fleet: Arc<Mutex<Vec<Candidate>>>) -> 
             return Err(Refusal::NotClaimable);
         }
         let mut fleet = fleet.lock().unwrap_or_else(PoisonError::into_inner);
-        let chosen =
-            scheduler::place(&mut fleet, &row.task.namespace, &row.task.spec).ok_or(Refusal::NotClaimable)?;
+        let chosen = scheduler::place(&mut fleet, &row.task.namespace, &row.task.spec).ok_or(Refusal::NotClaimable)?;
         let (worker, name) = (chosen.id, chosen.name.clone());
         let command = Command::Claim { worker: Holder { id: worker, name: name.clone() } };
         let decision = task::decide(&row.task, command, now, &policy, 0.0)?;

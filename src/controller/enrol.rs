@@ -111,7 +111,8 @@ pub(super) async fn enrol(shared: &Shared, request: Enrol) -> Result<Enrolled, E
         let message = format!("`{}` is not a name: 1 to 63 of a-z A-Z 0-9 . _ @ -", request.name);
         return Err(ErrorReply::new(ErrorCode::Invalid, message));
     }
-    ado_certs::check_csr(&request.csr).map_err(|error| ErrorReply::new(ErrorCode::Invalid, error.to_string()))?;
+    let checked = shared.authority.check_request(&request.csr, shared.env.now());
+    checked.map_err(|error| ErrorReply::new(ErrorCode::Invalid, error.to_string()))?;
     let taken = shared.store.take_token(&secret::hash(&request.secret)).await.map_err(unavailable)?;
     let token = taken.map_err(|refusal| {
         ErrorReply::new(ErrorCode::BadToken, refusal.to_string())
@@ -155,8 +156,10 @@ pub(super) async fn revoke_identity(
     access: &Access,
     request: RevokeIdentity,
 ) -> Result<RevokedIdentity, ErrorReply> {
-    let who: Principal =
-        request.identity.parse().map_err(|error: ids::PrincipalError| ErrorReply::new(ErrorCode::Invalid, error.to_string()))?;
+    let who: Principal = request
+        .identity
+        .parse()
+        .map_err(|error: ids::PrincipalError| ErrorReply::new(ErrorCode::Invalid, error.to_string()))?;
     let inside = match &access.audience {
         Audience::Everywhere => true,
         Audience::Namespace(Namespace(own)) => who.namespace.0 == *own,

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};
 
 use ado_proto::session::{ToWorker, Want};
-use ado_proto::{Incarnation, TaskId, WorkerId};
+use ado_proto::{TaskId, WorkerId};
 use tokio::sync::{Notify, mpsc};
 
 use crate::scheduler::Candidate;
@@ -112,11 +112,6 @@ impl Fleet {
     /// Attempts a worker holds; `None` when it is not connected.
     pub(super) fn busy(&self, id: WorkerId) -> Option<u32> {
         self.lock().members.get(&id).map(|member| u32::try_from(member.holds.len()).unwrap_or(u32::MAX))
-    }
-
-    /// Whether this start of a worker has the current session.
-    pub(super) fn is_current(&self, id: WorkerId, incarnation: Incarnation) -> bool {
-        self.lock().members.get(&id).is_some_and(|member| member.worker.incarnation == incarnation)
     }
 
     /// Resolves when something may be placeable.

@@ -32,12 +32,7 @@ pub(super) async fn begin(shared: &Shared, follow: &Follow) -> store::Result<Fol
 }
 
 /// Sends what [`begin`] promised, until the log or the viewer ends.
-pub(super) async fn serve(
-    shared: &Shared,
-    follow: &Follow,
-    from: Offset,
-    tx: &mut Sender,
-) -> Result<(), net::Error> {
+pub(super) async fn serve(shared: &Shared, follow: &Follow, from: Offset, tx: &mut Sender) -> Result<(), net::Error> {
     let generation = shared.store.generation();
     if follow.generation.is_some_and(|theirs| theirs != generation) {
         tx.send_message(&FollowItem::from(LogReset { generation })).await?;
@@ -63,7 +58,7 @@ pub(super) async fn serve(
                     biased;
                     () = shared.tasks.stopping() => return Ok(()),
                     _ = committed.changed() => false,
-                    error = tx.closed() => return Err(error),
+                    () = tx.closed() => return Err(net::Error::Closed),
                     () = tokio::time::sleep(IDLE) => true,
                 };
                 if quiet {

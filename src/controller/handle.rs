@@ -97,7 +97,7 @@ impl Handle {
 /// # Errors
 /// See [`Error`].
 pub async fn start(config: Config, env: Env) -> Result<Handle, Error> {
-    ado_certs::create_private_dir(&config.dir)?;
+    ado_certs::create_private_folder(&config.dir)?;
     let authority = Arc::new(Authority::open(&config.dir, &env)?);
     let store = Arc::new(Sqlite::open(&config.dir.join("store.sqlite3"), env.clone()).await?);
     authority.denied.set(store.denied().await?);
@@ -143,7 +143,7 @@ pub async fn start(config: Config, env: Env) -> Result<Handle, Error> {
 }
 
 fn bind(config: &Config, authority: &Authority, env: &Env, tasks: &Tasks) -> Result<Server, Error> {
-    let secrets = ServerSecrets::load_or_create(&config.dir)?;
+    let secrets = ServerSecrets::open_or_create(&config.dir)?;
     let server = ServerConfig {
         listen: config.listen.clone(),
         tls: authority.tls.clone(),

@@ -26,7 +26,8 @@ impl Hub {
         if let Some(tail) = tails.get(&task).and_then(Weak::upgrade) {
             return tail;
         }
-        let tail = Arc::new(Tail { task, hub: self.clone(), recent: Mutex::default(), committed: watch::Sender::default() });
+        let tail =
+            Arc::new(Tail { task, hub: self.clone(), recent: Mutex::default(), committed: watch::Sender::default() });
         tails.insert(task, Arc::downgrade(&tail));
         tail
     }

@@ -1,8 +1,8 @@
 //! Rows into what people are told.
 
+use ado_proto::Timestamp;
 use ado_proto::record::Desired;
 use ado_proto::request::{TaskInfo, WorkerInfo};
-use ado_proto::Timestamp;
 
 use super::fleet::Fleet;
 use crate::scheduler::{self, Candidate};
@@ -54,11 +54,11 @@ fn reason(row: &Row, fleet: &[Candidate], now: Timestamp) -> Option<String> {
             format!("tried again in {} s, after {} failed attempts", not_before.since(now).as_secs() + 1, task.failures)
         }
         (State::Queued { .. }, _) => scheduler::why_waiting(fleet, &task.namespace, &task.spec),
-        (State::Starting, _) => "its worker is starting it".into(),
-        (_, Desired::Cancelled) if !task.is_ended() => "its worker is stopping it".into(),
-        (State::Running | State::Starting | State::Paused, _) if !is_connected(row, fleet) => {
+        (State::Starting | State::Running | State::Paused, _) if !is_connected(row, fleet) => {
             "its worker is not connected: it goes on there, or elsewhere when the lease has ended".into()
         }
+        (State::Starting, _) => "its worker is starting it".into(),
+        (State::Running | State::Paused, Desired::Cancelled) => "its worker is stopping it".into(),
         (State::Ended { error: Some(error), .. }, _) => error.clone(),
         _ => return None,
     })

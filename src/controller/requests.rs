@@ -18,6 +18,9 @@ use crate::store;
 /// Most rows of one answer.
 const MAX_ROWS: u32 = 1000;
 
+/// Streams a worker may have beside those of its attempts.
+const SPARE_STREAMS: u32 = 32;
+
 /// The store's failures, as callers see them.
 pub(super) fn unavailable(error: store::Error) -> ErrorReply {
     match error {
@@ -69,6 +72,11 @@ async fn serve(shared: &Shared, connection: &Connection, incoming: Incoming) -> 
                 _ => Err(ErrorReply::new(ErrorCode::Denied, "a joining peer may only enrol")),
             };
             finish(&mut channel, answer).await
+        }
+        // TLS looks at a certificate once a connection; a request may come much later.
+        Peer::Verified(peer) if peer.is_denied(&shared.authority.denied) => {
+            let message = format!("the certificate of {} has been revoked", peer.principal());
+            finish(&mut channel, Err(ErrorReply::new(ErrorCode::BadCertificate, message))).await
         }
         Peer::Verified(peer) => match access::check(&peer, &header) {
             Ok(access) => {
@@ -207,9 +215,7 @@ impl Asked<'_> {
     }
 
     #[expect(clippy::type_complexity, reason = "the answer and what serving it needs")]
-    async fn open_follow(
-        &self,
-    ) -> Result<(ado_proto::request::Following, (Follow, ado_proto::Offset)), ErrorReply> {
+    async fn open_follow(&self) -> Result<(ado_proto::request::Following, (Follow, ado_proto::Offset)), ErrorReply> {
         let request: Follow = self.decode()?;
         self.visible(request.task).await?;
         let following = follow::begin(self.shared, &request).await.map_err(unavailable)?;
@@ -218,8 +224,12 @@ impl Asked<'_> {
     }
 
     async fn worker_session(&self, mut channel: Channel) -> Result<(), net::Error> {
-        let answer = match self.decode() {
-            Ok(request) => session::open(self.shared, &self.peer, request).await,
+        let answer = match self.decode::<WorkerSession>() {
+            Ok(request) => {
+                // Every attempt has a stream, and a few more are for the session and for calls.
+                self.connection.permit_streams(request.slots.saturating_add(SPARE_STREAMS));
+                session::open(self.shared, &self.peer, request).await
+            }
             Err(refusal) => Err(refusal),
         };
         let Some(opened) = begin::<WorkerSession, _>(&mut channel, answer).await? else { return Ok(()) };

@@ -69,10 +69,8 @@ pub(super) async fn open(
     }
     let (messages, inbox) = mpsc::channel(TO_WORKER);
     shared.fleet.join(worker.clone(), &held, messages.clone());
-    let accepted = WorkerAccepted {
-        heartbeat_ms: millis(shared.timing.heartbeat),
-        lease_ms: millis(shared.timing.lease()),
-    };
+    let accepted =
+        WorkerAccepted { heartbeat_ms: millis(shared.timing.heartbeat), lease_ms: millis(shared.timing.lease()) };
     Ok((accepted, Opened { worker, messages, inbox }))
 }
 
@@ -308,13 +306,7 @@ fn next_seq(row: &Row, epoch: Epoch) -> Seq {
     if row.task.epoch == epoch { row.task.next_seq } else { Seq(u64::MAX) }
 }
 
-fn append_change(
-    shared: &Shared,
-    worker: WorkerId,
-    output: &TaskOutput,
-    first: Seq,
-    bodies: Vec<Body>,
-) -> Change {
+fn append_change(shared: &Shared, worker: WorkerId, output: &TaskOutput, first: Seq, bodies: Vec<Body>) -> Change {
     let (id, epoch, incarnation, policy) = (output.task, output.epoch, output.incarnation, shared.policy);
     let jitter = shared.env.jitter();
     let decide = move |row: &Row, now| {

@@ -15,8 +15,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 /// Answers whether the process can do its work; the error says why not.
-pub type Readiness =
-    Arc<dyn Fn() -> Pin<Box<dyn Future<Output = Result<(), String>> + Send>> + Send + Sync>;
+pub type Readiness = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = Result<(), String>> + Send>> + Send + Sync>;
 
 /// Makes a [`Readiness`] of an async function.
 pub fn readiness<F, Fut>(check: F) -> Readiness
@@ -45,7 +44,8 @@ impl Gateway {
     pub async fn start(address: SocketAddr, ready: Readiness) -> std::io::Result<Self> {
         let listener = TcpListener::bind(address).await?;
         let address = listener.local_addr()?;
-        let app = Router::new().route("/health", get(async || "ok\n")).route("/ready", get(move || check(ready.clone())));
+        let app =
+            Router::new().route("/health", get(async || "ok\n")).route("/ready", get(move || check(ready.clone())));
         let stop = CancellationToken::new();
         let stopped = stop.clone().cancelled_owned();
         let server = tokio::spawn(async move {

@@ -2,8 +2,14 @@
 //!
 //! Must never know: what a task is.
 
+#[cfg(test)]
+mod conformance;
+mod local;
+
 use ado_proto::{Namespace, TaskId};
 use async_trait::async_trait;
+
+pub use local::Local;
 
 /// What may be claimed together.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]

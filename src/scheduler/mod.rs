@@ -68,7 +68,10 @@ pub fn place<'a>(fleet: &'a mut [Candidate], namespace: &Namespace, spec: &TaskS
 /// One sentence: why a task that could run now does not, and what to do.
 pub fn why_waiting(fleet: &[Candidate], namespace: &Namespace, spec: &TaskSpec) -> String {
     if fleet.is_empty() {
-        return format!("no worker is connected: start one with `ado worker`, or get a join string with `ado token create --role {}`", Role::Worker);
+        return format!(
+            "no worker is connected: start one with `ado worker`, or get a join string with `ado token create --role {}`",
+            Role::Worker
+        );
     }
     let fit: Vec<_> = fleet.iter().filter(|worker| worker.unfit(namespace, spec).is_none()).collect();
     if fit.is_empty() {

@@ -5,6 +5,15 @@
 //!
 //! [`Store`] is thin so that logic lives above it, once. Every implementation passes the same conformance suite.
 
+mod batch;
+mod clock;
+#[cfg(test)]
+mod conformance;
+mod log;
+mod memory;
+mod rules;
+mod sqlite;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -16,6 +25,9 @@ use ado_proto::{
 };
 use async_trait::async_trait;
 use bytes::Bytes;
+
+pub use memory::Memory;
+pub use sqlite::Sqlite;
 
 use crate::task::{Refusal, Task};
 
@@ -390,8 +402,8 @@ pub trait Store: Send + Sync + 'static {
     /// Forgets a token. `false`: there was none.
     async fn revoke_token(&self, audience: &Audience, id: &str, audit: Audit) -> Result<bool>;
 
-    /// Remembers an issued certificate.
-    async fn put_certificate(&self, certificate: Certificate) -> Result<()>;
+    /// Remembers an issued certificate. `false`: its identity has been revoked, and the certificate must not be used.
+    async fn put_certificate(&self, certificate: Certificate) -> Result<bool>;
 
     /// Denies every live certificate of an identity. Returns their serials. The identity itself is denied renewal.
     async fn revoke_identity(&self, identity: &str, audit: Audit) -> Result<Vec<String>>;
@@ -429,7 +441,7 @@ pub fn score(not_before: Timestamp, priority: i32) -> i64 {
     not_before.0 / 1000 - i64::from(priority) * 60_000
 }
 
-/// What somebody wants, kept beside the state.
+/// Whether a task may be claimed: queued, due, and wanted running.
 pub fn is_claimable(task: &Task, now: Timestamp) -> bool {
     task.desired == Desired::Running
         && matches!(task.state, crate::task::State::Queued { not_before } if not_before <= now)

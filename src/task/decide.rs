@@ -125,12 +125,7 @@ impl Decision {
 
 /// A new task and its first record.
 pub fn submit(id: TaskId, submitted: Submitted, now: Timestamp) -> Decision {
-    let record = Record {
-        offset: ado_proto::Offset(0),
-        origin: Origin::Controller,
-        time: now,
-        body: Body::Submitted(submitted),
-    };
+    let record = Record { offset: ado_proto::Offset(0), origin: Origin::Controller, time: now, body: submitted.into() };
     let task = Task::begin(id, &record).expect("the record is `Submitted` at offset 0");
     Decision { task, records: vec![record] }
 }

@@ -9,9 +9,9 @@ use ado_proto::request::{
 use ado_proto::{Audience, GroupId, RequestId, TaskId};
 
 use super::{Asked, MAX_ROWS, info, unavailable};
+use crate::controller::dispatch;
 use crate::controller::fleet::want;
 use crate::controller::session::event_of;
-use crate::controller::dispatch;
 use crate::store::{
     Audit, Change, Committed, Find, KEY_RETENTION, ListFilter, NewEvent, Once, Outcome, Row, Unit, Write,
 };
@@ -25,9 +25,8 @@ const MAX_INPUT: usize = 128 * 1024;
 impl Asked<'_> {
     /// Finds tasks by what people type. "Not found" and "not permitted" answer alike.
     async fn find(&self, text: &str) -> Result<Vec<Row>, ErrorReply> {
-        let not_found = || {
-            ErrorReply::new(ErrorCode::NotFound, format!("there is no task `{text}`")).hint("ado list --all")
-        };
+        let not_found =
+            || ErrorReply::new(ErrorCode::NotFound, format!("there is no task `{text}`")).hint("ado list --all");
         let (find, is_prefix) = match text.parse() {
             Ok(Reference::Full(id)) => (Find::Id(TaskId(id)), false),
             Ok(Reference::Task(tail)) => (Find::Prefix(tail), true),
@@ -35,13 +34,17 @@ impl Asked<'_> {
             Err(_) => (Find::Name(text.into()), false),
         };
         let mut rows = self.look(&find).await?;
-        if rows.is_empty() && let Find::Id(TaskId(id)) = find {
+        if rows.is_empty()
+            && let Find::Id(TaskId(id)) = find
+        {
             rows = self.look(&Find::Group(GroupId(id))).await?;
         }
         if rows.is_empty() && !matches!(find, Find::Name(_)) {
             rows = self.look(&Find::Name(text.into())).await?;
         }
-        if rows.is_empty() && let Err(error @ ReferenceError::TooShort(_)) = text.parse::<Reference>() {
+        if rows.is_empty()
+            && let Err(error @ ReferenceError::TooShort(_)) = text.parse::<Reference>()
+        {
             return Err(ErrorReply::new(ErrorCode::Invalid, error.to_string()).hint("ado list --all"));
         }
         if let Find::Name(_) = find {
@@ -54,7 +57,11 @@ impl Asked<'_> {
             _ if is_prefix => {
                 let mut refusal = ErrorReply::new(
                     ErrorCode::Ambiguous,
-                    format!("`{text}` fits {} of them: {}", different.len(), different[..different.len().min(5)].join(", ")),
+                    format!(
+                        "`{text}` fits {} of them: {}",
+                        different.len(),
+                        different[..different.len().min(5)].join(", ")
+                    ),
                 );
                 refusal = refusal.hint("give more characters");
                 Err(refusal)
@@ -187,7 +194,9 @@ impl Asked<'_> {
         let changes = ids.iter().map(|id| self.desire(*id, &request)).collect();
         let answer = {
             let ids = ids.clone();
-            move |outcomes: &[Outcome]| ids.iter().zip(outcomes).map(|(id, outcome)| desired_set(*id, outcome)).collect()
+            move |outcomes: &[Outcome]| {
+                ids.iter().zip(outcomes).map(|(id, outcome)| desired_set(*id, outcome)).collect()
+            }
         };
         let once = self.once::<SetDesired>(answer.clone()).await?;
         let audit = self.audit("SetDesired", format!("{} {:?}", request.reference, request.desired));
@@ -211,11 +220,7 @@ impl Asked<'_> {
         let decide = move |row: &Row, now| {
             let decision = task::decide(&row.task, Command::Desire { desired, by, force }, now, &policy, 0.0)?;
             let events = decision.records.iter().filter_map(|record| event_of(id, &decision.task, record)).collect();
-            Ok(Write {
-                row: Row { task: decision.task, lease: row.lease.clone() },
-                records: decision.records,
-                events,
-            })
+            Ok(Write { row: Row { task: decision.task, lease: row.lease.clone() }, records: decision.records, events })
         };
         Change::Update { id, decide: Box::new(decide) }
     }
@@ -274,11 +279,14 @@ fn check_submit(request: &Submit) -> Result<(), ErrorReply> {
         return invalid(format!("`{name}` is not a name: 1 to 63 of a-z A-Z 0-9 . _ @ -"));
     }
     for spec in &request.specs {
-        if let Err(why) = crate::agents::check(spec) {
-            return invalid(why);
+        if let Err(error) = crate::agents::plan(spec) {
+            return invalid(error.to_string());
         }
         if spec.input.summary().len() > MAX_INPUT {
-            return invalid(format!("the input has {} bytes, at most {MAX_INPUT} are taken", spec.input.summary().len()));
+            return invalid(format!(
+                "the input has {} bytes, at most {MAX_INPUT} are taken",
+                spec.input.summary().len()
+            ));
         }
         if spec.time_limit_ms == Some(0) {
             return invalid("a time limit of 0 leaves no time: leave it out for none".into());
@@ -286,4 +294,3 @@ fn check_submit(request: &Submit) -> Result<(), ErrorReply> {
     }
     Ok(())
 }
-

@@ -1,0 +1,178 @@
+//! Who is who and what happened: probes, certificates, tokens, system events.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{ControllerId, Incarnation, Namespace, Role, TaskId, Timestamp, WorkerId};
+
+/// Who is there? Also the health probe of a connection.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// The caller's build, for people.
+    pub build: String,
+}
+
+/// Answer to [`Hello`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Welcome {
+    /// The controller.
+    pub controller: ControllerId,
+    /// Its start.
+    pub incarnation: Incarnation,
+    /// Its build, for people.
+    pub build: String,
+    /// Newest minor version it speaks.
+    pub minor: u16,
+    /// Generation of the logs (see [`crate::session::FollowItem::LogReset`]).
+    pub generation: u64,
+    /// The store's clock.
+    pub now: Timestamp,
+    /// Who the controller says the caller is.
+    pub you: String,
+}
+
+/// Asks for a first certificate. The only request of `ado-join/1`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Enrol {
+    /// A join token's secret or an API key.
+    pub secret: String,
+    /// PKCS#10 request, DER (RFC 2986): proves that the caller holds the key. Its names are ignored.
+    pub csr: Vec<u8>,
+    /// What the caller would like to be called; the token may fix another.
+    pub name: String,
+}
+
+/// Answer to [`Enrol`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Enrolled {
+    /// Who the caller is now.
+    pub identity: String,
+    /// Leaf first, then the CA; DER.
+    pub chain: Vec<Vec<u8>>,
+    /// Addresses of controllers, `host:port`.
+    pub controllers: Vec<String>,
+    /// End of the certificate's life.
+    pub not_after: Timestamp,
+}
+
+/// Asks for the next certificate of the caller's identity.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Renew {
+    /// PKCS#10 request, DER.
+    pub csr: Vec<u8>,
+}
+
+/// Answer to [`Renew`]. The connection it came on is valid as long as the new certificate.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Renewed {
+    /// Leaf first, then the CA; DER.
+    pub chain: Vec<Vec<u8>>,
+    /// End of the certificate's life.
+    pub not_after: Timestamp,
+}
+
+/// Makes a join token or an API key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CreateToken {
+    /// What its holder will be.
+    pub role: Role,
+    /// Where.
+    pub namespace: Namespace,
+    /// The holder's name; `None` lets it choose one.
+    pub name: Option<String>,
+    /// How often it may be used; `None` is an API key: any number of times.
+    pub uses: Option<u32>,
+    /// How long it is good for, milliseconds.
+    pub ttl_ms: u64,
+}
+
+/// Answer to [`CreateToken`]: the only time the secret is shown.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CreatedToken {
+    /// For `token list` and `token revoke`.
+    pub id: String,
+    /// The join string, `ado1:<host:port,…>:<sha256 of the CA key>:<secret>`.
+    pub join: String,
+    /// End of its life.
+    pub expires_at: Timestamp,
+}
+
+/// Lists tokens of the caller's namespace.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListTokens;
+
+/// A token without its secret.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenInfo {
+    /// Its id.
+    pub id: String,
+    /// What its holder becomes.
+    pub role: Role,
+    /// Where.
+    pub namespace: Namespace,
+    /// The holder's fixed name.
+    pub name: Option<String>,
+    /// Uses left; `None` is any number.
+    pub uses_left: Option<u32>,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// End of its life.
+    pub expires_at: Timestamp,
+    /// Who made it.
+    pub created_by: String,
+}
+
+/// Makes a token useless.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RevokeToken {
+    /// Its id.
+    pub id: String,
+}
+
+/// Denies every certificate of an identity, at once and on live connections.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RevokeIdentity {
+    /// `ado://<namespace>/<role>/<name>`.
+    pub identity: String,
+}
+
+/// Answer to [`RevokeIdentity`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RevokedIdentity {
+    /// Certificates denied.
+    pub certificates: u32,
+}
+
+/// Reads system events after a cursor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListEvents {
+    /// The last cursor seen; 0 is the beginning.
+    pub after: u64,
+    /// At most this many (capped at 1,000).
+    pub limit: u32,
+}
+
+/// Answer to [`ListEvents`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Events {
+    /// In order.
+    pub events: Vec<SystemEvent>,
+    /// Cursor for the next call.
+    pub next: u64,
+}
+
+/// Something that happened to the fleet or to a task.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SystemEvent {
+    /// Position.
+    pub cursor: u64,
+    /// When.
+    pub time: Timestamp,
+    /// `task.submitted`, `task.assigned`, `task.ended`, `worker.joined`, `worker.lost`, …
+    pub kind: String,
+    /// The task, if about one.
+    pub task: Option<TaskId>,
+    /// The worker, if about one.
+    pub worker: Option<WorkerId>,
+    /// In words.
+    pub text: String,
+}

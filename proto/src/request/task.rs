@@ -1,0 +1,152 @@
+//! Tasks: submitting, finding, steering and following them.
+
+use serde::{Deserialize, Serialize};
+
+use crate::record::{Desired, Member, Outcome};
+use crate::spec::{Exit, TaskSpec};
+use crate::{Epoch, GroupId, Namespace, Offset, TaskId, Timestamp, WorkerId};
+
+/// Submits tasks: one, or the members of a group.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Submit {
+    /// A label for people.
+    pub name: Option<String>,
+    /// One a task, at least one; more than one make a group.
+    pub specs: Vec<TaskSpec>,
+}
+
+/// Answer to [`Submit`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Submitted {
+    /// In the order of the specs.
+    pub tasks: Vec<TaskId>,
+    /// The group, if there is more than one.
+    pub group: Option<GroupId>,
+    /// Workers that could take them now or when a slot is free. Zero: they wait.
+    pub eligible_workers: u32,
+}
+
+/// Finds tasks by reference: one task, or all of a group in order of index.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GetTasks {
+    /// An id, a prefix, a group id or a `--name`.
+    pub reference: String,
+}
+
+/// Lists tasks, newest first.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListTasks {
+    /// Only these states (words of [`TaskInfo::state`]); empty means all.
+    pub states: Vec<String>,
+    /// Only tasks older than this one: the cursor of the next page.
+    pub before: Option<TaskId>,
+    /// At most this many (capped at 1,000).
+    pub limit: u32,
+}
+
+/// What is known of a task.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskInfo {
+    /// Its id.
+    pub id: TaskId,
+    /// Where it lives.
+    pub namespace: Namespace,
+    /// Who submitted it.
+    pub owner: String,
+    /// Its label.
+    pub name: Option<String>,
+    /// Its group.
+    pub group: Option<Member>,
+    /// `queued`, `starting`, `running`, `paused`, `waiting`, `completed`, `failed`, `cancelled`.
+    pub state: String,
+    /// What somebody wants it to be.
+    pub desired: Desired,
+    /// What was asked.
+    pub spec: TaskSpec,
+    /// Who holds or last held it.
+    pub worker: Option<WorkerId>,
+    /// That worker's name.
+    pub worker_name: Option<String>,
+    /// Its current or last epoch.
+    pub epoch: Epoch,
+    /// Executions so far that count.
+    pub attempt: u32,
+    /// Losses of workers that do not count.
+    pub losses: u32,
+    /// When it was submitted.
+    pub created_at: Timestamp,
+    /// When its agent first ran.
+    pub started_at: Option<Timestamp>,
+    /// When it ended.
+    pub ended_at: Option<Timestamp>,
+    /// Not claimed before this instant.
+    pub not_before: Timestamp,
+    /// How it ended.
+    pub outcome: Option<Outcome>,
+    /// How its process ended.
+    pub exit: Option<Exit>,
+    /// What went wrong.
+    pub error: Option<String>,
+    /// Length of its log.
+    pub next_offset: Offset,
+    /// One sentence: why it is where it is, and what to do.
+    pub reason: Option<String>,
+}
+
+/// Asks for another state of a task or of all tasks of a group.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SetDesired {
+    /// An id, a prefix or a group id.
+    pub reference: String,
+    /// What is wanted.
+    pub desired: Desired,
+    /// With [`Desired::Cancelled`]: kill at once.
+    pub force: bool,
+}
+
+/// Answer to [`SetDesired`], one a task.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DesiredSet {
+    /// The task.
+    pub task: TaskId,
+    /// Its state after the request.
+    pub state: String,
+    /// Why nothing changed (`already completed`), if so.
+    pub unchanged: Option<String>,
+}
+
+/// Where a viewer begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum StartAt {
+    /// At this offset.
+    Offset(Offset),
+    /// This many lines of output before the end.
+    Tail(u32),
+    /// At the first record committed at or after this instant.
+    Since(Timestamp),
+}
+
+/// Reads a log from a position and, if asked, stays for more. Answered by frames of
+/// [`crate::session::FollowItem`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Follow {
+    /// The task.
+    pub task: TaskId,
+    /// Where to begin.
+    pub from: StartAt,
+    /// Stay after the last record until the task ends.
+    pub follow: bool,
+    /// The generation a cursor belongs to; another one is answered `LogReset`.
+    pub generation: Option<u64>,
+}
+
+/// Answer to [`Follow`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Following {
+    /// Where reading begins.
+    pub from: Offset,
+    /// Bytes of the first output record that come before the lines asked for ([`StartAt::Tail`]).
+    pub skip: u32,
+    /// Generation of the log.
+    pub generation: u64,
+}

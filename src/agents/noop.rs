@@ -1,0 +1,7 @@
+//! `noop`: no process at all.
+
+use super::Plan;
+
+pub(super) fn plan() -> Plan {
+    Plan::Nothing
+}

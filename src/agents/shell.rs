@@ -1,0 +1,13 @@
+//! `shell`: a command line, or a program and its arguments.
+
+use ado_proto::spec::Input;
+
+use super::{Error, Plan};
+
+pub(super) fn plan(input: &Input) -> Result<Plan, Error> {
+    let argv = match input {
+        Input::Text(text) => vec!["/bin/sh".into(), "-c".into(), text.clone()],
+        Input::Argv(argv) => argv.clone(),
+    };
+    Ok(Plan::Process { argv })
+}

@@ -1,0 +1,445 @@
+//! The calling side: a session with a mesh's controllers that outlives its connections.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ado_certs::ClientTls;
+use ado_proto::request::{Header, Request, Safety, decode_response, encode_request};
+use ado_proto::version::MINOR;
+use ado_proto::{Namespace, RequestId};
+use bytes::Bytes;
+use tokio::sync::{Notify, watch};
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::channel::{Carrier, Channel, Priority};
+use super::dial::Dialler;
+use super::endpoint::Sockets;
+use super::error::{Error, code};
+use crate::env::Env;
+use crate::tasks::Tasks;
+
+/// First wait between failed rounds of dials; doubles up to the configured interval.
+const FIRST_BACKOFF: Duration = Duration::from_millis(100);
+/// Keep-alives that get no packet back before another connection is dialled beside the silent one. One may be lost on
+/// the wire, and one be late.
+const SILENT_KEEP_ALIVES: u32 = 3;
+/// How long [`Link::close`] waits for what was sent to arrive.
+const DRAIN_FOR: Duration = Duration::from_secs(2);
+/// How long [`Link::close`] waits for its last packet to leave. It is not repeated: a server that misses it notices by
+/// the idle timeout, and a command must not be kept from ending.
+const FAREWELL_FOR: Duration = Duration::from_millis(10);
+
+/// Gives `host:port` of one or several controllers of one mesh, in order of preference. It may change between calls (a
+/// local controller that was restarted on another port).
+pub type Addresses = Arc<dyn Fn() -> Vec<String> + Send + Sync>;
+
+/// How a [`Link`] finds and treats its peer.
+#[derive(Clone)]
+pub struct LinkConfig {
+    /// Asked before every round of dials.
+    pub addresses: Addresses,
+    /// Who we are, and whom we trust.
+    pub tls: ClientTls,
+    /// Longest wait between failed dials. First dials are immediate.
+    pub reconnect_interval: Duration,
+    /// Keep-alive interval.
+    pub keep_alive: Duration,
+    /// A connection silent for this long is given up.
+    pub idle_timeout: Duration,
+    /// Where sockets come from; `None`: the operating system.
+    pub sockets: Option<Arc<dyn Sockets>>,
+}
+
+/// Where a link is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LinkState {
+    /// Not connected; with the last failure, if any.
+    Connecting(Option<String>),
+    /// Connected to this address. `number` rises with every connection.
+    Connected {
+        /// The peer's address.
+        to: SocketAddr,
+        /// Counts connections, from 1.
+        number: u64,
+    },
+    /// It will not connect any more: closed, or a failure that trying again cannot mend.
+    Closed(String),
+}
+
+/// How a call is made.
+#[derive(Debug, Clone, Default)]
+pub struct Call {
+    /// Key of idempotency for mutations.
+    pub id: Option<RequestId>,
+    /// The namespace meant; `None` is the certificate's.
+    pub namespace: Option<Namespace>,
+    /// Longest time in all, reconnects included; `None`: as long as it takes.
+    pub timeout: Option<Duration>,
+    /// Its stream's priority.
+    pub priority: Priority,
+}
+
+/// A session with a mesh's controllers: connected when it can be, reconnecting when it was not. Clones share it. When
+/// the last one is dropped it ends, and its connection with the last stream on it.
+#[derive(Clone)]
+pub struct Link {
+    shared: Arc<Shared>,
+    _ends_with: Arc<DropGuard>,
+}
+
+struct Shared {
+    dialler: Dialler,
+    env: Env,
+    phase: watch::Sender<Phase>,
+    state: watch::Sender<LinkState>,
+    // The network has changed: dial now.
+    nudge: Notify,
+    stop: CancellationToken,
+}
+
+#[derive(Clone)]
+enum Phase {
+    Down(Option<Error>),
+    Up(Live),
+    Closed(Error),
+}
+
+#[derive(Clone)]
+struct Live {
+    carrier: Arc<Carrier>,
+    number: u64,
+}
+
+impl Link {
+    /// Starts dialling.
+    ///
+    /// # Errors
+    /// [`Error::Closed`] when `tasks` are stopping already.
+    pub fn start(config: LinkConfig, env: Env, tasks: &Tasks) -> Result<Self, Error> {
+        if tasks.is_stopping() {
+            return Err(Error::Closed);
+        }
+        let stop = CancellationToken::new();
+        let shared = Arc::new(Shared {
+            dialler: Dialler::new(config),
+            env,
+            phase: watch::Sender::new(Phase::Down(None)),
+            state: watch::Sender::new(LinkState::Connecting(None)),
+            nudge: Notify::new(),
+            stop: stop.clone(),
+        });
+        let work = shared.clone();
+        tasks.spawn_until_stop("link", async move {
+            stop.run_until_cancelled(work.run()).await;
+        });
+        let _ends_with = Arc::new(shared.stop.clone().drop_guard());
+        Ok(Self { shared, _ends_with })
+    }
+
+    /// Asks and waits for the answer. Waits for a connection first; a request that is safe to repeat (a read, or a
+    /// mutation with a request id) is sent again when the connection is lost.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] is the other side's answer. [`Error::Unreachable`] and [`Error::Timeout`] when the time is
+    /// over, without and with a connection. [`Error::Lost`] when it may or may not have been done and must not be
+    /// repeated. [`Error::Certificate`], [`Error::Version`] and [`Error::Closed`] when the link is closed.
+    pub async fn call<R: Request>(&self, request: &R, call: Call) -> Result<R::Response, Error> {
+        self.shared.ask::<R>(request, &call, After::Nothing).await.map(|(response, _)| response)
+    }
+
+    /// Opens a streaming request on the current connection (waits for one): the answer, then the stream. When the
+    /// connection is lost the stream fails with [`Error::Lost`], and the caller opens another from its cursor.
+    ///
+    /// # Errors
+    /// Those of [`Link::call`].
+    pub async fn open<R: Request>(&self, request: &R, call: Call) -> Result<(R::Response, Channel), Error> {
+        self.shared.ask::<R>(request, &call, After::Stream).await
+    }
+
+    /// Where the link is.
+    pub fn state(&self) -> watch::Receiver<LinkState> {
+        self.shared.state.subscribe()
+    }
+
+    /// The seam of roaming: the network has changed. Rebinds the socket, and dials at once if not connected.
+    pub fn network_changed(&self) {
+        self.shared.dialler.endpoints.rebind();
+        self.shared.nudge.notify_one();
+    }
+
+    /// Closes the connection, after what was sent on finished streams has arrived or a short time has passed.
+    pub async fn close(&self) {
+        let last = self.shared.phase.borrow().clone();
+        self.shared.enter(Phase::Closed(Error::Closed));
+        self.shared.stop.cancel();
+        if let Phase::Up(live) = last {
+            live.carrier.drained(DRAIN_FOR).await;
+        }
+        self.shared.dialler.endpoints.close(FAREWELL_FOR).await;
+    }
+}
+
+/// What follows a request on its stream.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum After {
+    Nothing,
+    Stream,
+}
+
+impl Shared {
+    async fn ask<R: Request>(&self, request: &R, call: &Call, after: After) -> Result<(R::Response, Channel), Error> {
+        let (id, namespace) = (call.id, call.namespace.clone());
+        let header = Header { minor: MINOR, kind: R::KIND, version: R::VERSION, id, namespace };
+        let frame = encode_request(&header, request);
+        let repeatable = match R::SAFETY {
+            Safety::Read => true,
+            Safety::Idempotent => id.is_some(),
+            Safety::Once => false,
+        };
+        let work = self.send(&frame, call.priority, repeatable, after);
+        let (answer, channel) = match call.timeout {
+            None => work.await?,
+            Some(limit) => timeout(limit, work).await.unwrap_or_else(|_| Err(self.late(limit)))?,
+        };
+        match decode_response::<R>(&answer) {
+            Ok(Ok(response)) => Ok((response, channel)),
+            Ok(Err(refusal)) => Err(Error::Refused(refusal)),
+            Err(error) => Err(Error::Protocol(error.to_string())),
+        }
+    }
+
+    /// Sends a request until there is an answer, or none may be expected.
+    async fn send(
+        &self,
+        frame: &[u8],
+        priority: Priority,
+        repeatable: bool,
+        after: After,
+    ) -> Result<(Bytes, Channel), Error> {
+        let mut tried = 0;
+        loop {
+            let Live { carrier, number } = self.connected_after(tried).await?;
+            tried = number;
+            // Nothing was sent yet, so another connection will do whatever the request.
+            let Ok(mut channel) = carrier.open(priority).await else { continue };
+            match exchange(&mut channel, frame, after).await {
+                Ok(answer) => return Ok((answer, channel)),
+                Err(_) if repeatable && carrier.quic.close_reason().is_some() => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// The current connection, unless it is one that was `tried` and found dead.
+    async fn connected_after(&self, tried: u64) -> Result<Live, Error> {
+        let mut phase = self.phase.subscribe();
+        let found = phase
+            .wait_for(|phase| match phase {
+                Phase::Up(live) => live.number > tried,
+                Phase::Closed(_) => true,
+                Phase::Down(_) => false,
+            })
+            .await;
+        match found.as_deref() {
+            Ok(Phase::Up(live)) => Ok(live.clone()),
+            Ok(Phase::Closed(error)) => Err(error.clone()),
+            Ok(Phase::Down(_)) | Err(_) => Err(Error::Closed),
+        }
+    }
+
+    fn late(&self, limit: Duration) -> Error {
+        match &*self.phase.borrow() {
+            Phase::Up(_) => Error::Timeout(limit),
+            Phase::Closed(error) => error.clone(),
+            Phase::Down(Some(error @ Error::Unreachable { .. })) => error.clone(),
+            Phase::Down(error) => Error::Unreachable {
+                addresses: (self.dialler.config.addresses)().join(", "),
+                cause: error.as_ref().map_or_else(|| format!("no answer within {limit:?}"), ToString::to_string),
+            },
+        }
+    }
+
+    /// Connects again and again, until that makes no sense.
+    async fn run(self: Arc<Self>) {
+        let error = self.stay_connected().await;
+        tracing::debug!(%error, "link closed");
+        self.enter(Phase::Closed(error));
+    }
+
+    async fn stay_connected(&self) -> Error {
+        let mut number = 0;
+        let mut replacement = None;
+        // Whether the other side has refused our certificate since it last answered.
+        let mut refused = false;
+        // Grows with connections that end before anything came of them.
+        let mut useless = Backoff::default();
+        loop {
+            let dialled = match replacement.take() {
+                Some(connection) => Ok(connection),
+                None => self.connect().await,
+            };
+            let lost = match dialled {
+                Err(error) => error,
+                Ok(connection) => {
+                    number += 1;
+                    tracing::debug!(to = %connection.remote_address(), number, "connected");
+                    let live = Live { carrier: Carrier::new(connection, ()), number };
+                    self.enter(Phase::Up(live.clone()));
+                    let (lost, next) = self.hold(&live.carrier.quic).await;
+                    replacement = next;
+                    if live.carrier.quic.stats().frame_rx.stream > 0 {
+                        // Only a server that let us in answers.
+                        (refused, useless) = (false, Backoff::default());
+                    }
+                    lost
+                }
+            };
+            if !lost.is_transient() {
+                match lost {
+                    Error::Certificate(_) if !refused => refused = true,
+                    lost => return lost,
+                }
+                // The certificate a resumed session began with may be over while there is a newer one.
+                self.dialler.config.tls.forget_sessions();
+            }
+            if replacement.is_none() {
+                tracing::debug!(%lost, "not connected");
+                self.enter(Phase::Down(Some(lost)));
+                useless.wait(self).await;
+            }
+        }
+    }
+
+    /// Dials until connected, or until it is known that dialling again is of no use.
+    async fn connect(&self) -> Result<quinn::Connection, Error> {
+        let mut backoff = Backoff { waits: 1 };
+        loop {
+            let round = tokio::select! {
+                biased;
+                () = self.nudge.notified() => continue,
+                round = self.dialler.round() => round,
+            };
+            match round {
+                Err(error) if error.is_transient() => self.note(error),
+                settled => return settled,
+            }
+            backoff.wait(self).await;
+        }
+    }
+
+    /// Waits for the end of a connection. A silent one is over when another could be made before it was heard again.
+    async fn hold(&self, connection: &quinn::Connection) -> (Error, Option<quinn::Connection>) {
+        let keep_alive = self.dialler.config.keep_alive;
+        loop {
+            tokio::select! {
+                biased;
+                error = connection.closed() => return (error.into(), None),
+                () = silence(connection, keep_alive) => {}
+            }
+            tracing::debug!("silent: dialling another connection");
+            tokio::select! {
+                biased;
+                error = connection.closed() => return (error.into(), None),
+                () = sound(connection, keep_alive) => {}
+                dialled = self.connect() => {
+                    connection.close(code::DONE, b"replaced");
+                    let silent = Error::Lost("the other side was silent".into());
+                    return match dialled {
+                        Ok(next) => (silent, Some(next)),
+                        Err(error) => (error, None),
+                    };
+                }
+            }
+        }
+    }
+
+    /// Remembers why there is no connection, if there is none.
+    fn note(&self, error: Error) {
+        tracing::debug!(%error, "dial failed");
+        if !matches!(*self.phase.borrow(), Phase::Up(_)) {
+            self.enter(Phase::Down(Some(error)));
+        }
+    }
+
+    fn enter(&self, next: Phase) {
+        let state = match &next {
+            Phase::Down(error) => LinkState::Connecting(error.as_ref().map(ToString::to_string)),
+            Phase::Up(live) => LinkState::Connected { to: live.carrier.quic.remote_address(), number: live.number },
+            Phase::Closed(error) => LinkState::Closed(error.to_string()),
+        };
+        // Nothing follows `Closed`: a link that was closed while it dialled stays so.
+        let entered = self.phase.send_if_modified(|phase| {
+            let open = !matches!(phase, Phase::Closed(_));
+            if open {
+                *phase = next;
+            }
+            open
+        });
+        if entered {
+            self.state.send_replace(state);
+        }
+    }
+}
+
+/// The wait between attempts: none, then doubling, with full jitter, so that those who lost a controller together do not
+/// come back together.
+#[derive(Default)]
+struct Backoff {
+    waits: u32,
+}
+
+impl Backoff {
+    /// A change of the network ends the wait, and begins a new series.
+    async fn wait(&mut self, link: &Shared) {
+        if let Some(doublings) = self.waits.checked_sub(1) {
+            let longest =
+                FIRST_BACKOFF.saturating_mul(1 << doublings.min(16)).min(link.dialler.config.reconnect_interval);
+            tokio::select! {
+                biased;
+                () = link.nudge.notified() => self.waits = 0,
+                () = sleep(longest.mul_f64(link.env.jitter())) => {}
+            }
+        }
+        self.waits += 1;
+    }
+}
+
+/// One request and its answer.
+async fn exchange(channel: &mut Channel, frame: &[u8], after: After) -> Result<Bytes, Error> {
+    let sent = channel.tx.send(frame).await;
+    if after == After::Nothing {
+        channel.tx.end();
+    }
+    // Who refuses a request stops reading it: the reason is in the answer, not in how sending went.
+    match channel.rx.next().await {
+        Ok(Some(answer)) => Ok(answer),
+        Ok(None) => Err(sent.err().unwrap_or_else(|| Error::Protocol("the stream ended without an answer".into()))),
+        Err(error) => Err(sent.err().unwrap_or(error)),
+    }
+}
+
+/// Resolves when nothing was heard for some keep-alives.
+async fn silence(connection: &quinn::Connection, keep_alive: Duration) {
+    let mut heard = packets(connection);
+    let mut quiet = 0;
+    while quiet < SILENT_KEEP_ALIVES {
+        sleep(keep_alive).await;
+        let now = packets(connection);
+        quiet = if now == heard { quiet + 1 } else { 0 };
+        heard = now;
+    }
+}
+
+/// Resolves when something is heard.
+async fn sound(connection: &quinn::Connection, keep_alive: Duration) {
+    let heard = packets(connection);
+    while packets(connection) == heard {
+        sleep(keep_alive / 4).await;
+    }
+}
+
+fn packets(connection: &quinn::Connection) -> u64 {
+    connection.stats().udp_rx.datagrams
+}

@@ -1,0 +1,411 @@
+//! A store that forgets when its process ends: for simulations and tests, where virtual time and a database do not mix.
+//!
+//! Every question is a walk over all there is: simple to check, fast enough for some thousands of tasks.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use ado_proto::record::{Desired, Record};
+use ado_proto::request::SystemEvent;
+use ado_proto::{Audience, Epoch, GroupId, Incarnation, Offset, RequestId, TaskId, Timestamp, WorkerId};
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use super::batch::{self, Batch};
+use super::clock::Clock;
+use super::{
+    Audit, Certificate, Committed, EVENT_RETENTION, Find, KEY_RETENTION, ListFilter, NewEvent, Page, Renewal, Result,
+    Row, Store, Token, TokenRefusal, Unit, Worker, is_claimable, log, rules, score,
+};
+use crate::env::Env;
+use crate::task::State;
+
+/// A store in memory.
+pub struct Memory {
+    clock: Clock,
+    generation: u64,
+    held: Mutex<Held>,
+}
+
+/// All it holds.
+#[derive(Default)]
+struct Held {
+    rows: BTreeMap<TaskId, Row>,
+    logs: BTreeMap<TaskId, Vec<Record>>,
+    requests: BTreeMap<(String, u16, RequestId), Answered>,
+    workers: BTreeMap<WorkerId, Worker>,
+    loops: BTreeMap<String, Loop>,
+    tokens: BTreeMap<String, Token>,
+    certificates: BTreeMap<String, Certificate>,
+    revoked: BTreeSet<String>,
+    events: BTreeMap<u64, (Audience, SystemEvent)>,
+    last_cursor: u64,
+    audit: Vec<(Timestamp, Audit)>,
+}
+
+struct Answered {
+    body: [u8; 32],
+    answer: Bytes,
+    at: Timestamp,
+}
+
+struct Loop {
+    holder: Option<Incarnation>,
+    term: u64,
+    expires_at: Timestamp,
+}
+
+impl Memory {
+    /// An empty store.
+    pub fn new(env: Env) -> Self {
+        let mut bytes = [0; 8];
+        env.fill(&mut bytes);
+        let generation = (u64::from_le_bytes(bytes) >> 1).max(1);
+        Self { clock: Clock::new(env, Timestamp(0)), generation, held: Mutex::default() }
+    }
+
+    /// Nothing is changed before it is complete, so what a panic leaves behind is whole.
+    fn held(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Held {
+    fn unit(&mut self, batch: &mut Batch, unit: Unit, now: Timestamp) -> Committed {
+        let key = |once: &super::Once| (once.principal.clone(), once.kind, once.id);
+        if let Some(once) = &unit.once
+            && let Some(seen) = self.requests.get(&key(once))
+        {
+            return if seen.body == once.body {
+                Committed::Replayed(seen.answer.clone())
+            } else {
+                Committed::KeyConflict
+            };
+        }
+        let outcomes = batch.run(unit.changes);
+        let answer = unit.once.map(|once| {
+            let key = key(&once);
+            let answer = (once.answer)(&outcomes);
+            self.requests.insert(key, Answered { body: once.body, answer: answer.clone(), at: now });
+            answer
+        });
+        self.audit.extend(unit.audit.map(|audit| (now, audit)));
+        Committed::Done(outcomes, answer)
+    }
+
+    fn add_events(&mut self, events: Vec<NewEvent>, now: Timestamp) {
+        for event in events {
+            self.last_cursor += 1;
+            let cursor = self.last_cursor;
+            let NewEvent { audience, kind, task, worker, text } = event;
+            let event = SystemEvent { cursor, time: now, kind: kind.into(), task, worker, text };
+            self.events.insert(cursor, (audience, event));
+        }
+    }
+
+    /// Rows that fit, in order of `key`.
+    fn pick<K: Ord>(&self, fits: impl Fn(&Row) -> bool, key: impl Fn(&Row) -> K, limit: usize) -> Vec<Row> {
+        let mut picked: Vec<_> = self.rows.values().filter(|row| fits(row)).collect();
+        picked.sort_by_cached_key(|row| key(row));
+        picked.into_iter().take(limit).cloned().collect()
+    }
+
+    fn held_by(&self, worker: WorkerId) -> Vec<Row> {
+        let holds = |row: &Row| row.lease.as_ref().is_some_and(|lease| lease.worker == worker);
+        self.pick(holds, |row| row.task.id, usize::MAX)
+    }
+
+    fn page(&self, task: TaskId, range: impl FnOnce(&[Record]) -> &[Record]) -> Option<Page> {
+        let row = self.rows.get(&task)?;
+        let records = self.logs.get(&task).map_or(&[][..], |log| range(log)).to_vec();
+        Some(Page {
+            records,
+            first_kept: Offset(0),
+            next_offset: row.task.next_offset,
+            ended: row.task.ended_at.is_some(),
+        })
+    }
+}
+
+/// A place in a log that is at most its length.
+fn place(offset: Offset, log: &[Record]) -> usize {
+    usize::try_from(offset.0).unwrap_or(usize::MAX).min(log.len())
+}
+
+fn in_group(row: &Row, fits: impl Fn(GroupId) -> bool) -> bool {
+    row.task.group.is_some_and(|member| fits(member.id))
+}
+
+#[async_trait]
+impl Store for Memory {
+    async fn now(&self) -> Result<Timestamp> {
+        Ok(self.clock.now())
+    }
+
+    fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    async fn commit(&self, units: Vec<Unit>) -> Result<Vec<Committed>> {
+        let ids = batch::ids(&units);
+        let mut held = self.held();
+        let now = self.clock.now();
+        let mut batch = Batch::new(now, ids.iter().filter_map(|id| held.rows.get(id).cloned()));
+        let committed = units.into_iter().map(|unit| held.unit(&mut batch, unit, now)).collect();
+        let (changed, events) = batch.finish();
+        for staged in changed {
+            let id = staged.row.task.id;
+            held.logs.entry(id).or_default().extend(staged.records);
+            held.rows.insert(id, staged.row);
+        }
+        held.add_events(events, now);
+        Ok(committed)
+    }
+
+    async fn row(&self, id: TaskId) -> Result<Option<Row>> {
+        Ok(self.held().rows.get(&id).cloned())
+    }
+
+    async fn find(&self, audience: &Audience, what: &Find, limit: usize) -> Result<Vec<Row>> {
+        let seen = |row: &Row| rules::sees(audience, &row.task.namespace);
+        let newest = |row: &Row| Reverse(row.task.id);
+        let by_index = |row: &Row| row.task.group.map(|member| (member.id, member.index));
+        let held = self.held();
+        Ok(match what {
+            Find::Id(id) => held.rows.get(id).filter(|row| seen(row)).into_iter().take(limit).cloned().collect(),
+            Find::Prefix(prefix) => {
+                let prefix = format!("task-{prefix}");
+                held.pick(|row| seen(row) && row.task.id.short().starts_with(&prefix), newest, limit)
+            }
+            Find::Group(group) => held.pick(|row| seen(row) && in_group(row, |id| id == *group), by_index, limit),
+            Find::GroupPrefix(prefix) => {
+                let prefix = format!("group-{prefix}");
+                let fits = |row: &Row| seen(row) && in_group(row, |id| id.short().starts_with(&prefix));
+                held.pick(fits, by_index, limit)
+            }
+            Find::Name(name) => held.pick(|row| seen(row) && row.task.name.as_ref() == Some(name), newest, limit),
+        })
+    }
+
+    async fn list(&self, filter: &ListFilter) -> Result<Vec<Row>> {
+        let fits = |row: &Row| {
+            rules::sees(&filter.audience, &row.task.namespace)
+                && filter.before.is_none_or(|before| row.task.id < before)
+                && (filter.states.is_empty() || filter.states.iter().any(|state| state == row.task.state_word()))
+        };
+        Ok(self.held().pick(fits, |row| Reverse(row.task.id), filter.limit))
+    }
+
+    async fn read(&self, task: TaskId, from: Offset, max_bytes: usize) -> Result<Option<Page>> {
+        Ok(self.held().page(task, |log| {
+            let rest = &log[place(from, log)..];
+            &rest[..log::fitting(rest, max_bytes)]
+        }))
+    }
+
+    async fn read_back(&self, task: TaskId, before: Offset, max_bytes: usize) -> Result<Option<Page>> {
+        Ok(self.held().page(task, |log| {
+            let rest = &log[..place(before, log)];
+            &rest[rest.len() - log::fitting(rest.iter().rev(), max_bytes)..]
+        }))
+    }
+
+    async fn offset_since(&self, task: TaskId, since: Timestamp) -> Result<Option<Offset>> {
+        let held = self.held();
+        let Some(row) = held.rows.get(&task) else { return Ok(None) };
+        let first = held.logs.get(&task).and_then(|log| log.iter().find(|record| record.time >= since));
+        Ok(Some(first.map_or(row.task.next_offset, |record| record.offset)))
+    }
+
+    async fn claimable(&self, limit: usize) -> Result<Vec<Row>> {
+        let now = self.clock.now();
+        let order = |row: &Row| match row.task.state {
+            State::Queued { not_before } => (score(not_before, row.task.spec.priority), row.task.id),
+            _ => (i64::MAX, row.task.id),
+        };
+        Ok(self.held().pick(|row| is_claimable(&row.task, now), order, limit))
+    }
+
+    async fn next_due(&self) -> Result<Option<Timestamp>> {
+        let now = self.clock.now();
+        let due = |row: &Row| match row.task.state {
+            State::Queued { not_before } if row.task.desired == Desired::Running => Some(not_before),
+            _ => None,
+        };
+        Ok(self.held().rows.values().filter_map(due).filter(|due| *due > now).min())
+    }
+
+    async fn expired(&self, before: Timestamp, limit: usize) -> Result<Vec<Row>> {
+        let end = |row: &Row| row.lease.as_ref().map(|lease| lease.expires_at);
+        let held = self.held();
+        Ok(held.pick(|row| end(row).is_some_and(|end| end < before), |row| (end(row), row.task.id), limit))
+    }
+
+    async fn held_by(&self, worker: WorkerId) -> Result<Vec<Row>> {
+        Ok(self.held().held_by(worker))
+    }
+
+    async fn register(&self, mut worker: Worker) -> Result<Option<Worker>> {
+        let mut held = self.held();
+        worker.seen_at = self.clock.now();
+        Ok(held.workers.insert(worker.id, worker))
+    }
+
+    async fn renew(
+        &self,
+        worker: WorkerId,
+        incarnation: Incarnation,
+        holds: &[(TaskId, Epoch)],
+        lease: Duration,
+        draining: bool,
+    ) -> Result<Option<Renewal>> {
+        let mut held = self.held();
+        let now = self.clock.now();
+        let registered = held.workers.get_mut(&worker).filter(|registered| registered.incarnation == incarnation);
+        let Some(registered) = registered else { return Ok(None) };
+        registered.seen_at = now;
+        registered.draining = draining;
+        let rows = held.held_by(worker);
+        let renewal = rules::renewal(rows, holds.iter().copied().collect(), incarnation, now.after(lease));
+        held.rows.extend(renewal.renewed.iter().map(|row| (row.task.id, row.clone())));
+        Ok(Some(renewal))
+    }
+
+    async fn workers(&self) -> Result<Vec<Worker>> {
+        Ok(self.held().workers.values().cloned().collect())
+    }
+
+    async fn remove_worker(&self, id: WorkerId) -> Result<()> {
+        self.held().workers.remove(&id);
+        Ok(())
+    }
+
+    async fn hold_loop(&self, name: &str, holder: Incarnation, ttl: Duration) -> Result<Option<u64>> {
+        let mut held = self.held();
+        let now = self.clock.now();
+        let lease = held.loops.entry(name.into()).or_insert(Loop { holder: None, term: 0, expires_at: now });
+        if lease.holder != Some(holder) {
+            if lease.holder.is_some() && lease.expires_at > now {
+                return Ok(None);
+            }
+            lease.holder = Some(holder);
+            lease.term += 1;
+        }
+        lease.expires_at = now.after(ttl);
+        Ok(Some(lease.term))
+    }
+
+    async fn release_loop(&self, name: &str, holder: Incarnation) -> Result<()> {
+        if let Some(lease) = self.held().loops.get_mut(name)
+            && lease.holder == Some(holder)
+        {
+            lease.holder = None;
+        }
+        Ok(())
+    }
+
+    async fn put_token(&self, token: Token, audit: Audit) -> Result<()> {
+        let mut held = self.held();
+        let now = self.clock.now();
+        held.tokens.retain(|_, other| other.hash != token.hash);
+        held.tokens.insert(token.id.clone(), token);
+        held.audit.push((now, audit));
+        Ok(())
+    }
+
+    async fn take_token(&self, hash: &[u8; 32]) -> Result<std::result::Result<Token, TokenRefusal>> {
+        let mut held = self.held();
+        let now = self.clock.now();
+        let Some(token) = held.tokens.values_mut().find(|token| token.hash == *hash) else {
+            return Ok(Err(TokenRefusal::Unknown));
+        };
+        let used = rules::use_once(token.clone(), now);
+        if let Ok(used) = &used {
+            token.clone_from(used);
+        }
+        Ok(used)
+    }
+
+    async fn tokens(&self, audience: &Audience) -> Result<Vec<Token>> {
+        let held = self.held();
+        let mut tokens: Vec<_> =
+            held.tokens.values().filter(|token| rules::sees(audience, &token.namespace)).cloned().collect();
+        tokens.sort_by(|a, b| (b.created_at, &b.id).cmp(&(a.created_at, &a.id)));
+        Ok(tokens)
+    }
+
+    async fn revoke_token(&self, audience: &Audience, id: &str, audit: Audit) -> Result<bool> {
+        let mut held = self.held();
+        let now = self.clock.now();
+        if !held.tokens.get(id).is_some_and(|token| rules::sees(audience, &token.namespace)) {
+            return Ok(false);
+        }
+        held.tokens.remove(id);
+        held.audit.push((now, audit));
+        Ok(true)
+    }
+
+    async fn put_certificate(&self, certificate: Certificate) -> Result<bool> {
+        let mut held = self.held();
+        let revoked = held.revoked.contains(&certificate.identity);
+        held.certificates.insert(certificate.serial.clone(), certificate);
+        Ok(!revoked)
+    }
+
+    async fn revoke_identity(&self, identity: &str, audit: Audit) -> Result<Vec<String>> {
+        let mut held = self.held();
+        let now = self.clock.now();
+        held.revoked.insert(identity.into());
+        held.audit.push((now, audit));
+        let live = held.certificates.values().filter(|one| one.identity == identity && one.not_after > now);
+        Ok(live.map(|one| one.serial.clone()).collect())
+    }
+
+    async fn denied(&self) -> Result<Vec<String>> {
+        let held = self.held();
+        let now = self.clock.now();
+        let denied = held.certificates.values().filter(|one| held.revoked.contains(&one.identity));
+        Ok(denied.filter(|one| one.not_after > now).map(|one| one.serial.clone()).collect())
+    }
+
+    async fn events(&self, audience: &Audience, after: u64, limit: usize) -> Result<Vec<SystemEvent>> {
+        let held = self.held();
+        let later = held.events.range(after.saturating_add(1)..).map(|(_, event)| event);
+        let seen = later.filter(|(event, _)| rules::may_read(audience, event)).map(|(_, event)| event.clone());
+        Ok(seen.take(limit).collect())
+    }
+
+    async fn add_events(&self, events: Vec<NewEvent>) -> Result<()> {
+        let mut held = self.held();
+        let now = self.clock.now();
+        held.add_events(events, now);
+        Ok(())
+    }
+
+    async fn audit(&self, limit: usize) -> Result<Vec<(Timestamp, String, String, String, String)>> {
+        let held = self.held();
+        let line = |(at, line): &(Timestamp, Audit)| {
+            (*at, line.principal.clone(), line.action.into(), line.target.clone(), line.result.clone())
+        };
+        Ok(held.audit.iter().rev().take(limit).map(line).collect())
+    }
+
+    async fn sweep(&self) -> Result<()> {
+        let mut held = self.held();
+        let now = self.clock.now();
+        let (keys, events) = (rules::cutoff(now, KEY_RETENTION), rules::cutoff(now, EVENT_RETENTION));
+        held.requests.retain(|_, answered| answered.at >= keys);
+        held.events.retain(|_, (_, event)| event.time >= events);
+        held.tokens.retain(|_, token| token.expires_at > now);
+        held.certificates.retain(|_, certificate| certificate.not_after > now);
+        Ok(())
+    }
+
+    async fn ping(&self) -> Result<()> {
+        Ok(())
+    }
+
+    async fn close(&self) {}
+}

@@ -1,0 +1,148 @@
+-- Times are microseconds since the Unix epoch on the store's clock; ids are 16 bytes.
+
+CREATE TABLE meta (
+    one        INTEGER PRIMARY KEY CHECK (one = 1),
+    -- Another one after a restore: cursors belong to a generation.
+    generation INTEGER NOT NULL,
+    -- The last commit's time: the clock goes on from here.
+    clock      INTEGER NOT NULL
+) STRICT;
+
+-- `fold` is the task; the columns before it are derived from it, for indexes. The lease columns are the lease.
+CREATE TABLE task (
+    no                INTEGER PRIMARY KEY,
+    id                BLOB    NOT NULL UNIQUE,
+    short             TEXT    NOT NULL,
+    namespace         TEXT    NOT NULL,
+    owner             TEXT    NOT NULL,
+    name              TEXT,
+    group_id          BLOB,
+    group_index       INTEGER,
+    group_short       TEXT,
+    created_at        INTEGER NOT NULL,
+    state             TEXT    NOT NULL,
+    epoch             INTEGER NOT NULL,
+    ended_at          INTEGER,
+    -- Both only while it is queued and wanted running.
+    not_before        INTEGER,
+    score             INTEGER,
+    lease_worker      BLOB,
+    lease_incarnation BLOB,
+    lease_expires_at  INTEGER,
+    next_offset       INTEGER NOT NULL,
+    fold              BLOB    NOT NULL
+) STRICT;
+CREATE INDEX task_short   ON task (short);
+CREATE INDEX task_state   ON task (state, id, namespace);
+CREATE INDEX task_name    ON task (name, id)                WHERE name IS NOT NULL;
+CREATE INDEX task_group   ON task (group_id, group_index)   WHERE group_id IS NOT NULL;
+CREATE INDEX task_groups  ON task (group_short)             WHERE group_short IS NOT NULL;
+CREATE INDEX task_score   ON task (score, id, not_before)   WHERE score IS NOT NULL;
+CREATE INDEX task_due     ON task (not_before)              WHERE not_before IS NOT NULL;
+CREATE INDEX task_worker  ON task (lease_worker, id)        WHERE lease_worker IS NOT NULL;
+CREATE INDEX task_expires ON task (lease_expires_at, id)    WHERE lease_expires_at IS NOT NULL;
+
+-- Records that say what happened to a task: small, and kept as long as the task is.
+CREATE TABLE lifecycle (
+    task   INTEGER NOT NULL REFERENCES task (no),
+    offset INTEGER NOT NULL,
+    time   INTEGER NOT NULL,
+    record BLOB    NOT NULL,
+    PRIMARY KEY (task, offset)
+) STRICT, WITHOUT ROWID;
+
+-- Everything else of a log. Offsets between first and last that a chunk lacks are lifecycle rows.
+CREATE TABLE chunk (
+    no           INTEGER PRIMARY KEY,
+    task         INTEGER NOT NULL REFERENCES task (no),
+    first_offset INTEGER NOT NULL,
+    last_offset  INTEGER NOT NULL,
+    first_time   INTEGER NOT NULL,
+    last_time    INTEGER NOT NULL,
+    newlines     INTEGER NOT NULL,
+    bytes        INTEGER NOT NULL,
+    format       INTEGER NOT NULL,
+    data         BLOB    NOT NULL
+) STRICT;
+CREATE UNIQUE INDEX chunk_offset ON chunk (task, first_offset, last_time);
+
+CREATE TABLE worker (
+    id          BLOB    PRIMARY KEY,
+    incarnation BLOB    NOT NULL,
+    name        TEXT    NOT NULL,
+    namespace   TEXT    NOT NULL,
+    pool        TEXT    NOT NULL,
+    slots       INTEGER NOT NULL,
+    agents      TEXT    NOT NULL,
+    labels      TEXT    NOT NULL,
+    containment TEXT    NOT NULL,
+    build       TEXT    NOT NULL,
+    draining    INTEGER NOT NULL,
+    seen_at     INTEGER NOT NULL
+) STRICT;
+
+-- A loop that one controller at a time runs. The row stays when it is given back: terms only rise.
+CREATE TABLE loop (
+    name       TEXT    PRIMARY KEY,
+    holder     BLOB,
+    term       INTEGER NOT NULL,
+    expires_at INTEGER NOT NULL
+) STRICT;
+
+CREATE TABLE token (
+    id         TEXT    PRIMARY KEY,
+    hash       BLOB    NOT NULL UNIQUE,
+    role       TEXT    NOT NULL,
+    namespace  TEXT    NOT NULL,
+    name       TEXT,
+    uses_left  INTEGER,
+    created_at INTEGER NOT NULL,
+    expires_at INTEGER NOT NULL,
+    created_by TEXT    NOT NULL
+) STRICT;
+
+CREATE TABLE certificate (
+    serial    TEXT    PRIMARY KEY,
+    identity  TEXT    NOT NULL,
+    not_after INTEGER NOT NULL
+) STRICT;
+CREATE INDEX certificate_identity ON certificate (identity);
+
+CREATE TABLE revoked (
+    identity TEXT    PRIMARY KEY,
+    at       INTEGER NOT NULL
+) STRICT;
+
+-- What was answered to a request, so that repeating it does nothing and says the same.
+CREATE TABLE request (
+    no        INTEGER PRIMARY KEY,
+    principal TEXT    NOT NULL,
+    kind      INTEGER NOT NULL,
+    id        BLOB    NOT NULL,
+    body      BLOB    NOT NULL,
+    answer    BLOB    NOT NULL,
+    at        INTEGER NOT NULL
+) STRICT;
+CREATE UNIQUE INDEX request_key ON request (id, kind, principal);
+CREATE INDEX request_at ON request (at);
+
+-- AUTOINCREMENT: a cursor is never given twice, not even after old events were deleted. No namespace: for administrators.
+CREATE TABLE event (
+    cursor    INTEGER PRIMARY KEY AUTOINCREMENT,
+    at        INTEGER NOT NULL,
+    namespace TEXT,
+    kind      TEXT    NOT NULL,
+    task      BLOB,
+    worker    BLOB,
+    text      TEXT    NOT NULL
+) STRICT;
+CREATE INDEX event_at ON event (at);
+
+CREATE TABLE audit (
+    no        INTEGER PRIMARY KEY,
+    at        INTEGER NOT NULL,
+    principal TEXT    NOT NULL,
+    action    TEXT    NOT NULL,
+    target    TEXT    NOT NULL,
+    result    TEXT    NOT NULL
+) STRICT;

@@ -1,0 +1,60 @@
+//! What every store answers alike, as pure functions of what it holds.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use ado_proto::{Audience, Epoch, Incarnation, Namespace, TaskId, Timestamp};
+
+use super::{Lease, Renewal, Row, Token, TokenRefusal};
+
+/// Whether an audience may see what belongs to a namespace.
+pub(super) fn sees(audience: &Audience, namespace: &Namespace) -> bool {
+    match audience {
+        Audience::Everywhere => true,
+        Audience::Namespace(own) => own == namespace,
+    }
+}
+
+/// Whether a reader may see an event. What belongs to no namespace is about the mesh itself: for administrators.
+pub(super) fn may_read(reader: &Audience, event: &Audience) -> bool {
+    match event {
+        Audience::Everywhere => *reader == Audience::Everywhere,
+        Audience::Namespace(namespace) => sees(reader, namespace),
+    }
+}
+
+/// A heartbeat's effect on the tasks that a worker holds here, given the pairs it named. Everything in order of id.
+pub(super) fn renewal(
+    held: Vec<Row>,
+    mut named: BTreeSet<(TaskId, Epoch)>,
+    incarnation: Incarnation,
+    expires_at: Timestamp,
+) -> Renewal {
+    let mut renewal = Renewal::default();
+    for mut row in held {
+        if named.remove(&(row.task.id, row.task.epoch)) {
+            row.lease = row.lease.map(|lease| Lease { incarnation: Some(incarnation), expires_at, ..lease });
+            renewal.renewed.push(row);
+        } else {
+            renewal.unnamed.push(row);
+        }
+    }
+    renewal.lost.extend(named);
+    renewal
+}
+
+/// The token after one use.
+pub(super) fn use_once(mut token: Token, now: Timestamp) -> Result<Token, TokenRefusal> {
+    if token.expires_at <= now {
+        return Err(TokenRefusal::Expired);
+    }
+    if let Some(left) = &mut token.uses_left {
+        *left = left.checked_sub(1).ok_or(TokenRefusal::UsedUp)?;
+    }
+    Ok(token)
+}
+
+/// What is older than this has outlived its retention.
+pub(super) fn cutoff(now: Timestamp, retention: Duration) -> Timestamp {
+    Timestamp(now.0.saturating_sub(i64::try_from(retention.as_micros()).unwrap_or(i64::MAX)))
+}

@@ -1,0 +1,235 @@
+//! Tokens, certificates, events, audit: who may do what, and who did.
+
+use ado_proto::request::SystemEvent;
+use ado_proto::{Audience, Namespace, TaskId, Timestamp, WorkerId};
+use sqlx::sqlite::SqliteRow;
+use sqlx::{Row as _, SqliteConnection, query};
+
+use super::super::{
+    Audit, Certificate, EVENT_RETENTION, Error, KEY_RETENTION, NewEvent, Result, Token, TokenRefusal, rules,
+};
+use super::tasks::{blob, uuid};
+use super::{Sqlite, int, rows, scope};
+
+/// A query for whole tokens; [`token`] reads them.
+macro_rules! select {
+    ($rest:literal) => {
+        query(concat!(
+            "SELECT id, hash, role, namespace, name, uses_left, created_at, expires_at, created_by FROM token ",
+            $rest
+        ))
+    };
+}
+
+fn token(columns: &SqliteRow) -> Result<Token> {
+    let hash: &[u8] = columns.try_get(1)?;
+    Ok(Token {
+        id: columns.try_get(0)?,
+        hash: hash.try_into().map_err(|_| Error::Damaged("a token's hash".into()))?,
+        role: columns.try_get::<&str, _>(2)?.parse().map_err(Error::Damaged)?,
+        namespace: Namespace(columns.try_get(3)?),
+        name: columns.try_get(4)?,
+        uses_left: columns.try_get(5)?,
+        created_at: Timestamp(columns.try_get(6)?),
+        expires_at: Timestamp(columns.try_get(7)?),
+        created_by: columns.try_get(8)?,
+    })
+}
+
+/// Adds a line to the audit log.
+pub(super) async fn insert_audit(connection: &mut SqliteConnection, now: Timestamp, audit: &Audit) -> Result<()> {
+    query("INSERT INTO audit (at, principal, action, target, result) VALUES (?, ?, ?, ?, ?)")
+        .bind(now.0)
+        .bind(&audit.principal)
+        .bind(audit.action)
+        .bind(&audit.target)
+        .bind(&audit.result)
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+/// Adds events.
+pub(super) async fn insert_events(
+    connection: &mut SqliteConnection,
+    now: Timestamp,
+    events: &[NewEvent],
+) -> Result<()> {
+    for event in events {
+        query("INSERT INTO event (at, namespace, kind, task, worker, text) VALUES (?, ?, ?, ?, ?, ?)")
+            .bind(now.0)
+            .bind(scope(&event.audience))
+            .bind(event.kind)
+            .bind(event.task.map(|task| blob(task.0)))
+            .bind(event.worker.map(|worker| blob(worker.0)))
+            .bind(&event.text)
+            .execute(&mut *connection)
+            .await?;
+    }
+    Ok(())
+}
+
+impl Sqlite {
+    pub(super) async fn keep_token(&self, token: Token, audit: Audit) -> Result<()> {
+        let mut tx = self.write().await?;
+        query(
+            "INSERT OR REPLACE INTO token (id, hash, role, namespace, name, uses_left, created_at, expires_at, \
+             created_by) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        )
+        .bind(token.id)
+        .bind(&token.hash[..])
+        .bind(token.role.as_str())
+        .bind(token.namespace.0)
+        .bind(token.name)
+        .bind(token.uses_left)
+        .bind(token.created_at.0)
+        .bind(token.expires_at.0)
+        .bind(token.created_by)
+        .execute(&mut tx.connection)
+        .await?;
+        insert_audit(&mut tx.connection, tx.now, &audit).await?;
+        tx.commit().await
+    }
+
+    pub(super) async fn use_token(&self, hash: &[u8; 32]) -> Result<std::result::Result<Token, TokenRefusal>> {
+        let mut tx = self.write().await?;
+        let found = select!("WHERE hash = ?").bind(&hash[..]).fetch_optional(&mut tx.connection).await?;
+        let found = found.as_ref().map(token).transpose()?;
+        let used = found.ok_or(TokenRefusal::Unknown).and_then(|token| rules::use_once(token, tx.now));
+        let Ok(token) = &used else {
+            tx.undo().await?;
+            return Ok(used);
+        };
+        query("UPDATE token SET uses_left = ? WHERE id = ?")
+            .bind(token.uses_left)
+            .bind(&token.id)
+            .execute(&mut tx.connection)
+            .await?;
+        tx.commit().await?;
+        Ok(used)
+    }
+
+    pub(super) async fn all_tokens(&self, audience: &Audience) -> Result<Vec<Token>> {
+        let found = select!("WHERE ?1 IS NULL OR namespace = ?1 ORDER BY created_at DESC, id DESC")
+            .bind(scope(audience))
+            .fetch_all(&self.readers)
+            .await?;
+        found.iter().map(token).collect()
+    }
+
+    pub(super) async fn forget_token(&self, audience: &Audience, id: &str, audit: Audit) -> Result<bool> {
+        let mut tx = self.write().await?;
+        let deleted = query("DELETE FROM token WHERE id = ?1 AND (?2 IS NULL OR namespace = ?2)")
+            .bind(id)
+            .bind(scope(audience))
+            .execute(&mut tx.connection)
+            .await?;
+        if deleted.rows_affected() == 0 {
+            tx.undo().await?;
+            return Ok(false);
+        }
+        insert_audit(&mut tx.connection, tx.now, &audit).await?;
+        tx.commit().await?;
+        Ok(true)
+    }
+
+    pub(super) async fn keep_certificate(&self, certificate: Certificate) -> Result<bool> {
+        let mut tx = self.write().await?;
+        let revoked = query("SELECT 1 FROM revoked WHERE identity = ?")
+            .bind(&certificate.identity)
+            .fetch_optional(&mut tx.connection)
+            .await?
+            .is_some();
+        query("INSERT OR REPLACE INTO certificate (serial, identity, not_after) VALUES (?, ?, ?)")
+            .bind(certificate.serial)
+            .bind(certificate.identity)
+            .bind(certificate.not_after.0)
+            .execute(&mut tx.connection)
+            .await?;
+        tx.commit().await?;
+        Ok(!revoked)
+    }
+
+    pub(super) async fn deny_identity(&self, identity: &str, audit: Audit) -> Result<Vec<String>> {
+        let mut tx = self.write().await?;
+        query("INSERT INTO revoked (identity, at) VALUES (?, ?) ON CONFLICT DO NOTHING")
+            .bind(identity)
+            .bind(tx.now.0)
+            .execute(&mut tx.connection)
+            .await?;
+        let live = query("SELECT serial FROM certificate WHERE identity = ? AND not_after > ? ORDER BY serial")
+            .bind(identity)
+            .bind(tx.now.0)
+            .fetch_all(&mut tx.connection)
+            .await?;
+        insert_audit(&mut tx.connection, tx.now, &audit).await?;
+        tx.commit().await?;
+        live.iter().map(|columns| Ok(columns.try_get(0)?)).collect()
+    }
+
+    /// A certificate is denied because its identity is: one that was being issued meanwhile is denied too.
+    pub(super) async fn denied_serials(&self) -> Result<Vec<String>> {
+        let denied = query("SELECT serial FROM certificate NATURAL JOIN revoked WHERE not_after > ? ORDER BY serial")
+            .bind(self.clock.now().0)
+            .fetch_all(&self.readers)
+            .await?;
+        denied.iter().map(|columns| Ok(columns.try_get(0)?)).collect()
+    }
+
+    pub(super) async fn events_after(&self, audience: &Audience, after: u64, limit: usize) -> Result<Vec<SystemEvent>> {
+        let found = query(
+            "SELECT cursor, at, kind, task, worker, text FROM event \
+             WHERE cursor > ?1 AND (?2 IS NULL OR namespace = ?2) ORDER BY cursor LIMIT ?3",
+        )
+        .bind(int(after))
+        .bind(scope(audience))
+        .bind(rows(limit))
+        .fetch_all(&self.readers)
+        .await?;
+        found.iter().map(event).collect()
+    }
+
+    pub(super) async fn keep_events(&self, events: Vec<NewEvent>) -> Result<()> {
+        let mut tx = self.write().await?;
+        insert_events(&mut tx.connection, tx.now, &events).await?;
+        tx.commit().await
+    }
+
+    pub(super) async fn audit_lines(&self, limit: usize) -> Result<Vec<(Timestamp, String, String, String, String)>> {
+        let found = query("SELECT at, principal, action, target, result FROM audit ORDER BY no DESC LIMIT ?")
+            .bind(rows(limit))
+            .fetch_all(&self.readers)
+            .await?;
+        let line = |columns: &SqliteRow| {
+            let at = Timestamp(columns.try_get(0)?);
+            Ok((at, columns.try_get(1)?, columns.try_get(2)?, columns.try_get(3)?, columns.try_get(4)?))
+        };
+        found.iter().map(line).collect()
+    }
+
+    pub(super) async fn delete_outlived(&self) -> Result<()> {
+        let mut tx = self.write().await?;
+        for (sql, before) in [
+            ("DELETE FROM request WHERE at < ?", rules::cutoff(tx.now, KEY_RETENTION)),
+            ("DELETE FROM event WHERE at < ?", rules::cutoff(tx.now, EVENT_RETENTION)),
+            ("DELETE FROM token WHERE expires_at <= ?", tx.now),
+            ("DELETE FROM certificate WHERE not_after <= ?", tx.now),
+        ] {
+            query(sql).bind(before.0).execute(&mut tx.connection).await?;
+        }
+        tx.commit().await
+    }
+}
+
+fn event(columns: &SqliteRow) -> Result<SystemEvent> {
+    let task: Option<&[u8]> = columns.try_get(3)?;
+    let worker: Option<&[u8]> = columns.try_get(4)?;
+    Ok(SystemEvent {
+        cursor: columns.try_get::<i64, _>(0)?.unsigned_abs(),
+        time: Timestamp(columns.try_get(1)?),
+        kind: columns.try_get(2)?,
+        task: task.map(uuid).transpose()?.map(TaskId),
+        worker: worker.map(uuid).transpose()?.map(WorkerId),
+        text: columns.try_get(5)?,
+    })
+}

@@ -1,0 +1,161 @@
+//! Workers, their heartbeats, and the leases of loops.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use ado_proto::spec::Containment;
+use ado_proto::{Epoch, Incarnation, Namespace, TaskId, Timestamp, WorkerId};
+use serde::de::DeserializeOwned;
+use sqlx::sqlite::SqliteRow;
+use sqlx::{Row as _, SqliteConnection, query};
+
+use super::super::{Error, Renewal, Result, Worker, rules};
+use super::Sqlite;
+use super::tasks::{self, blob, uuid};
+
+const CONTAINMENTS: [Containment; 3] = [Containment::Cgroup, Containment::Subreaper, Containment::Group];
+
+/// A query for whole workers; [`worker`] reads them.
+macro_rules! select {
+    ($rest:literal) => {
+        query(concat!(
+            "SELECT id, incarnation, name, namespace, pool, slots, agents, labels, containment, build, draining, seen_at \
+             FROM worker ",
+            $rest
+        ))
+    };
+}
+
+fn worker(columns: &SqliteRow) -> Result<Worker> {
+    let word: &str = columns.try_get(8)?;
+    let containment = CONTAINMENTS.into_iter().find(|containment| containment.as_str() == word);
+    let Some(containment) = containment else {
+        return Err(Error::Damaged(format!("a worker is held by `{word}`")));
+    };
+    Ok(Worker {
+        id: WorkerId(uuid(columns.try_get(0)?)?),
+        incarnation: Incarnation(uuid(columns.try_get(1)?)?),
+        name: columns.try_get(2)?,
+        namespace: Namespace(columns.try_get(3)?),
+        pool: columns.try_get(4)?,
+        slots: columns.try_get(5)?,
+        agents: json(columns.try_get(6)?)?,
+        labels: json::<BTreeMap<_, _>>(columns.try_get(7)?)?,
+        containment,
+        build: columns.try_get(9)?,
+        draining: columns.try_get(10)?,
+        seen_at: Timestamp(columns.try_get(11)?),
+    })
+}
+
+fn json<T: DeserializeOwned>(text: &str) -> Result<T> {
+    serde_json::from_str(text).map_err(|error| Error::Damaged(format!("a worker's row: {error}")))
+}
+
+async fn one(connection: &mut SqliteConnection, id: WorkerId) -> Result<Option<Worker>> {
+    let found = select!("WHERE id = ?").bind(blob(id.0)).fetch_optional(connection).await?;
+    found.as_ref().map(worker).transpose()
+}
+
+impl Sqlite {
+    pub(super) async fn register_worker(&self, worker: Worker) -> Result<Option<Worker>> {
+        let mut tx = self.write().await?;
+        let former = one(&mut tx.connection, worker.id).await?;
+        query(
+            "INSERT OR REPLACE INTO worker (id, incarnation, name, namespace, pool, slots, agents, labels, containment, \
+             build, draining, seen_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        )
+        .bind(blob(worker.id.0))
+        .bind(blob(worker.incarnation.0))
+        .bind(worker.name)
+        .bind(worker.namespace.0)
+        .bind(worker.pool)
+        .bind(worker.slots)
+        .bind(serde_json::to_string(&worker.agents).expect("strings are JSON"))
+        .bind(serde_json::to_string(&worker.labels).expect("a map of strings is JSON"))
+        .bind(worker.containment.as_str())
+        .bind(worker.build)
+        .bind(worker.draining)
+        .bind(tx.now.0)
+        .execute(&mut tx.connection)
+        .await?;
+        tx.commit().await?;
+        Ok(former)
+    }
+
+    pub(super) async fn renew_leases(
+        &self,
+        worker: WorkerId,
+        incarnation: Incarnation,
+        holds: &[(TaskId, Epoch)],
+        lease: Duration,
+        draining: bool,
+    ) -> Result<Option<Renewal>> {
+        let named: BTreeSet<_> = holds.iter().copied().collect();
+        let mut tx = self.write().await?;
+        let registered = one(&mut tx.connection, worker).await?;
+        if registered.is_none_or(|registered| registered.incarnation != incarnation) {
+            tx.undo().await?;
+            return Ok(None);
+        }
+        query("UPDATE worker SET seen_at = ?, draining = ? WHERE id = ?")
+            .bind(tx.now.0)
+            .bind(draining)
+            .bind(blob(worker.0))
+            .execute(&mut tx.connection)
+            .await?;
+        let held = tasks::held_by(&mut tx.connection, worker).await?;
+        let renewal = rules::renewal(held, named, incarnation, tx.now.after(lease));
+        for row in &renewal.renewed {
+            if let Some(lease) = &row.lease {
+                tasks::set_lease(&mut tx.connection, row.task.id, lease).await?;
+            }
+        }
+        tx.commit().await?;
+        Ok(Some(renewal))
+    }
+
+    pub(super) async fn all_workers(&self) -> Result<Vec<Worker>> {
+        let found = select!("ORDER BY id").fetch_all(&self.readers).await?;
+        found.iter().map(worker).collect()
+    }
+
+    pub(super) async fn forget_worker(&self, id: WorkerId) -> Result<()> {
+        let mut tx = self.write().await?;
+        query("DELETE FROM worker WHERE id = ?").bind(blob(id.0)).execute(&mut tx.connection).await?;
+        tx.commit().await
+    }
+
+    pub(super) async fn take_loop(&self, name: &str, holder: Incarnation, ttl: Duration) -> Result<Option<u64>> {
+        let mut tx = self.write().await?;
+        // The holder keeps its term; anybody else takes a new one, once the lease is over.
+        let taken = query(
+            "INSERT INTO loop (name, holder, term, expires_at) VALUES (?1, ?2, 1, ?3) ON CONFLICT (name) DO UPDATE SET \
+             term = CASE WHEN holder IS ?2 THEN term ELSE term + 1 END, holder = ?2, expires_at = ?3 \
+             WHERE holder IS NULL OR holder = ?2 OR expires_at <= ?4 RETURNING term",
+        )
+        .bind(name)
+        .bind(blob(holder.0))
+        .bind(tx.now.after(ttl).0)
+        .bind(tx.now.0)
+        .fetch_optional(&mut tx.connection)
+        .await?;
+        let Some(columns) = taken else {
+            tx.undo().await?;
+            return Ok(None);
+        };
+        let term: i64 = columns.try_get(0)?;
+        tx.commit().await?;
+        Ok(Some(term.unsigned_abs()))
+    }
+
+    pub(super) async fn give_back_loop(&self, name: &str, holder: Incarnation) -> Result<()> {
+        let mut tx = self.write().await?;
+        query("UPDATE loop SET holder = NULL WHERE name = ? AND holder = ?")
+            .bind(name)
+            .bind(blob(holder.0))
+            .execute(&mut tx.connection)
+            .await?;
+        tx.commit().await
+    }
+}

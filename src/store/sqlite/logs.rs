@@ -1,0 +1,235 @@
+//! Logs: chunks and lifecycle rows, merged by offset.
+//!
+//! Readers take no snapshot: a log only grows, so whatever is below the length read first is there, whole.
+
+use ado_proto::record::{Record, encode_all};
+use ado_proto::{Offset, TaskId, Timestamp};
+use futures_util::TryStreamExt;
+use sqlx::sqlite::SqliteRow;
+use sqlx::{Row as _, SqliteConnection, query};
+
+use super::super::{Error, Page, Result, log};
+use super::tasks::blob;
+use super::{Sqlite, int, rows};
+
+/// Least weight of a record, see [`Record::weight`].
+const LEAST_WEIGHT: usize = 48;
+
+/// A log as far as its length.
+struct Log {
+    task: i64,
+    next_offset: Offset,
+    ended: bool,
+}
+
+/// Adds records to a log.
+pub(super) async fn append(connection: &mut SqliteConnection, task: i64, records: &[Record]) -> Result<()> {
+    for record in records.iter().filter(|record| !log::is_bulk(record)) {
+        query("INSERT INTO lifecycle (task, offset, time, record) VALUES (?, ?, ?, ?)")
+            .bind(task)
+            .bind(int(record.offset.0))
+            .bind(record.time.0)
+            .bind(encode_all([record]).to_vec())
+            .execute(&mut *connection)
+            .await?;
+    }
+    for chunk in log::pack(records) {
+        query(
+            "INSERT INTO chunk (task, first_offset, last_offset, first_time, last_time, newlines, bytes, format, data) \
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        )
+        .bind(task)
+        .bind(int(chunk.first.0))
+        .bind(int(chunk.last.0))
+        .bind(chunk.first_time.0)
+        .bind(chunk.last_time.0)
+        .bind(rows(chunk.newlines))
+        .bind(rows(chunk.bytes))
+        .bind(chunk.format)
+        .bind(chunk.data)
+        .execute(&mut *connection)
+        .await?;
+    }
+    Ok(())
+}
+
+impl Sqlite {
+    pub(super) async fn read_forward(&self, task: TaskId, from: Offset, max_bytes: usize) -> Result<Option<Page>> {
+        let Some(log) = self.log(task).await? else { return Ok(None) };
+        if from >= log.next_offset {
+            return Ok(Some(log.page(Vec::new())));
+        }
+        let bulk = self.bulk_from(&log, from, max_bytes).await?;
+        // Lifecycle rows are wanted as far as the bulk reaches: to the log's end if all of it was taken.
+        let reach = if weight(&bulk) >= max_bytes { bulk.last().map(|record| record.offset) } else { None };
+        let own =
+            query("SELECT record FROM lifecycle WHERE task = ? AND offset >= ? AND offset < ? ORDER BY offset LIMIT ?")
+                .bind(log.task)
+                .bind(int(from.0))
+                .bind(int(reach.unwrap_or(log.next_offset).0))
+                .bind(most_rows(max_bytes))
+                .fetch_all(&self.readers)
+                .await?;
+        let mut records = merge(bulk, &own)?;
+        records.truncate(log::fitting(&records, max_bytes));
+        if records.is_empty() {
+            return Err(hole(from));
+        }
+        dense(&records, Some(from))?;
+        Ok(Some(log.page(records)))
+    }
+
+    pub(super) async fn read_backward(&self, task: TaskId, before: Offset, max_bytes: usize) -> Result<Option<Page>> {
+        let Some(log) = self.log(task).await? else { return Ok(None) };
+        let before = before.min(log.next_offset);
+        let bulk = self.bulk_before(&log, before, max_bytes).await?;
+        let reach = if weight(&bulk) >= max_bytes { bulk.first().map(|record| record.offset) } else { None };
+        let own = query(
+            "SELECT record FROM lifecycle WHERE task = ? AND offset >= ? AND offset < ? ORDER BY offset DESC LIMIT ?",
+        )
+        .bind(log.task)
+        .bind(int(reach.unwrap_or(Offset(0)).0))
+        .bind(int(before.0))
+        .bind(most_rows(max_bytes))
+        .fetch_all(&self.readers)
+        .await?;
+        let mut records = merge(bulk, &own)?;
+        let first = records.len() - log::fitting(records.iter().rev(), max_bytes);
+        records.drain(..first);
+        dense(&records, None)?;
+        if records.last().map_or(before.0, |last| last.offset.0 + 1) != before.0 {
+            return Err(hole(before));
+        }
+        Ok(Some(log.page(records)))
+    }
+
+    pub(super) async fn first_since(&self, task: TaskId, since: Timestamp) -> Result<Option<Offset>> {
+        let Some(log) = self.log(task).await? else { return Ok(None) };
+        let own = query("SELECT min(offset) FROM lifecycle WHERE task = ? AND time >= ?")
+            .bind(log.task)
+            .bind(since.0)
+            .fetch_one(&self.readers)
+            .await?;
+        let own: Option<i64> = own.try_get(0)?;
+        let chunk = query(
+            "SELECT format, bytes, data FROM chunk WHERE task = ? AND last_time >= ? ORDER BY first_offset LIMIT 1",
+        )
+        .bind(log.task)
+        .bind(since.0)
+        .fetch_optional(&self.readers)
+        .await?;
+        let bulk = match &chunk {
+            Some(columns) => records(columns)?.into_iter().find(|record| record.time >= since),
+            None => None,
+        };
+        let own = own.map(|offset| Offset(offset.unsigned_abs()));
+        let first = own.into_iter().chain(bulk.map(|record| record.offset)).min();
+        // What was appended after the length was read counts as not there yet.
+        Ok(Some(first.unwrap_or(log.next_offset).min(log.next_offset)))
+    }
+
+    async fn log(&self, task: TaskId) -> Result<Option<Log>> {
+        let found = query("SELECT no, next_offset, ended_at IS NOT NULL FROM task WHERE id = ?")
+            .bind(blob(task.0))
+            .fetch_optional(&self.readers)
+            .await?;
+        let Some(columns) = found else { return Ok(None) };
+        let next_offset = Offset(columns.try_get::<i64, _>(1)?.unsigned_abs());
+        Ok(Some(Log { task: columns.try_get(0)?, next_offset, ended: columns.try_get(2)? }))
+    }
+
+    /// Bulk records from an offset on, until they weigh `max_bytes` or the log ends.
+    async fn bulk_from(&self, log: &Log, from: Offset, max_bytes: usize) -> Result<Vec<Record>> {
+        let mut chunks = query(
+            "SELECT format, bytes, data FROM chunk WHERE task = ?1 AND first_offset < ?3 AND first_offset >= \
+             coalesce((SELECT max(first_offset) FROM chunk WHERE task = ?1 AND first_offset <= ?2), 0) \
+             ORDER BY first_offset",
+        )
+        .bind(log.task)
+        .bind(int(from.0))
+        .bind(int(log.next_offset.0))
+        .fetch(&self.readers);
+        let mut bulk = Vec::new();
+        let mut total = 0;
+        while total < max_bytes.max(1) {
+            let Some(columns) = chunks.try_next().await? else { break };
+            let wanted = records(&columns)?.into_iter().filter(|record| record.offset >= from);
+            for record in wanted {
+                total += record.weight();
+                bulk.push(record);
+            }
+        }
+        Ok(bulk)
+    }
+
+    /// Bulk records before an offset, in offset order, back until they weigh `max_bytes` or the log begins.
+    async fn bulk_before(&self, log: &Log, before: Offset, max_bytes: usize) -> Result<Vec<Record>> {
+        let mut chunks = query(
+            "SELECT format, bytes, data FROM chunk WHERE task = ? AND first_offset < ? ORDER BY first_offset DESC",
+        )
+        .bind(log.task)
+        .bind(int(before.0))
+        .fetch(&self.readers);
+        let mut bulk = Vec::new();
+        let mut total = 0;
+        while total < max_bytes.max(1) {
+            let Some(columns) = chunks.try_next().await? else { break };
+            let wanted = records(&columns)?.into_iter().rev().filter(|record| record.offset < before);
+            for record in wanted {
+                total += record.weight();
+                bulk.push(record);
+            }
+        }
+        bulk.reverse();
+        Ok(bulk)
+    }
+}
+
+impl Log {
+    fn page(&self, records: Vec<Record>) -> Page {
+        // Nothing is dropped from logs yet.
+        Page { records, first_kept: Offset(0), next_offset: self.next_offset, ended: self.ended }
+    }
+}
+
+/// The records of a chunk's columns `format, bytes, data`.
+fn records(columns: &SqliteRow) -> Result<Vec<Record>> {
+    let bytes = usize::try_from(columns.try_get::<i64, _>(1)?).unwrap_or(usize::MAX);
+    let reader = log::unpack(columns.try_get(0)?, bytes, columns.try_get(2)?)?;
+    reader.map(|record| record.map_err(log::damaged)).collect()
+}
+
+fn weight(records: &[Record]) -> usize {
+    records.iter().map(Record::weight).sum()
+}
+
+/// No page holds more rows than this.
+fn most_rows(max_bytes: usize) -> i64 {
+    rows(max_bytes / LEAST_WEIGHT + 1)
+}
+
+/// Both kinds of records in offset order. Past the last of a limited number of lifecycle rows a hole may follow; the
+/// rows before it fill the page already.
+fn merge(mut bulk: Vec<Record>, own: &[SqliteRow]) -> Result<Vec<Record>> {
+    for columns in own {
+        bulk.push(log::decode_one(columns.try_get(0)?)?);
+    }
+    bulk.sort_by_key(|record| record.offset);
+    Ok(bulk)
+}
+
+/// Wrong bytes are never shown: a hole is damage.
+fn dense(records: &[Record], from: Option<Offset>) -> Result<()> {
+    let mut expected = from;
+    for record in records {
+        if expected.is_some_and(|expected| expected != record.offset) {
+            return Err(hole(record.offset));
+        }
+        expected = Some(record.offset.next());
+    }
+    Ok(())
+}
+
+fn hole(offset: Offset) -> Error {
+    Error::Damaged(format!("a log lacks the record before offset {offset}"))
+}

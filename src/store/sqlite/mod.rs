@@ -1,0 +1,312 @@
+//! The embedded store: one SQLite file, opened by one controller at a time.
+//!
+//! Owns: the schema, the one writer, the readers. Commits are serialised: whoever holds the writer has all rows locked.
+//! Must never know: what a decision decides.
+
+mod access;
+mod commit;
+mod error;
+mod fleet;
+mod logs;
+mod schema;
+mod tasks;
+
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use ado_proto::request::SystemEvent;
+use ado_proto::{Audience, Epoch, Incarnation, Offset, TaskId, Timestamp, WorkerId};
+use async_trait::async_trait;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::{ConnectOptions, Connection, SqliteConnection, SqlitePool, query};
+use tokio::sync::{Mutex, MutexGuard};
+
+use super::clock::Clock;
+use super::{
+    Audit, Certificate, Committed, Error, Find, ListFilter, NewEvent, Page, Renewal, Result, Row, Store, Token,
+    TokenRefusal, Unit, Worker,
+};
+use crate::env::Env;
+
+/// How long to wait for a lock of another process: a backup, a shell.
+const BUSY_AFTER: Duration = Duration::from_secs(5);
+/// Connections that read beside the writer. Two cores do not serve more at once.
+const READERS: u32 = 4;
+/// Rows a reader runs ahead of whoever takes them: chunks are up to half a megabyte each.
+const ROWS_AHEAD: usize = 8;
+
+/// A store in one file.
+pub struct Sqlite {
+    env: Env,
+    clock: Clock,
+    generation: AtomicU64,
+    readers: SqlitePool,
+    writer: Mutex<Writer>,
+}
+
+/// The one connection that writes. It is taken out for a transaction and put back at its clean end: after an error, or
+/// when a caller gives up half-way, it is closed, which undoes what it had done.
+struct Writer {
+    options: SqliteConnectOptions,
+    connection: Option<SqliteConnection>,
+}
+
+/// A transaction of the writer. Dropped, it is undone.
+struct Writing<'a> {
+    writer: MutexGuard<'a, Writer>,
+    connection: SqliteConnection,
+    /// Its time.
+    now: Timestamp,
+}
+
+impl Sqlite {
+    /// Opens the store at `path`, making or migrating it if need be. The file is readable by its owner only.
+    ///
+    /// # Errors
+    /// [`Error::Unusable`] when its schema is newer than this build, or it is not ado's; [`Error::Unavailable`] when it
+    /// cannot be opened.
+    pub async fn open(path: &Path, env: Env) -> Result<Self> {
+        let meta = schema::prepare(path, &env).await?;
+        let options = connect(path).foreign_keys(true).synchronous(SqliteSynchronous::Full);
+        let readers = SqlitePoolOptions::new()
+            .max_connections(READERS)
+            .acquire_timeout(BUSY_AFTER)
+            .test_before_acquire(false)
+            .idle_timeout(None)
+            .max_lifetime(None)
+            .connect_lazy_with(options.clone().read_only(true).row_buffer_size(ROWS_AHEAD));
+        Ok(Self {
+            clock: Clock::new(env.clone(), meta.clock),
+            env,
+            generation: AtomicU64::new(meta.generation),
+            readers,
+            writer: Mutex::new(Writer { options: options.journal_mode(SqliteJournalMode::Wal), connection: None }),
+        })
+    }
+
+    /// Begins another generation of the logs: their cursors are good no more. For a store restored from a backup.
+    ///
+    /// # Errors
+    /// As every write.
+    pub async fn regenerate(&self) -> Result<u64> {
+        let generation = schema::generation(&self.env);
+        let mut tx = self.write().await?;
+        query("UPDATE meta SET generation = ?").bind(int(generation)).execute(&mut tx.connection).await?;
+        tx.commit().await?;
+        self.generation.store(generation, Ordering::Release);
+        Ok(generation)
+    }
+
+    /// Begins a transaction: nobody else writes until it ends.
+    async fn write(&self) -> Result<Writing<'_>> {
+        let mut writer = self.writer.lock().await;
+        if self.readers.is_closed() {
+            return Err(Error::Unavailable("it is closed".into()));
+        }
+        let mut connection = match writer.connection.take() {
+            Some(connection) => connection,
+            None => writer.options.connect().await?,
+        };
+        query("BEGIN IMMEDIATE").execute(&mut connection).await?;
+        Ok(Writing { writer, connection, now: self.clock.now() })
+    }
+}
+
+impl Writing<'_> {
+    /// Makes it durable.
+    async fn commit(mut self) -> Result<()> {
+        query("UPDATE meta SET clock = ?").bind(self.now.0).execute(&mut self.connection).await?;
+        match query("COMMIT").execute(&mut self.connection).await.map_err(Error::from) {
+            Ok(_) => self.writer.connection = Some(self.connection),
+            Err(full @ Error::Full(_)) => return Err(full),
+            // The commit may be on the disk or not.
+            Err(other) => return Err(Error::Unavailable(other.to_string())),
+        }
+        Ok(())
+    }
+
+    /// Ends it without a trace.
+    async fn undo(mut self) -> Result<()> {
+        query("ROLLBACK").execute(&mut self.connection).await?;
+        self.writer.connection = Some(self.connection);
+        Ok(())
+    }
+}
+
+fn connect(path: &Path) -> SqliteConnectOptions {
+    SqliteConnectOptions::new().filename(path).busy_timeout(BUSY_AFTER).disable_statement_logging()
+}
+
+/// A count as SQLite keeps it. What callers ask for may be larger than anything that is there.
+fn int(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+/// A limit as SQLite takes it.
+fn rows(limit: usize) -> i64 {
+    i64::try_from(limit).unwrap_or(i64::MAX)
+}
+
+/// The namespace to restrict a query to.
+fn scope(audience: &Audience) -> Option<&str> {
+    match audience {
+        Audience::Everywhere => None,
+        Audience::Namespace(namespace) => Some(&namespace.0),
+    }
+}
+
+#[async_trait]
+impl Store for Sqlite {
+    async fn now(&self) -> Result<Timestamp> {
+        Ok(self.clock.now())
+    }
+
+    fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    async fn commit(&self, units: Vec<Unit>) -> Result<Vec<Committed>> {
+        self.commit_units(units).await
+    }
+
+    async fn row(&self, id: TaskId) -> Result<Option<Row>> {
+        self.find_row(id).await
+    }
+
+    async fn find(&self, audience: &Audience, what: &Find, limit: usize) -> Result<Vec<Row>> {
+        self.find_rows(audience, what, limit).await
+    }
+
+    async fn list(&self, filter: &ListFilter) -> Result<Vec<Row>> {
+        self.list_rows(filter).await
+    }
+
+    async fn read(&self, task: TaskId, from: Offset, max_bytes: usize) -> Result<Option<Page>> {
+        self.read_forward(task, from, max_bytes).await
+    }
+
+    async fn read_back(&self, task: TaskId, before: Offset, max_bytes: usize) -> Result<Option<Page>> {
+        self.read_backward(task, before, max_bytes).await
+    }
+
+    async fn offset_since(&self, task: TaskId, since: Timestamp) -> Result<Option<Offset>> {
+        self.first_since(task, since).await
+    }
+
+    async fn claimable(&self, limit: usize) -> Result<Vec<Row>> {
+        self.claimable_rows(limit).await
+    }
+
+    async fn next_due(&self) -> Result<Option<Timestamp>> {
+        self.due_next().await
+    }
+
+    async fn expired(&self, before: Timestamp, limit: usize) -> Result<Vec<Row>> {
+        self.expired_rows(before, limit).await
+    }
+
+    async fn held_by(&self, worker: WorkerId) -> Result<Vec<Row>> {
+        tasks::held_by(&self.readers, worker).await
+    }
+
+    async fn register(&self, worker: Worker) -> Result<Option<Worker>> {
+        self.register_worker(worker).await
+    }
+
+    async fn renew(
+        &self,
+        worker: WorkerId,
+        incarnation: Incarnation,
+        holds: &[(TaskId, Epoch)],
+        lease: Duration,
+        draining: bool,
+    ) -> Result<Option<Renewal>> {
+        self.renew_leases(worker, incarnation, holds, lease, draining).await
+    }
+
+    async fn workers(&self) -> Result<Vec<Worker>> {
+        self.all_workers().await
+    }
+
+    async fn remove_worker(&self, id: WorkerId) -> Result<()> {
+        self.forget_worker(id).await
+    }
+
+    async fn hold_loop(&self, name: &str, holder: Incarnation, ttl: Duration) -> Result<Option<u64>> {
+        self.take_loop(name, holder, ttl).await
+    }
+
+    async fn release_loop(&self, name: &str, holder: Incarnation) -> Result<()> {
+        self.give_back_loop(name, holder).await
+    }
+
+    async fn put_token(&self, token: Token, audit: Audit) -> Result<()> {
+        self.keep_token(token, audit).await
+    }
+
+    async fn take_token(&self, hash: &[u8; 32]) -> Result<std::result::Result<Token, TokenRefusal>> {
+        self.use_token(hash).await
+    }
+
+    async fn tokens(&self, audience: &Audience) -> Result<Vec<Token>> {
+        self.all_tokens(audience).await
+    }
+
+    async fn revoke_token(&self, audience: &Audience, id: &str, audit: Audit) -> Result<bool> {
+        self.forget_token(audience, id, audit).await
+    }
+
+    async fn put_certificate(&self, certificate: Certificate) -> Result<bool> {
+        self.keep_certificate(certificate).await
+    }
+
+    async fn revoke_identity(&self, identity: &str, audit: Audit) -> Result<Vec<String>> {
+        self.deny_identity(identity, audit).await
+    }
+
+    async fn denied(&self) -> Result<Vec<String>> {
+        self.denied_serials().await
+    }
+
+    async fn events(&self, audience: &Audience, after: u64, limit: usize) -> Result<Vec<SystemEvent>> {
+        self.events_after(audience, after, limit).await
+    }
+
+    async fn add_events(&self, events: Vec<NewEvent>) -> Result<()> {
+        self.keep_events(events).await
+    }
+
+    async fn audit(&self, limit: usize) -> Result<Vec<(Timestamp, String, String, String, String)>> {
+        self.audit_lines(limit).await
+    }
+
+    async fn sweep(&self) -> Result<()> {
+        self.delete_outlived().await
+    }
+
+    async fn ping(&self) -> Result<()> {
+        query("SELECT clock FROM meta").fetch_one(&self.readers).await?;
+        Ok(())
+    }
+
+    async fn close(&self) {
+        let mut writer = self.writer.lock().await;
+        self.readers.close().await;
+        if let Some(connection) = writer.connection.take()
+            && let Err(error) = connection.close().await
+        {
+            tracing::warn!(%error, "the store did not close cleanly");
+        }
+    }
+}
+
+#[cfg(test)]
+impl Sqlite {
+    /// Lets the file grow to at most this many pages, as a full disk would; `u32::MAX` is the normal bound.
+    pub(super) async fn limit_pages(&self, pages: u32) {
+        let mut writer = self.writer.lock().await;
+        writer.options = writer.options.clone().pragma("max_page_count", pages.to_string());
+        writer.connection = None;
+    }
+}

@@ -1,0 +1,288 @@
+//! Task rows: their columns, and the questions asked of them.
+
+use std::collections::BTreeSet;
+
+use ado_proto::record::Desired;
+use ado_proto::{Audience, Incarnation, TaskId, Timestamp, WorkerId};
+use sqlx::sqlite::SqliteRow;
+use sqlx::{Executor, Row as _, SqliteConnection, query};
+use uuid::Uuid;
+
+use super::super::{Error, Find, Lease, ListFilter, Result, Row, score};
+use super::{Sqlite, int, rows, scope};
+use crate::task::{State, Task};
+
+/// First byte of a stored task; the rest is the task in postcard form. Another form gets another byte.
+const FOLD: u8 = 1;
+/// Higher than every id.
+const PAST_ALL_IDS: [u8; 17] = [0xff; 17];
+
+/// A query for whole rows; [`row`] reads them.
+macro_rules! select {
+    ($rest:literal) => {
+        query(concat!("SELECT no, fold, lease_worker, lease_incarnation, lease_expires_at FROM task ", $rest))
+    };
+}
+
+/// A stored task.
+pub(super) struct Stored {
+    /// The key of its log's rows.
+    pub(super) no: i64,
+    pub(super) row: Row,
+}
+
+/// The columns that are derived from a row and may change, as far as indexes need them.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct Columns {
+    state: &'static str,
+    epoch: i64,
+    ended_at: Option<Timestamp>,
+    not_before: Option<Timestamp>,
+    score: Option<i64>,
+    lease: Option<(WorkerId, Option<Incarnation>, Timestamp)>,
+}
+
+impl Columns {
+    pub(super) fn of(row: &Row) -> Self {
+        let task = &row.task;
+        let not_before = match task.state {
+            State::Queued { not_before } if task.desired == Desired::Running => Some(not_before),
+            _ => None,
+        };
+        Self {
+            state: task.state_word(),
+            epoch: int(task.epoch.0),
+            ended_at: task.ended_at,
+            not_before,
+            score: not_before.map(|not_before| score(not_before, task.spec.priority)),
+            lease: row.lease.as_ref().map(|lease| (lease.worker, lease.incarnation, lease.expires_at)),
+        }
+    }
+}
+
+pub(super) fn blob(id: Uuid) -> Vec<u8> {
+    id.as_bytes().to_vec()
+}
+
+pub(super) fn uuid(bytes: &[u8]) -> Result<Uuid> {
+    Uuid::from_slice(bytes).map_err(|error| Error::Damaged(format!("an id: {error}")))
+}
+
+fn encode(task: &Task) -> Vec<u8> {
+    postcard::to_extend(task, vec![FOLD]).expect("serialising a task to memory cannot fail")
+}
+
+fn decode(bytes: &[u8]) -> Result<Task> {
+    match bytes {
+        [FOLD, bytes @ ..] => {
+            postcard::from_bytes(bytes).map_err(|error| Error::Damaged(format!("a task's row: {error}")))
+        }
+        _ => Err(Error::Damaged("a task's row has an unknown form".into())),
+    }
+}
+
+fn stored(columns: &SqliteRow) -> Result<Stored> {
+    let task = decode(columns.try_get(1)?)?;
+    let worker: Option<&[u8]> = columns.try_get(2)?;
+    let incarnation: Option<&[u8]> = columns.try_get(3)?;
+    let expires_at: Option<i64> = columns.try_get(4)?;
+    let lease = match (worker, expires_at) {
+        (Some(worker), Some(expires_at)) => Some(Lease {
+            worker: WorkerId(uuid(worker)?),
+            incarnation: incarnation.map(uuid).transpose()?.map(Incarnation),
+            expires_at: Timestamp(expires_at),
+        }),
+        _ => None,
+    };
+    Ok(Stored { no: columns.try_get(0)?, row: Row { task, lease } })
+}
+
+fn row(columns: &SqliteRow) -> Result<Row> {
+    stored(columns).map(|stored| stored.row)
+}
+
+/// Those of the tasks that exist.
+pub(super) async fn load(connection: &mut SqliteConnection, ids: BTreeSet<TaskId>) -> Result<Vec<Stored>> {
+    let ids: Vec<String> = ids.iter().map(|id| id.0.simple().to_string()).collect();
+    let ids = serde_json::to_string(&ids).expect("strings are JSON");
+    let found = select!("WHERE id IN (SELECT unhex(value) FROM json_each(?))").bind(ids).fetch_all(connection).await?;
+    found.iter().map(stored).collect()
+}
+
+/// Writes a new task. Returns its `no`.
+pub(super) async fn insert(connection: &mut SqliteConnection, row: &Row) -> Result<i64> {
+    let task = &row.task;
+    let columns = Columns::of(row);
+    let group = task.group.as_ref();
+    let insert = query(
+        "INSERT INTO task (id, short, namespace, owner, name, group_id, group_index, group_short, created_at, state, \
+         epoch, ended_at, not_before, score, lease_worker, lease_incarnation, lease_expires_at, next_offset, fold) \
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+    )
+    .bind(blob(task.id.0))
+    .bind(tail(task.id.short()))
+    .bind(&task.namespace.0)
+    .bind(&task.owner)
+    .bind(&task.name)
+    .bind(group.map(|group| blob(group.id.0)))
+    .bind(group.map(|group| i64::from(group.index)))
+    .bind(group.map(|group| tail(group.id.short())))
+    .bind(task.created_at.0)
+    .bind(columns.state)
+    .bind(columns.epoch)
+    .bind(columns.ended_at.map(|at| at.0))
+    .bind(columns.not_before.map(|at| at.0))
+    .bind(columns.score)
+    .bind(columns.lease.map(|(worker, _, _)| blob(worker.0)))
+    .bind(columns.lease.and_then(|(_, incarnation, _)| incarnation).map(|incarnation| blob(incarnation.0)))
+    .bind(columns.lease.map(|(_, _, expires_at)| expires_at.0))
+    .bind(int(task.next_offset.0))
+    .bind(encode(task));
+    Ok(insert.execute(connection).await?.last_insert_rowid())
+}
+
+/// A short id without `task-` or `group-`.
+fn tail(short: String) -> String {
+    short.rsplit_once('-').map(|(_, tail)| tail.to_owned()).unwrap_or(short)
+}
+
+/// Writes a task that was `before`. Output moves only the log's length: then no index is touched.
+pub(super) async fn update(connection: &mut SqliteConnection, no: i64, before: Columns, row: &Row) -> Result<()> {
+    let task = &row.task;
+    let columns = Columns::of(row);
+    if columns == before {
+        query("UPDATE task SET next_offset = ?, fold = ? WHERE no = ?")
+            .bind(int(task.next_offset.0))
+            .bind(encode(task))
+            .bind(no)
+            .execute(connection)
+            .await?;
+        return Ok(());
+    }
+    query(
+        "UPDATE task SET state = ?, epoch = ?, ended_at = ?, not_before = ?, score = ?, lease_worker = ?, \
+         lease_incarnation = ?, lease_expires_at = ?, next_offset = ?, fold = ? WHERE no = ?",
+    )
+    .bind(columns.state)
+    .bind(columns.epoch)
+    .bind(columns.ended_at.map(|at| at.0))
+    .bind(columns.not_before.map(|at| at.0))
+    .bind(columns.score)
+    .bind(columns.lease.map(|(worker, _, _)| blob(worker.0)))
+    .bind(columns.lease.and_then(|(_, incarnation, _)| incarnation).map(|incarnation| blob(incarnation.0)))
+    .bind(columns.lease.map(|(_, _, expires_at)| expires_at.0))
+    .bind(int(task.next_offset.0))
+    .bind(encode(task))
+    .bind(no)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Tasks a worker holds, in order of id.
+pub(super) async fn held_by(db: impl Executor<'_, Database = sqlx::Sqlite>, worker: WorkerId) -> Result<Vec<Row>> {
+    let held = select!("WHERE lease_worker = ? ORDER BY id").bind(blob(worker.0)).fetch_all(db).await?;
+    held.iter().map(row).collect()
+}
+
+/// Extends a lease and binds it to a worker's start.
+pub(super) async fn set_lease(connection: &mut SqliteConnection, id: TaskId, lease: &Lease) -> Result<()> {
+    query("UPDATE task SET lease_incarnation = ?, lease_expires_at = ? WHERE id = ?")
+        .bind(lease.incarnation.map(|incarnation| blob(incarnation.0)))
+        .bind(lease.expires_at.0)
+        .bind(blob(id.0))
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+impl Sqlite {
+    pub(super) async fn find_row(&self, id: TaskId) -> Result<Option<Row>> {
+        let found = select!("WHERE id = ?").bind(blob(id.0)).fetch_optional(&self.readers).await?;
+        found.as_ref().map(row).transpose()
+    }
+
+    pub(super) async fn find_rows(&self, audience: &Audience, what: &Find, limit: usize) -> Result<Vec<Row>> {
+        // `~` is above every character of a short id, so the range holds what begins with the prefix.
+        let find = match what {
+            Find::Id(id) => select!("WHERE id = ?1 AND (?2 IS NULL OR namespace = ?2) LIMIT ?3").bind(blob(id.0)),
+            Find::Prefix(prefix) => select!(
+                "WHERE short >= ?1 AND short < ?1 || '~' AND (?2 IS NULL OR namespace = ?2) ORDER BY id DESC LIMIT ?3"
+            )
+            .bind(prefix),
+            Find::Group(group) => {
+                select!("WHERE group_id = ?1 AND (?2 IS NULL OR namespace = ?2) ORDER BY group_index LIMIT ?3")
+                    .bind(blob(group.0))
+            }
+            Find::GroupPrefix(prefix) => select!(
+                "WHERE group_short >= ?1 AND group_short < ?1 || '~' AND (?2 IS NULL OR namespace = ?2) \
+                 ORDER BY group_id, group_index LIMIT ?3"
+            )
+            .bind(prefix),
+            Find::Name(name) => {
+                select!("WHERE name = ?1 AND (?2 IS NULL OR namespace = ?2) ORDER BY id DESC LIMIT ?3").bind(name)
+            }
+        };
+        let found = find.bind(scope(audience)).bind(rows(limit)).fetch_all(&self.readers).await?;
+        found.iter().map(row).collect()
+    }
+
+    pub(super) async fn list_rows(&self, filter: &ListFilter) -> Result<Vec<Row>> {
+        let before = filter.before.map_or(PAST_ALL_IDS.to_vec(), |id| blob(id.0));
+        if filter.states.is_empty() {
+            let found = select!("WHERE id < ?1 AND (?2 IS NULL OR namespace = ?2) ORDER BY id DESC LIMIT ?3")
+                .bind(before)
+                .bind(scope(&filter.audience))
+                .bind(rows(filter.limit))
+                .fetch_all(&self.readers)
+                .await?;
+            return found.iter().map(row).collect();
+        }
+        // One walk down the index of a state at a time, all in one snapshot: few tasks of a state are found among many
+        // others at once.
+        let mut snapshot = self.readers.begin().await?;
+        let mut all = Vec::new();
+        for state in filter.states.iter().collect::<BTreeSet<_>>() {
+            let found =
+                select!("WHERE state = ?4 AND id < ?1 AND (?2 IS NULL OR namespace = ?2) ORDER BY id DESC LIMIT ?3")
+                    .bind(&before)
+                    .bind(scope(&filter.audience))
+                    .bind(rows(filter.limit))
+                    .bind(state)
+                    .fetch_all(&mut *snapshot)
+                    .await?;
+            for columns in &found {
+                all.push(row(columns)?);
+            }
+        }
+        all.sort_by_key(|row| std::cmp::Reverse(row.task.id));
+        all.truncate(filter.limit);
+        Ok(all)
+    }
+
+    pub(super) async fn claimable_rows(&self, limit: usize) -> Result<Vec<Row>> {
+        let found = select!("WHERE score IS NOT NULL AND not_before <= ? ORDER BY score, id LIMIT ?")
+            .bind(self.clock.now().0)
+            .bind(rows(limit))
+            .fetch_all(&self.readers)
+            .await?;
+        found.iter().map(row).collect()
+    }
+
+    pub(super) async fn due_next(&self) -> Result<Option<Timestamp>> {
+        let next = query("SELECT min(not_before) FROM task WHERE not_before > ?")
+            .bind(self.clock.now().0)
+            .fetch_one(&self.readers)
+            .await?;
+        Ok(next.try_get::<Option<i64>, _>(0)?.map(Timestamp))
+    }
+
+    pub(super) async fn expired_rows(&self, before: Timestamp, limit: usize) -> Result<Vec<Row>> {
+        let found = select!("WHERE lease_expires_at < ? ORDER BY lease_expires_at, id LIMIT ?")
+            .bind(before.0)
+            .bind(rows(limit))
+            .fetch_all(&self.readers)
+            .await?;
+        found.iter().map(row).collect()
+    }
+}

@@ -1,0 +1,413 @@
+//! One attempt: from its assignment until its last record is in the log and nothing of its agent is left.
+//!
+//! Owns: the order of things around a guard: workspace, agent, output, end. Must never know: connections. Whoever sends
+//! the records is handed in as a future, the orders come through a watch.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::pin::pin;
+use std::time::Duration;
+
+use ado_proto::record::{Body, Exited, Started};
+use ado_proto::session::Assignment;
+use ado_proto::spec::{Containment, Exit};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until, timeout};
+
+use super::course::{Course, GiveUp, Orders};
+use super::former;
+use super::guard::protocol::{FromGuard, Start, ToGuard};
+use super::keeper::Keeper;
+use super::outbox::SharedOutbox;
+use super::pipes::Pipes;
+use crate::agents::{self, Plan};
+use crate::env::Env;
+
+/// After the death of a guard: what it held may hold the pipes open for ever.
+const PIPES_AFTER_DEATH: Duration = Duration::from_secs(2);
+/// For delivering the output of an attempt that is handed back.
+const FLUSH_FOR: Duration = Duration::from_secs(2);
+
+/// Where and with what this worker runs attempts.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// The program whose subcommand `guard` is the guard.
+    pub executable: PathBuf,
+    /// Absolute; holds a lock per guard.
+    pub guards: PathBuf,
+    /// Absolute; holds a directory per task.
+    pub tasks: PathBuf,
+    /// The strongest grade to try.
+    pub containment: Containment,
+    /// The environment agents get beside their own. See [`base_environment`].
+    pub environment: BTreeMap<String, String>,
+}
+
+/// How the one that sends an attempt's records ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Delivery {
+    /// Everything is in the log.
+    Complete,
+    /// The epoch is over, or nothing more can be delivered.
+    Stale,
+}
+
+/// How an attempt ended, seen from the worker. No process of it is left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// Its end is in the log.
+    Reported,
+    /// It was stopped for the worker's sake.
+    HandedBack,
+    /// Its epoch was over.
+    Discarded,
+}
+
+/// One attempt.
+pub struct Attempt {
+    /// What to run.
+    pub assignment: Assignment,
+    /// What is wanted; the attempt itself gives up when its records cannot be delivered.
+    pub orders: watch::Sender<Orders>,
+    /// Where it runs.
+    pub place: Place,
+    /// For the time in records.
+    pub env: Env,
+}
+
+impl Attempt {
+    /// Runs it. `outbox` is filled here and emptied by `delivery`, which ends when all is delivered or nothing can be.
+    pub async fn run(self, outbox: &SharedOutbox, delivery: impl Future<Output = Delivery>) -> Ended {
+        let mut orders = self.orders.subscribe();
+        let mut delivery = pin!(delivery);
+        let mut work = pin!(self.work(outbox));
+        let end = tokio::select! {
+            biased;
+            end = &mut work => end,
+            delivered = &mut delivery => {
+                if delivered == Delivery::Stale {
+                    self.orders.send_if_modified(|orders| orders.give_up(GiveUp::Discard));
+                }
+                // Stopping the agent takes its time, and only then is the attempt over.
+                let end = work.await;
+                return self.ended(outbox, if delivered == Delivery::Complete { end } else { GiveUp::Discard });
+            }
+        };
+        let end = match end {
+            GiveUp::Discard => GiveUp::Discard,
+            GiveUp::HandBack => deliver_soon(delivery.as_mut(), GiveUp::HandBack).await,
+            GiveUp::No => tokio::select! {
+                biased;
+                delivered = &mut delivery => match delivered {
+                    Delivery::Complete => GiveUp::No,
+                    Delivery::Stale => GiveUp::Discard,
+                },
+                given_up = given_up(&mut orders) => match given_up {
+                    GiveUp::Discard => GiveUp::Discard,
+                    GiveUp::HandBack | GiveUp::No => deliver_soon(delivery.as_mut(), GiveUp::No).await,
+                },
+            },
+        };
+        self.ended(outbox, end)
+    }
+
+    fn ended(&self, outbox: &SharedOutbox, end: GiveUp) -> Ended {
+        let (task, epoch) = (self.assignment.task, self.assignment.epoch);
+        match (end, outbox.unacknowledged()) {
+            (GiveUp::No, 0) => Ended::Reported,
+            (GiveUp::Discard, records) => {
+                tracing::info!(%task, %epoch, records, "the epoch is over; what it had still to say is discarded");
+                Ended::Discarded
+            }
+            (GiveUp::HandBack | GiveUp::No, records) => {
+                tracing::info!(%task, %epoch, undelivered = records, "handed back");
+                Ended::HandedBack
+            }
+        }
+    }
+
+    /// Runs the agent to its end and puts all it says into the outbox.
+    async fn work(&self, outbox: &SharedOutbox) -> GiveUp {
+        let spec = &self.assignment.spec;
+        let orders = *self.orders.borrow();
+        let planned = if orders.desired == ado_proto::record::Desired::Cancelled {
+            Err(Exit::Cancelled)
+        } else {
+            agents::plan(spec).map_err(|error| Exit::NotStarted { error: error.to_string(), permanent: true })
+        };
+        let (mut bodies, give_up) = match planned {
+            Err(exit) => (VecDeque::from([Exited { exit }.into()]), GiveUp::No),
+            Ok(Plan::Nothing) => {
+                let started = Started { pid: 0, containment: self.place.containment };
+                (VecDeque::from([started.into(), Exited { exit: Exit::Code(0) }.into()]), GiveUp::No)
+            }
+            Ok(Plan::Process { argv }) => self.run_in_workspace(argv, outbox).await,
+        };
+        outbox.push_all(&mut bodies, self.env.now());
+        let mut orders = self.orders.subscribe();
+        while !bodies.is_empty() {
+            tokio::select! {
+                biased;
+                GiveUp::Discard = given_up(&mut orders) => return GiveUp::Discard,
+                () = outbox.room() => outbox.push_all(&mut bodies, self.env.now()),
+            }
+        }
+        outbox.close();
+        give_up
+    }
+
+    /// Makes the workspace, runs the agent in it, removes it. What is left to say.
+    async fn run_in_workspace(&self, argv: Vec<String>, outbox: &SharedOutbox) -> (VecDeque<Body>, GiveUp) {
+        let own = self.place.tasks.join(self.assignment.task.to_string());
+        let cwd = match &self.assignment.spec.cwd {
+            Some(given) => PathBuf::from(given),
+            None => own.clone(),
+        };
+        let made = self.assignment.spec.cwd.is_none();
+        if made && let Err(error) = blocking(own.clone(), make_workspace).await {
+            let error = format!("cannot make the working directory `{}`: {error}", own.display());
+            return (
+                VecDeque::from([Exited { exit: Exit::NotStarted { error, permanent: false } }.into()]),
+                GiveUp::No,
+            );
+        }
+        let result = match Keeper::spawn(&self.place.executable, &self.place.guards) {
+            Ok((keeper, pipes)) => {
+                let agent = Agent::new(self, keeper, pipes, outbox);
+                Box::pin(agent.run(argv, &cwd)).await
+            }
+            Err(error) => {
+                let error = format!("cannot start a guard ({}): {error}", self.place.executable.display());
+                (VecDeque::from([Exited { exit: Exit::NotStarted { error, permanent: false } }.into()]), GiveUp::No)
+            }
+        };
+        if made && let Err(error) = blocking(own.clone(), remove_workspace).await {
+            tracing::warn!(path = %own.display(), %error, "cannot remove a task's directory");
+        }
+        result
+    }
+
+    fn start(&self, argv: Vec<String>, cwd: &Path) -> Start {
+        Start {
+            argv,
+            env: environment(&self.place.environment, &self.assignment),
+            cwd: cwd.display().to_string(),
+            time_limit_ms: self.assignment.spec.time_limit_ms,
+            lease: self.orders.borrow().lease,
+            containment: self.place.containment,
+        }
+    }
+}
+
+async fn deliver_soon(delivery: std::pin::Pin<&mut impl Future<Output = Delivery>>, end: GiveUp) -> GiveUp {
+    match timeout(FLUSH_FOR, delivery).await {
+        Ok(Delivery::Stale) => GiveUp::Discard,
+        Ok(Delivery::Complete) | Err(_) => end,
+    }
+}
+
+/// Resolves when the attempt is given up, and again when that gets worse.
+async fn given_up(orders: &mut watch::Receiver<Orders>) -> GiveUp {
+    match orders.wait_for(|orders| orders.give_up > GiveUp::No).await {
+        Ok(orders) => orders.give_up,
+        Err(_) => GiveUp::Discard,
+    }
+}
+
+/// An agent's process while it lives.
+struct Agent<'a> {
+    attempt: &'a Attempt,
+    outbox: &'a SharedOutbox,
+    keeper: Keeper,
+    pipes: Pipes,
+    orders: watch::Receiver<Orders>,
+    /// What the outbox had no room for. While there is any, nothing more is read.
+    backlog: VecDeque<Body>,
+    /// Whether the guard has said whether there is an agent: its record comes before its output.
+    begun: bool,
+    guard_lives: bool,
+    /// Set by the death of a guard that had not reported the end.
+    close_pipes_at: Option<Instant>,
+}
+
+enum Step {
+    Ordered,
+    Said(Option<FromGuard>),
+    Room,
+    Output(Option<ado_proto::record::Output>),
+    PipesLate,
+}
+
+impl<'a> Agent<'a> {
+    fn new(attempt: &'a Attempt, keeper: Keeper, pipes: Pipes, outbox: &'a SharedOutbox) -> Self {
+        Self {
+            attempt,
+            outbox,
+            keeper,
+            pipes,
+            orders: attempt.orders.subscribe(),
+            backlog: VecDeque::new(),
+            begun: false,
+            guard_lives: true,
+            close_pipes_at: None,
+        }
+    }
+
+    /// What is left to say after the agent's end, and whether that is all there will be.
+    async fn run(mut self, argv: Vec<String>, cwd: &Path) -> (VecDeque<Body>, GiveUp) {
+        let start = self.attempt.start(argv, cwd);
+        let (mut course, messages) = Course::begin(*self.orders.borrow_and_update());
+        if let Err(error) = self.keeper.tell(&ToGuard::Start(start)).await {
+            tracing::warn!(%error, "cannot talk to a new guard");
+        }
+        self.tell(messages).await;
+        let mut reported = false;
+        while self.guard_lives || !self.pipes.is_ended() {
+            match self.next().await {
+                Step::Ordered => {
+                    let orders = *self.orders.borrow_and_update();
+                    let messages = course.follow(orders);
+                    self.tell(messages).await;
+                    if course.give_up() == GiveUp::Discard {
+                        self.pipes.close();
+                        self.backlog.clear();
+                    }
+                }
+                Step::Said(Some(report)) => {
+                    self.begun = true;
+                    reported |= matches!(report, FromGuard::Exited(_) | FromGuard::NotStarted { .. });
+                    self.backlog.extend(course.hear(report));
+                }
+                Step::Said(None) => self.guard_died(reported),
+                Step::Room => {}
+                Step::Output(output) => self.backlog.extend(output.map(Body::from)),
+                Step::PipesLate => self.pipes.close(),
+            }
+            self.outbox.push_all(&mut self.backlog, self.attempt.env.now());
+        }
+        self.keeper.gone().await;
+        let give_up = course.give_up();
+        self.backlog.extend(course.last_words());
+        (self.backlog, give_up)
+    }
+
+    async fn next(&mut self) -> Step {
+        let late = self.close_pipes_at.unwrap_or_else(Instant::now);
+        tokio::select! {
+            biased;
+            Ok(()) = self.orders.changed() => Step::Ordered,
+            said = self.keeper.next(), if self.guard_lives => Step::Said(said),
+            () = sleep_until(late), if self.close_pipes_at.is_some() => Step::PipesLate,
+            () = self.outbox.room(), if !self.backlog.is_empty() => Step::Room,
+            output = self.pipes.next(), if self.begun && self.backlog.is_empty() && !self.pipes.is_ended() => {
+                Step::Output(output)
+            }
+        }
+    }
+
+    /// A guard that is gone is noticed when it is listened to.
+    async fn tell(&mut self, messages: Vec<ToGuard>) {
+        for message in messages {
+            let _ = self.keeper.tell(&message).await;
+        }
+    }
+
+    fn guard_died(&mut self, reported: bool) {
+        self.guard_lives = false;
+        self.begun = true;
+        if !reported {
+            let guard = self.keeper.id();
+            tracing::error!(guard, "a guard died before its agent");
+            if let Some(guard) = guard {
+                former::clean_up(&self.attempt.place.guards, guard);
+            }
+            self.close_pipes_at = Some(Instant::now() + PIPES_AFTER_DEATH);
+        }
+    }
+}
+
+/// Names of variables agents get from their worker's environment. Nothing that could be a secret.
+const INHERITED: [&str; 9] = ["PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_ALL", "TZ", "TMPDIR"];
+
+/// The part of a process's environment that its agents get.
+pub fn base_environment(all: impl IntoIterator<Item = (String, String)>) -> BTreeMap<String, String> {
+    all.into_iter().filter(|(name, _)| INHERITED.contains(&name.as_str())).collect()
+}
+
+/// An agent's environment: the worker's, the task's over it, ado's own over all.
+fn environment(base: &BTreeMap<String, String>, assignment: &Assignment) -> BTreeMap<String, String> {
+    let (index, count) = assignment.group.map_or((0, 1), |member| (member.index, member.count));
+    let own = [
+        ("ADO_TASK_ID", assignment.task.to_string()),
+        ("ADO_TASK", assignment.task.short()),
+        ("ADO_ATTEMPT", assignment.attempt.to_string()),
+        ("ADO_EPOCH", assignment.epoch.to_string()),
+        ("ADO_GROUP_INDEX", index.to_string()),
+        ("ADO_GROUP_COUNT", count.to_string()),
+    ];
+    let own = own.into_iter().map(|(name, value)| (name.to_owned(), value));
+    base.clone().into_iter().chain(assignment.spec.env.clone()).chain(own).collect()
+}
+
+/// Files are the business of threads that may wait.
+async fn blocking(path: PathBuf, work: fn(&Path) -> io::Result<()>) -> io::Result<()> {
+    tokio::task::spawn_blocking(move || work(&path)).await.map_err(io::Error::other)?
+}
+
+/// A fresh directory: what an earlier attempt left is gone.
+fn make_workspace(path: &Path) -> io::Result<()> {
+    remove_workspace(path)?;
+    fs::create_dir_all(path)
+}
+
+fn remove_workspace(path: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ado_proto::record::Desired;
+    use ado_proto::spec::{Input, TaskSpec};
+    use ado_proto::{Epoch, Namespace, TaskId};
+
+    use super::*;
+
+    #[test]
+    fn the_environment_is_layered_and_holds_no_secret_of_the_worker() {
+        let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        let base =
+            base_environment([pair("PATH", "/bin"), pair("HOME", "/h"), pair("ADO_TOKEN", "x"), pair("KEY", "y")]);
+        let mut spec = TaskSpec::new("shell", Input::Text("true".into()));
+        spec.env = BTreeMap::from([pair("HOME", "/other"), pair("ADO_EPOCH", "99"), pair("MINE", "1")]);
+        let assignment = Assignment {
+            task: TaskId(uuid::Uuid::nil()),
+            epoch: Epoch(3),
+            namespace: Namespace::default(),
+            name: None,
+            group: None,
+            attempt: 2,
+            spec,
+            lease_ms: 1000,
+            desired: Desired::Running,
+            generation: 0,
+        };
+        let all = environment(&base, &assignment);
+        let expected = [
+            ("ADO_ATTEMPT", "2"),
+            ("ADO_EPOCH", "3"),
+            ("ADO_GROUP_COUNT", "1"),
+            ("ADO_GROUP_INDEX", "0"),
+            ("ADO_TASK", "task-0000000000"),
+            ("ADO_TASK_ID", "00000000-0000-0000-0000-000000000000"),
+            ("HOME", "/other"),
+            ("MINE", "1"),
+            ("PATH", "/bin"),
+        ];
+        assert_eq!(all, expected.into_iter().map(|(name, value)| pair(name, value)).collect());
+    }
+}

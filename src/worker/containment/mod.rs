@@ -1,0 +1,156 @@
+//! How an agent and everything it starts is held together: frozen, thawed, killed as one.
+//!
+//! Owns: the three grades. `cgroup`: a control group of version 2, which the kernel freezes and kills as one. `subreaper`:
+//! orphans come to the guard (it is their subreaper), so everything the agent started is below the guard in the tree of
+//! processes, and a walk over it, repeated until nothing changes, finds all. `group`: the agent's process group.
+//! Must never know: leases, reasons, the worker. Used inside the guard, which is synchronous: calls may block for a short,
+//! bounded time.
+
+#[cfg(target_os = "linux")]
+mod cgroup;
+#[cfg(target_os = "linux")]
+mod descendants;
+
+use std::path::Path;
+
+use ado_proto::spec::Containment;
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+
+#[cfg(target_os = "linux")]
+use cgroup::Cgroup;
+#[cfg(target_os = "linux")]
+use descendants::Descendants;
+
+/// The name of the variable that forces a grade.
+pub const FORCE: &str = "ADO_CONTAINMENT";
+
+/// The strongest grade to be had here, or the one named in `forced` ([`FORCE`]'s value) where the system has it.
+pub fn choose(forced: Option<&str>) -> Containment {
+    #[cfg(target_os = "linux")]
+    {
+        if forced == Some(Containment::Subreaper.as_str()) {
+            return Containment::Subreaper;
+        }
+        match Cgroup::create() {
+            Ok(_) => Containment::Cgroup,
+            Err(error) => {
+                tracing::debug!(%error, "no control group of version 2 to be had");
+                Containment::Subreaper
+            }
+        }
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = forced;
+        Containment::Group
+    }
+}
+
+/// Kills what a guard that was killed left in its control group, and removes the group.
+pub fn remove_leftover(group: &Path) {
+    #[cfg(target_os = "linux")]
+    cgroup::remove_leftover(group);
+    #[cfg(not(target_os = "linux"))]
+    let _ = group;
+}
+
+/// One agent and all it starts. Belongs to the process that is their subreaper.
+#[derive(Debug)]
+pub(super) struct Hold {
+    #[cfg(target_os = "linux")]
+    cgroup: Option<Cgroup>,
+    #[cfg(target_os = "linux")]
+    descendants: Descendants,
+}
+
+impl Hold {
+    /// Ready for an agent. A grade that cannot be had is replaced by the next one; see [`Hold::grade`].
+    pub(super) fn new(strongest: Containment) -> Self {
+        #[cfg(target_os = "linux")]
+        {
+            let cgroup = (strongest == Containment::Cgroup).then(Cgroup::create).and_then(Result::ok);
+            Self { cgroup, descendants: Descendants::of_this_process() }
+        }
+        #[cfg(not(target_os = "linux"))]
+        {
+            let _ = strongest;
+            Self {}
+        }
+    }
+
+    /// The grade that holds.
+    #[cfg(target_os = "linux")]
+    pub(super) fn grade(&self) -> Containment {
+        if self.cgroup.is_some() { Containment::Cgroup } else { Containment::Subreaper }
+    }
+
+    /// The grade that holds.
+    #[cfg(not(target_os = "linux"))]
+    pub(super) fn grade(&self) -> Containment {
+        Containment::Group
+    }
+
+    /// The control group's directory.
+    #[cfg(target_os = "linux")]
+    pub(super) fn group(&self) -> Option<&Path> {
+        self.cgroup.as_ref().map(Cgroup::path)
+    }
+
+    /// The file a process writes `0` into to be held. It must do so before it can start others.
+    #[cfg(target_os = "linux")]
+    pub(super) fn entrance(&self) -> Option<std::os::fd::BorrowedFd<'_>> {
+        self.cgroup.as_ref().map(Cgroup::entrance)
+    }
+
+    /// Nothing of the agent runs after this.
+    pub(super) fn freeze(&mut self, agent: Pid) {
+        #[cfg(target_os = "linux")]
+        match &self.cgroup {
+            Some(cgroup) => cgroup.freeze(true),
+            None => self.descendants.stop(),
+        }
+        #[cfg(not(target_os = "linux"))]
+        signal_group(agent, Signal::SIGSTOP);
+        let _ = agent;
+    }
+
+    /// It goes on; what it had itself stopped stays stopped.
+    pub(super) fn thaw(&mut self, agent: Pid) {
+        #[cfg(target_os = "linux")]
+        match &self.cgroup {
+            Some(cgroup) => cgroup.freeze(false),
+            None => self.descendants.go_on(),
+        }
+        #[cfg(not(target_os = "linux"))]
+        signal_group(agent, Signal::SIGCONT);
+        let _ = agent;
+    }
+
+    /// Asks the agent to end.
+    pub(super) fn terminate(&self, agent: Pid) {
+        signal_group(agent, Signal::SIGTERM);
+    }
+
+    /// Kills everything there is now. Repeated, while the dead are reaped, until nothing is left.
+    pub(super) fn kill(&mut self, agent: Pid) {
+        signal_group(agent, Signal::SIGKILL);
+        #[cfg(target_os = "linux")]
+        {
+            if let Some(cgroup) = &self.cgroup {
+                cgroup.kill();
+            }
+            // Also with a control group: a process with enough rights can leave it.
+            self.descendants.kill();
+        }
+    }
+}
+
+/// The agent leads its process group. A group that is gone is not an error.
+fn signal_group(agent: Pid, signal: Signal) {
+    match killpg(agent, signal) {
+        Ok(()) | Err(Errno::ESRCH) => {}
+        Err(error) => tracing::warn!(%agent, %signal, %error, "cannot signal the agent"),
+    }
+}

@@ -1,0 +1,86 @@
+//! Guards of earlier lives of this worker: a new incarnation may register only once none of their agents is left.
+
+use std::fs::{self, File, TryLockError};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio::time::{Instant, sleep};
+
+use super::containment;
+
+/// How long they get. They noticed their worker's end when it ended; killing a large agent takes a moment.
+const PATIENCE: Duration = Duration::from_secs(5);
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// Waits until no guard holds a lock in `guards`; kills those that do not go.
+///
+/// # Errors
+/// When the directory cannot be read, or a guard can neither be waited for nor killed.
+pub(super) async fn wait_for_guards(guards: &Path) -> io::Result<()> {
+    let begin = Instant::now();
+    let mut killed = false;
+    loop {
+        let living = living(guards)?;
+        if living.is_empty() {
+            return Ok(());
+        }
+        let waited = begin.elapsed();
+        if waited > 2 * PATIENCE {
+            return Err(io::Error::other(format!("guards of an earlier worker do not end: {living:?}")));
+        }
+        if waited > PATIENCE && !killed {
+            killed = true;
+            for guard in &living {
+                tracing::warn!(guard, "killing a guard of an earlier worker");
+                kill_guard(guards, *guard);
+            }
+        }
+        // Locks are held by processes that are not our children: nothing tells us of their end.
+        sleep(LOOK_EVERY).await;
+    }
+}
+
+/// Process ids of the guards that live. Removes what dead ones left.
+fn living(guards: &Path) -> io::Result<Vec<u32>> {
+    let mut living = Vec::new();
+    for entry in fs::read_dir(guards)? {
+        let entry = entry?;
+        let Some(guard) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        let file = match File::open(entry.path()) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(error),
+        };
+        match file.try_lock() {
+            Ok(()) => clean_up(guards, guard),
+            Err(TryLockError::WouldBlock) => living.push(guard),
+            Err(TryLockError::Error(error)) => return Err(error),
+        }
+    }
+    Ok(living)
+}
+
+/// Kills what a dead guard left in its control group.
+pub(super) fn clean_up(guards: &Path, guard: u32) {
+    let path = guards.join(guard.to_string());
+    let group = fs::read(&path).unwrap_or_default();
+    if !group.is_empty() {
+        containment::remove_leftover(&PathBuf::from(std::ffi::OsStr::from_bytes(&group)));
+    }
+    let _ = fs::remove_file(path);
+}
+
+/// Kills the process only if it says that it is a guard of this directory: a lock can outlive its maker for a moment, in
+/// a child between fork and exec.
+fn kill_guard(guards: &Path, guard: u32) {
+    let arguments = fs::read(format!("/proc/{guard}/cmdline")).unwrap_or_default();
+    let mut arguments = arguments.split(|byte| *byte == 0).skip(1);
+    let is_ours = arguments.next() == Some(b"guard") && arguments.next() == Some(guards.as_os_str().as_bytes());
+    if let (true, Ok(pid)) = (is_ours, i32::try_from(guard)) {
+        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+    }
+}

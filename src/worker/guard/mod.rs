@@ -1,0 +1,227 @@
+//! The guard: the small process each agent runs under (`ado guard`).
+//!
+//! Owns: one agent, from its start until nothing of it is left; its containment; the deadline of its lease, at which it
+//! freezes the agent by itself; its end when the worker is gone, however the worker went.
+//! Must never know: the network, tasks, tokio. It is synchronous and has one thread: it has to work when its worker does
+//! not, and it forks.
+//!
+//! Standard input is the control socket, standard output and error are the agent's: once the agent runs the guard lets go
+//! of them, so that their end reaches the worker when the agent and all its descendants are gone.
+
+mod agent;
+mod clock;
+mod control;
+pub mod protocol;
+mod wake;
+mod watch;
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use ado_proto::spec::Exit;
+use nix::errno::Errno;
+use nix::sys::signal::SigSet;
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::{Pid, dup2_stderr, dup2_stdout, setsid};
+
+use self::agent::Failure;
+pub use self::clock::BootTime;
+use self::control::Control;
+use self::protocol::{FromGuard, Start, ToGuard};
+use self::wake::Wake;
+use self::watch::{Act, Watch};
+use super::containment::Hold;
+
+/// Between two rounds of killing, when no death is reported: processes in an uninterruptible wait die late.
+const KILL_AGAIN_AFTER: Duration = Duration::from_millis(20);
+
+/// Runs a guard until its agent is gone. `guards` is the directory in which it holds the lock that shows that it lives.
+pub fn run(guards: &Path) -> ExitCode {
+    match prepare(guards).and_then(Guard::live) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // The worker reads this where the agent's errors would have come.
+            let _ = writeln!(io::stderr(), "ado guard: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+struct Guard {
+    control: Control,
+    wake: Wake,
+    life: Life,
+}
+
+fn prepare(guards: &Path) -> io::Result<Guard> {
+    agent::close_inherited()?;
+    // Signals of the terminal are for the worker, which tells us what to do. They stay blocked; nothing but SIGKILL ends
+    // the guard before its agent.
+    SigSet::all().thread_block()?;
+    // Fails only if we lead a session already.
+    let _ = setsid();
+    #[cfg(target_os = "linux")]
+    nix::sys::prctl::set_child_subreaper(true)?;
+    let life = Life::begin(guards)?;
+    std::env::set_current_dir("/")?;
+    Ok(Guard { control: Control::stdin()?, wake: Wake::new()?, life })
+}
+
+impl Guard {
+    fn live(mut self) -> io::Result<()> {
+        let Some((start, early)) = self.wait_for_start()? else { return Ok(()) };
+        let mut hold = Hold::new(start.containment);
+        self.life.note(&hold)?;
+        let spawned = match agent::spawn(&start, &hold) {
+            Err(Failure::NotHeld) => {
+                hold = Hold::new(ado_proto::spec::Containment::Subreaper);
+                self.life.note(&hold)?;
+                agent::spawn(&start, &hold)
+            }
+            spawned => spawned,
+        };
+        let null = File::options().read(true).write(true).open("/dev/null")?;
+        dup2_stdout(&null)?;
+        dup2_stderr(&null)?;
+        match spawned {
+            Ok(agent) => {
+                self.control
+                    .tell(&FromGuard::Started { pid: agent.as_raw().unsigned_abs(), containment: hold.grade() });
+                let watch = Watch::new(&start, BootTime::now());
+                Running { guard: self, agent, hold, watch, status: None }.run(early)
+            }
+            Err(Failure::Refused { error, permanent }) => {
+                self.control.tell(&FromGuard::NotStarted { error, permanent });
+                Ok(())
+            }
+            Err(Failure::NotHeld) => unreachable!("a subreaper's agent joins nothing"),
+        }
+    }
+
+    /// `None`: the worker is gone, or wants nothing any more. Only once the lock is held and the worker has been seen alive
+    /// after that does an agent start: a worker's successor that saw no lock can rely on there being no agent.
+    fn wait_for_start(&mut self) -> io::Result<Option<(Start, Vec<ToGuard>)>> {
+        loop {
+            let mut messages = self.control.receive().into_iter();
+            if self.control.is_closed() {
+                return Ok(None);
+            }
+            match messages.next() {
+                Some(ToGuard::Start(start)) => return Ok(Some((start, messages.collect()))),
+                Some(_) => return Ok(None),
+                None => self.wake.wait(self.control.fd(), BootTime::NEVER)?,
+            }
+        }
+    }
+}
+
+struct Running {
+    guard: Guard,
+    agent: Pid,
+    hold: Hold,
+    watch: Watch,
+    /// How the agent's first process ended.
+    status: Option<Exit>,
+}
+
+impl Running {
+    fn run(mut self, early: Vec<ToGuard>) -> io::Result<()> {
+        let mut messages = early;
+        loop {
+            let now = BootTime::now();
+            let mut acts: Vec<Act> = messages.iter().flat_map(|message| self.watch.hear(now, message)).collect();
+            acts.extend(self.watch.tick(now));
+            let killed = !acts.into_iter().all(|act| self.perform(act));
+            self.reap();
+            if killed || self.status.is_some() {
+                return self.end();
+            }
+            if self.guard.control.is_closed() {
+                // Nobody is left to tell.
+                return self.end();
+            }
+            self.guard.wake.wait(self.guard.control.fd(), self.watch.next_tick())?;
+            messages = self.guard.control.receive();
+        }
+    }
+
+    /// Whether the agent may go on.
+    fn perform(&mut self, act: Act) -> bool {
+        match act {
+            Act::Freeze => self.hold.freeze(self.agent),
+            Act::Thaw => self.hold.thaw(self.agent),
+            Act::Terminate => self.hold.terminate(self.agent),
+            Act::Tell(message) => self.guard.control.tell(&message),
+            Act::Kill => return false,
+        }
+        true
+    }
+
+    /// Leaves nothing behind, then says how the agent's first process ended.
+    fn end(mut self) -> io::Result<()> {
+        loop {
+            self.hold.kill(self.agent);
+            if !self.reap() {
+                break;
+            }
+            self.guard.wake.wait_for_child(BootTime::now().after(KILL_AGAIN_AFTER))?;
+        }
+        let status = self.status.take().unwrap_or(Exit::Lost { error: "the agent was reaped by another".into() });
+        let exit = self.watch.conclude(status);
+        // The group is removed before the report: nothing is left then, in no sense.
+        drop(self.hold);
+        self.guard.control.tell(&FromGuard::Exited(exit));
+        Ok(())
+    }
+
+    /// Buries the dead. Whether anybody lives.
+    fn reap(&mut self) -> bool {
+        loop {
+            match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+                Ok(WaitStatus::Exited(pid, code)) if pid == self.agent => self.status = Some(Exit::Code(code)),
+                Ok(WaitStatus::Signaled(pid, signal, _)) if pid == self.agent => {
+                    self.status = Some(Exit::Signal(signal as i32));
+                }
+                Ok(WaitStatus::StillAlive) => return true,
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(_) => return false,
+            }
+        }
+    }
+}
+
+/// The file that shows that this guard lives: locked as long as it does. It names the control group, so that somebody else
+/// can remove it if the guard is killed.
+struct Life {
+    file: File,
+    path: PathBuf,
+}
+
+impl Life {
+    fn begin(guards: &Path) -> io::Result<Self> {
+        let path = guards.join(std::process::id().to_string());
+        let file = File::options().create(true).truncate(true).write(true).open(&path)?;
+        file.try_lock().map_err(io::Error::from)?;
+        Ok(Self { file, path })
+    }
+
+    fn note(&mut self, hold: &Hold) -> io::Result<()> {
+        self.file.set_len(0)?;
+        #[cfg(target_os = "linux")]
+        if let Some(group) = hold.group() {
+            use std::os::unix::{ffi::OsStrExt, fs::FileExt};
+            self.file.write_all_at(group.as_os_str().as_bytes(), 0)?;
+        }
+        let _ = hold;
+        Ok(())
+    }
+}
+
+impl Drop for Life {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}

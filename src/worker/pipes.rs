@@ -1,0 +1,234 @@
+//! Reading an agent's two outputs, in the order in which they come.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use ado_proto::record::{MAX_OUTPUT, Output, Stream};
+use bytes::{Bytes, BytesMut};
+use tokio::net::unix::pipe;
+use tokio::time::Instant;
+
+/// How long more is collected when more is waiting already: an agent that writes faster than it is read gets fewer,
+/// larger records; one that does not never waits.
+const COLLECT_FOR: Duration = Duration::from_millis(2);
+
+/// Both outputs of one agent.
+#[derive(Debug)]
+pub(super) struct Pipes {
+    stdout: Pipe,
+    stderr: Pipe,
+    /// Whose turn it is when both have something, so that a flood of one does not hide the other.
+    stderr_first: bool,
+    collected: Option<Collected>,
+}
+
+#[derive(Debug)]
+struct Pipe {
+    stream: Stream,
+    /// `None` after its end.
+    receiver: Option<pipe::Receiver>,
+    /// Bytes read.
+    position: u64,
+}
+
+/// What has been read and is not yet given out.
+#[derive(Debug)]
+struct Collected {
+    stream: Stream,
+    data: BytesMut,
+    until: Instant,
+}
+
+enum Read {
+    Some,
+    Nothing,
+    End,
+}
+
+impl Pipes {
+    /// Takes the reading ends.
+    pub(super) fn new(stdout: OwnedFd, stderr: OwnedFd) -> io::Result<Self> {
+        let pipe = |stream, fd| {
+            io::Result::Ok(Pipe { stream, receiver: Some(pipe::Receiver::from_owned_fd(fd)?), position: 0 })
+        };
+        Ok(Self {
+            stdout: pipe(Stream::Stdout, stdout)?,
+            stderr: pipe(Stream::Stderr, stderr)?,
+            stderr_first: false,
+            collected: None,
+        })
+    }
+
+    /// Nothing more comes.
+    pub(super) fn is_ended(&self) -> bool {
+        self.collected.is_none() && self.stdout.receiver.is_none() && self.stderr.receiver.is_none()
+    }
+
+    /// Reads no more.
+    pub(super) fn close(&mut self) {
+        self.collected = None;
+        self.stdout.receiver = None;
+        self.stderr.receiver = None;
+    }
+
+    /// What was written next; `None` after the end of both. Cancel safe.
+    pub(super) async fn next(&mut self) -> Option<Output> {
+        while self.collected.is_none() {
+            if self.is_ended() {
+                return None;
+            }
+            let (first, second) = if self.stderr_first {
+                (&mut self.stderr, &mut self.stdout)
+            } else {
+                (&mut self.stdout, &mut self.stderr)
+            };
+            let mut data = BytesMut::new();
+            let pipe = tokio::select! {
+                biased;
+                () = first.readable() => first,
+                () = second.readable() => second,
+            };
+            if let Read::Some = pipe.try_read(&mut data) {
+                let stream = pipe.stream;
+                self.stderr_first = stream == Stream::Stdout;
+                self.collected = Some(Collected { stream, data, until: Instant::now() + COLLECT_FOR });
+            }
+        }
+        self.collect().await;
+        self.give()
+    }
+
+    /// Goes on reading the same output while it has more, a short time at most. The time is waited out only once more was
+    /// found to be waiting.
+    async fn collect(&mut self) {
+        let Some(collected) = &mut self.collected else { return };
+        let pipe = match collected.stream {
+            Stream::Stdout => &mut self.stdout,
+            Stream::Stderr => &mut self.stderr,
+        };
+        let mut loaded = false;
+        while collected.data.len() < MAX_OUTPUT {
+            match pipe.try_read(&mut collected.data) {
+                Read::Some => loaded = true,
+                Read::End => return,
+                Read::Nothing if !loaded => return,
+                Read::Nothing => {
+                    tokio::select! {
+                        biased;
+                        () = tokio::time::sleep_until(collected.until) => return,
+                        () = pipe.readable() => {}
+                    }
+                }
+            }
+        }
+    }
+
+    fn give(&mut self) -> Option<Output> {
+        let Collected { stream, data, .. } = self.collected.take()?;
+        let pipe = match stream {
+            Stream::Stdout => &mut self.stdout,
+            Stream::Stderr => &mut self.stderr,
+        };
+        let data: Bytes = data.freeze();
+        let position = pipe.position;
+        pipe.position += data.len() as u64;
+        Some(Output { stream, position, data })
+    }
+}
+
+impl Pipe {
+    /// Pending for ever after the end.
+    async fn readable(&self) {
+        match &self.receiver {
+            // An error shows on reading.
+            Some(receiver) => drop(receiver.readable().await),
+            None => std::future::pending().await,
+        }
+    }
+
+    fn try_read(&mut self, data: &mut BytesMut) -> Read {
+        let Some(receiver) = &mut self.receiver else { return Read::End };
+        let begin = data.len();
+        // A pipe holds 64 KiB; what is read is what is there.
+        data.resize(MAX_OUTPUT, 0);
+        let result = receiver.try_read(&mut data[begin..]);
+        data.truncate(begin + result.as_ref().copied().unwrap_or(0));
+        match result {
+            Ok(0) => {
+                self.receiver = None;
+                Read::End
+            }
+            Ok(_) => Read::Some,
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+                Read::Nothing
+            }
+            Err(error) => {
+                tracing::warn!(stream = ?self.stream, %error, "cannot read the agent's output");
+                self.receiver = None;
+                Read::End
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::fcntl::OFlag;
+    use nix::unistd::{pipe2, write};
+
+    use super::*;
+
+    fn pipes() -> (Pipes, OwnedFd, OwnedFd) {
+        let (out, out_end) = pipe2(OFlag::O_CLOEXEC).unwrap();
+        let (err, err_end) = pipe2(OFlag::O_CLOEXEC).unwrap();
+        (Pipes::new(out, err).unwrap(), out_end, err_end)
+    }
+
+    #[tokio::test]
+    async fn a_prompt_without_a_newline_is_read() {
+        let (mut pipes, out, err) = pipes();
+        write(&out, b"name? ").unwrap();
+        let read = pipes.next().await.unwrap();
+        assert_eq!((read.stream, read.position, &read.data[..]), (Stream::Stdout, 0, &b"name? "[..]));
+        write(&err, b"x").unwrap();
+        assert_eq!(pipes.next().await.unwrap().stream, Stream::Stderr);
+        write(&out, b"more").unwrap();
+        assert_eq!(pipes.next().await.unwrap().position, 6);
+        drop((out, err));
+        assert_eq!(pipes.next().await, None);
+        assert!(pipes.is_ended());
+    }
+
+    #[tokio::test]
+    async fn no_record_is_too_long_and_no_byte_is_lost() {
+        let (mut pipes, out, err) = pipes();
+        drop(err);
+        let written: Vec<u8> = (0..1_000_000u32).map(|number| (number % 251) as u8).collect();
+        let expected = written.clone();
+        let writer = tokio::task::spawn_blocking(move || {
+            let mut rest = &written[..];
+            while !rest.is_empty() {
+                let length = write(&out, &rest[..rest.len().min(999)]).unwrap();
+                rest = &rest[length..];
+            }
+        });
+        let mut read = Vec::new();
+        while let Some(output) = pipes.next().await {
+            assert!((1..=MAX_OUTPUT).contains(&output.data.len()));
+            assert_eq!(output.position, read.len() as u64);
+            read.extend_from_slice(&output.data);
+        }
+        writer.await.unwrap();
+        assert!(read == expected);
+    }
+
+    #[tokio::test]
+    async fn a_flood_of_one_does_not_hide_the_other() {
+        let (mut pipes, out, err) = pipes();
+        write(&out, &[b'o'; 60_000]).unwrap();
+        write(&err, b"e").unwrap();
+        let streams = [pipes.next().await.unwrap().stream, pipes.next().await.unwrap().stream];
+        assert_eq!(streams, [Stream::Stdout, Stream::Stderr]);
+    }
+}
