@@ -1,7 +1,7 @@
 //! From the command line to a session with the mesh that is meant.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -80,13 +80,21 @@ impl App {
         let tasks = Tasks::new();
         let namespace = self.global.namespace.clone().map(Namespace);
         let local = context == config::LOCAL;
+        let identity = if local { self.home.admin() } else { self.identity_dir(&context) };
         let client = if local {
             local::ensure(&self.home, &self.env).await?;
             local::connect(&self.home, namespace, &self.env, &tasks)?
         } else {
             self.connect(&context, namespace, &tasks).await?
         };
-        Ok(Session { client, local: local.then(|| self.home.clone()), named: context != self.config.context, context, tasks })
+        if client.identity().should_renew(self.env.now()) {
+            // Its failure matters when the certificate ends, not before.
+            match client.renew().await {
+                Ok(renewed) => save(&renewed, &identity),
+                Err(error) => tracing::warn!(%error, "the certificate could not be renewed"),
+            }
+        }
+        Ok(Session { client, identity, local: local.then(|| self.home.clone()), named: context != self.config.context, context, tasks })
     }
 
     /// Where `--remote` goes.
@@ -102,12 +110,10 @@ impl App {
 
     async fn connect(&self, context: &str, namespace: Option<Namespace>, tasks: &Tasks) -> Result<Client, Error> {
         let controllers = self.controllers(context)?;
-        let dir = self.home.context(context).join("identity");
-        let identity = match Identity::load(&dir) {
+        let identity = match Identity::load(&self.identity_dir(context)) {
             Ok(identity) => identity,
             Err(error) => self.enrol_by_key(context, error).await?,
         };
-        let renew = identity.should_renew(self.env.now());
         let config = client::Config {
             addresses: Arc::new(move || controllers.clone()),
             identity,
@@ -115,11 +121,7 @@ impl App {
             reconnect_interval: self.config.communication.reconnect_interval,
             timeout: ANSWER_PATIENCE,
         };
-        let client = Client::connect(config, self.env.clone(), tasks)?;
-        if renew {
-            self.renew(&client, &dir).await;
-        }
-        Ok(client)
+        Ok(Client::connect(config, self.env.clone(), tasks)?)
     }
 
     fn controllers(&self, context: &str) -> Result<Vec<String>, Error> {
@@ -150,26 +152,31 @@ impl App {
         let tasks = Tasks::new();
         let enrolment = client::enrol(join, name, ANSWER_PATIENCE, self.env.clone(), &tasks).await?;
         tasks.stop(END_PATIENCE).await;
-        let dir = self.home.context(context);
-        enrolment.identity.save(&dir.join("identity"))?;
+        enrolment.identity.save(&self.identity_dir(context))?;
         let joined = Joined { controllers: enrolment.controllers };
-        let written = local::write_json(&context_file(&self.home, context), &joined);
-        written.map_err(|error| Error::new(Kind::Local, format!("cannot write {}", dir.display())).because(error))?;
+        let file = context_file(&self.home, context);
+        local::write_json(&file, &joined)
+            .map_err(|error| Error::new(Kind::Local, format!("cannot write {}", file.display())).because(error))?;
         Ok((enrolment.identity, joined))
     }
 
-    /// Renews the certificate. A failure is told when the certificate ends, not before.
-    async fn renew(&self, client: &Client, dir: &std::path::Path) {
-        let renewed = async { Ok::<_, client::Error>(client.renew().await?.save(dir)?) }.await;
-        if let Err(error) = renewed {
-            tracing::warn!(%error, "the certificate could not be renewed");
-        }
+    fn identity_dir(&self, context: &str) -> PathBuf {
+        self.home.context(context).join("identity")
+    }
+}
+
+/// Keeps a new certificate. One that cannot be kept serves this process only.
+fn save(identity: &Identity, dir: &Path) {
+    if let Err(error) = identity.save(dir) {
+        tracing::warn!(%error, "the new certificate cannot be kept");
     }
 }
 
 /// A session and what belongs to it.
 pub(crate) struct Session {
     pub(crate) client: Client,
+    /// Where the identity is kept.
+    identity: PathBuf,
     /// The home, when the mesh is the one on this machine.
     local: Option<Home>,
     /// Whether the context has to be named to be meant.
@@ -189,8 +196,12 @@ impl Session {
         if self.named { format!("ado --context {} {words}", self.context) } else { format!("ado {words}") }
     }
 
-    /// Restarts the local processes while something is watched.
-    pub(crate) fn supervise(&self) {
+    /// Keeps alive what a long look needs: the certificate, and the processes if they are on this machine.
+    pub(crate) fn stay(&self) {
+        let (client, dir) = (self.client.clone(), self.identity.clone());
+        self.tasks.spawn_until_stop("renewal", async move {
+            client.keep_renewed(|renewed| save(renewed, &dir)).await;
+        });
         if let Some(home) = self.local.clone() {
             self.tasks.spawn_until_stop("supervise", async move {
                 local::supervise(home, &[Role::Controller, Role::Worker]).await;

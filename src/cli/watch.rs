@@ -85,7 +85,7 @@ impl<'a> Watch<'a> {
     /// Shows it.
     pub(crate) async fn run(self, signals: &mut Signals) -> Result<Finish, Error> {
         if self.follow {
-            self.session.supervise();
+            self.session.stay();
         }
         let stream = self.session.client.follow(self.task, self.start, self.follow);
         let painter = Painter::new(self.task, self.worker.clone(), self.look);

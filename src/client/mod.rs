@@ -71,6 +71,7 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 #[derive(Clone)]
 pub struct Client {
     link: Link,
+    tls: ClientTls,
     env: Env,
     namespace: Option<Namespace>,
     timeout: Duration,
@@ -82,15 +83,17 @@ impl Client {
     /// # Errors
     /// When the identity cannot be used, or no socket can be had.
     pub fn connect(config: Config, env: Env, tasks: &Tasks) -> Result<Self, Error> {
+        let tls = ClientTls::mesh_with_clock(config.identity, clock(&env))?;
         let link = LinkConfig {
             addresses: config.addresses,
-            tls: ClientTls::mesh_with_clock(config.identity, clock(&env))?,
+            tls: tls.clone(),
             reconnect_interval: config.reconnect_interval,
             keep_alive: KEEP_ALIVE,
             idle_timeout: IDLE_TIMEOUT,
+            sockets: None,
         };
         let link = Link::start(link, env.clone(), tasks)?;
-        Ok(Self { link, env, namespace: config.namespace, timeout: config.timeout })
+        Ok(Self { link, tls, env, namespace: config.namespace, timeout: config.timeout })
     }
 
     /// Asks who is there: the health probe.
@@ -148,11 +151,22 @@ impl Client {
         self.change(&RevokeIdentity { identity: identity.into() }, self.request_id()).await
     }
 
-    /// A new certificate for who we are.
-    pub async fn renew(&self) -> Result<Identity, Error> {
+    /// Who we are.
+    pub fn identity(&self) -> Arc<Identity> {
+        self.tls.identity().expect("a client is a member of its mesh")
+    }
+
+    /// Uses a new certificate from now on, and returns it.
+    pub async fn renew(&self) -> Result<Arc<Identity>, Error> {
         let key = KeyRequest::new()?;
         let renewed = self.read(&Renew { csr: key.csr_der().to_vec() }).await?;
-        Ok(key.into_identity(certificates(renewed.chain))?)
+        self.tls.replace(key.into_identity(certificates(renewed.chain))?)?;
+        Ok(self.identity())
+    }
+
+    /// Renews the certificate whenever it is due, until the session ends. `save` is told every new one.
+    pub async fn keep_renewed(&self, save: impl Fn(&Identity) + Send) {
+        net::keep_renewed(self.link.clone(), self.tls.clone(), save, self.env.clone()).await;
     }
 
     /// A key of idempotency for one mutation.
@@ -205,6 +219,7 @@ pub async fn enrol(
         reconnect_interval: Duration::from_secs(1),
         keep_alive: KEEP_ALIVE,
         idle_timeout: IDLE_TIMEOUT,
+        sockets: None,
     };
     let key = KeyRequest::new()?;
     let link = Link::start(config, env, tasks)?;
