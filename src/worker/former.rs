@@ -84,3 +84,38 @@ fn kill_guard(guards: &Path, guard: u32) {
         let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lock(guards: &Path, name: &str) -> File {
+        let file = File::create(guards.join(name)).unwrap();
+        file.try_lock().unwrap();
+        file
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_guard_that_lives_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let held = lock(dir.path(), "1");
+        fs::write(dir.path().join("2"), "/not/a/group").unwrap();
+        fs::write(dir.path().join("README"), "not a guard's").unwrap();
+        let waiting = wait_for_guards(dir.path());
+        tokio::pin!(waiting);
+        assert!(tokio::time::timeout(Duration::from_secs(2), &mut waiting).await.is_err());
+        assert!(!dir.path().join("2").exists(), "a dead one's lock is removed");
+        drop(held);
+        waiting.await.unwrap();
+        assert!(!dir.path().join("1").exists());
+        assert!(dir.path().join("README").exists());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_only_has_the_number_of_a_guard_is_not_killed() {
+        let dir = tempfile::tempdir().unwrap();
+        // The number of this very process, which is no guard: were it killed, so would be the test.
+        let _held = lock(dir.path(), &std::process::id().to_string());
+        assert!(wait_for_guards(dir.path()).await.is_err());
+    }
+}

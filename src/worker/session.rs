@@ -1,0 +1,220 @@
+//! The worker's session: heartbeats out, assignments and wishes in. Anew on every connection.
+
+use std::future::pending;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use ado_proto::request::{TaskOutput, WorkerAccepted, WorkerSession};
+use ado_proto::session::{Assignment, FromWorker, ToWorker};
+use tokio::sync::watch;
+use tokio::time::{MissedTickBehavior, interval};
+use tracing::Instrument;
+
+use super::attempt::{Attempt, Ended, Place};
+use super::guard::BootTime;
+use super::outbox::{Outbox, SharedOutbox};
+use super::roster::{Begin, Key, Roster};
+use super::spool::{MEMORY_LIMIT, Spool};
+use super::{Config, backoff, uplink};
+use crate::env::Env;
+use crate::net::{self, Call, Channel, Link, Priority};
+use crate::tasks::Tasks;
+
+/// What the parts of a worker share.
+pub(super) struct Shared {
+    pub(super) link: Link,
+    pub(super) env: Env,
+    pub(super) request: WorkerSession,
+    pub(super) place: Place,
+    pub(super) spool: std::path::PathBuf,
+    pub(super) spool_limit: u64,
+    /// Attempts, and whatever else must end before the session.
+    pub(super) attempts: Tasks,
+    roster: Mutex<Roster>,
+    pub(super) status: watch::Sender<Status>,
+}
+
+/// What others may watch.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Status {
+    /// A controller has accepted the session.
+    pub(super) connected: bool,
+    /// Attempts held.
+    pub(super) load: usize,
+    /// Rises with everything there is to say about leaving.
+    pub(super) leaving: u64,
+    /// Up to which `leaving` a controller has heard.
+    pub(super) heard: u64,
+}
+
+impl Shared {
+    pub(super) fn new(config: &Config, env: Env, request: WorkerSession, place: Place, attempts: Tasks) -> Self {
+        Self {
+            link: config.link.clone(),
+            env,
+            request,
+            place,
+            spool: config.dir.join("spool"),
+            spool_limit: config.spool_limit,
+            attempts,
+            roster: Mutex::default(),
+            status: watch::Sender::new(Status::default()),
+        }
+    }
+
+    pub(super) fn roster(&self) -> MutexGuard<'_, Roster> {
+        self.roster.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the roster, and lets others see.
+    pub(super) fn change<T>(&self, change: impl FnOnce(&mut Roster) -> T) -> T {
+        let mut roster = self.roster();
+        let before = roster.draining();
+        let result = change(&mut roster);
+        let said = before != roster.draining();
+        let load = roster.load();
+        drop(roster);
+        self.status.send_if_modified(|status| {
+            let changed = said || status.load != load;
+            status.load = load;
+            status.leaving += u64::from(said);
+            changed
+        });
+        result
+    }
+}
+
+/// Keeps a session until the link is closed.
+pub(super) async fn run(shared: Arc<Shared>) {
+    let mut failures = 0;
+    loop {
+        let call = Call { priority: Priority::Control, ..Call::default() };
+        match shared.link.open(&shared.request, call).await {
+            Ok((accepted, channel)) => {
+                tracing::info!(heartbeat_ms = accepted.heartbeat_ms, lease_ms = accepted.lease_ms, "registered");
+                shared.roster().connected(Duration::from_millis(accepted.lease_ms));
+                let mut answered = false;
+                let error = converse(&shared, &accepted, channel, &mut answered).await;
+                shared.status.send_modify(|status| status.connected = false);
+                tracing::info!(%error, "session lost");
+                failures = if answered { 0 } else { failures + 1 };
+            }
+            Err(net::Error::Closed) => return,
+            Err(error) => {
+                failures += 1;
+                tracing::warn!(%error, failures, "cannot register");
+            }
+        }
+        tokio::time::sleep(backoff(failures, shared.env.jitter())).await;
+    }
+}
+
+/// Talks on one stream until it breaks.
+async fn converse(
+    shared: &Arc<Shared>,
+    accepted: &WorkerAccepted,
+    channel: Channel,
+    answered: &mut bool,
+) -> net::Error {
+    let Channel { tx, mut rx } = channel;
+    shared.status.send_modify(|status| status.connected = true);
+    let receive = async {
+        loop {
+            match rx.next_message::<ToWorker>().await {
+                Ok(Some(message)) => {
+                    *answered |= matches!(message, ToWorker::HeartbeatAnswer(_));
+                    hear(shared, message);
+                }
+                Ok(None) => return net::Error::Lost("the controller ended the session".into()),
+                Err(error) => return error,
+            }
+        }
+    };
+    tokio::select! {
+        biased;
+        error = receive => error,
+        error = speak(shared, accepted, tx) => error,
+    }
+}
+
+/// Heartbeats, at once and then regularly; what there is to say about leaving, when there is.
+async fn speak(shared: &Shared, accepted: &WorkerAccepted, mut tx: net::Sender) -> net::Error {
+    let mut status = shared.status.subscribe();
+    let mut beat = interval(Duration::from_millis(accepted.heartbeat_ms.max(1)));
+    // A late one makes no other early.
+    beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut told = 0;
+    loop {
+        tokio::select! {
+            biased;
+            Ok(_) = status.wait_for(|status| status.leaving > told) => {}
+            _ = beat.tick() => {}
+        }
+        let leaving = status.borrow().leaving;
+        let draining = if leaving > told { shared.roster().draining() } else { None };
+        if let Some(draining) = draining {
+            if let Err(error) = tx.send_message(&FromWorker::from(draining)).await {
+                return broken(error).await;
+            }
+            told = leaving;
+        }
+        // Also after what was said about leaving: its answer shows that a controller has heard that.
+        let heartbeat = shared.roster().heartbeat(BootTime::now(), told);
+        if let Err(error) = tx.send_message(&FromWorker::from(heartbeat)).await {
+            return broken(error).await;
+        }
+    }
+}
+
+/// The receiving half knows better why a stream broke; if it says nothing, this is it.
+async fn broken(error: net::Error) -> net::Error {
+    let _ = tokio::time::timeout(Duration::from_secs(1), pending::<()>()).await;
+    error
+}
+
+fn hear(shared: &Arc<Shared>, message: ToWorker) {
+    match message {
+        ToWorker::HeartbeatAnswer(answer) => {
+            let heard = shared.change(|roster| roster.answered(&answer));
+            shared.status.send_if_modified(|status| {
+                let more = heard.is_some_and(|heard| heard > status.heard);
+                status.heard = status.heard.max(heard.unwrap_or(0));
+                more
+            });
+        }
+        ToWorker::Assign(assignment) => {
+            let begin = shared.change(|roster| roster.assign(&assignment, BootTime::now()));
+            if let Some(begin) = begin {
+                start(shared, assignment, begin);
+            }
+        }
+        ToWorker::Want(want) => shared.roster().want(&want),
+        ToWorker::Unknown { kind, version, .. } => tracing::debug!(kind, version, "unknown message"),
+    }
+}
+
+fn start(shared: &Arc<Shared>, assignment: Assignment, begin: Begin) {
+    let key: Key = (assignment.task, assignment.epoch);
+    let span = tracing::info_span!("attempt", task = %assignment.task, epoch = %assignment.epoch);
+    let own = shared.clone();
+    let work = async move {
+        for older in begin.after {
+            older.cancelled().await;
+        }
+        let ended = attempt(&own, assignment, begin.orders).await;
+        own.change(|roster| roster.end(key, ended));
+    };
+    // Given up without ceremony, its guard still kills the agent: the control socket closes.
+    shared.attempts.spawn_until_stop("attempt", Box::pin(work.instrument(span)));
+}
+
+async fn attempt(shared: &Shared, assignment: Assignment, orders: watch::Sender<super::course::Orders>) -> Ended {
+    let (task, epoch) = (assignment.task, assignment.epoch);
+    let file = shared.spool.join(format!("{task}-{epoch}"));
+    let spool = Spool::new(file, MEMORY_LIMIT, shared.spool_limit);
+    let outbox = SharedOutbox::new(Outbox::new(epoch, spool));
+    let request = TaskOutput { task, epoch, incarnation: shared.request.incarnation };
+    let delivery = uplink::deliver(shared.link.clone(), request, &outbox, &shared.env);
+    let attempt = Attempt { assignment, orders, place: shared.place.clone(), env: shared.env.clone() };
+    attempt.run(&outbox, delivery).await
+}
