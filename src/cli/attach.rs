@@ -2,13 +2,13 @@
 
 use std::io::IsTerminal;
 
+use super::Global;
 use super::error::{Error, Kind};
 use super::run::look;
 use super::session::{App, Session};
 use super::signals::Signals;
 use super::values::Start;
 use super::watch::{OnInterrupt, Watch};
-use super::Global;
 use crate::config::Flags;
 use ado_proto::request::TaskInfo;
 
@@ -46,7 +46,9 @@ pub(crate) async fn one_task(session: &Session, reference: &str) -> Result<TaskI
     let mut tasks = session.client.tasks(reference).await?;
     match (tasks.pop(), tasks.len()) {
         (Some(task), 0) => Ok(task),
-        (None, _) => Err(Error::new(Kind::Usage, format!("there is no task `{reference}`")).hint(session.command("list"))),
+        (None, _) => {
+            Err(Error::new(Kind::Usage, format!("there is no task `{reference}`")).hint(session.command("list")))
+        }
         (Some(last), others) => {
             let error = Error::usage(format!("`{reference}` means {} tasks: name one of them", others + 1));
             let shown = tasks.iter().chain([&last]).take(5);

@@ -74,7 +74,7 @@ pub(crate) async fn run(global: Global, args: Args) -> Result<u8, Error> {
 /// The lock of a role's directory, held for life.
 pub(super) async fn own(dir: &Path, role: Role) -> Result<Lock, Error> {
     let failed = |error| Error::new(Kind::Local, format!("cannot use {}", dir.display())).because(error);
-    ado_certs::create_private_dir(dir)?;
+    ado_certs::create_private_folder(dir)?;
     let path = dir.join(format!("{}.lock", role.as_str()));
     match Lock::own(&path).await.map_err(failed)? {
         Some(lock) => Ok(lock),

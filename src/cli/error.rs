@@ -155,7 +155,9 @@ impl From<net::Error> for Error {
         match error {
             net::Error::Refused(reply) => reply.into(),
             net::Error::Certificate(text) => Self::new(Kind::Identity, text).hint("ado join <join string>"),
-            net::Error::Version(text) => Self::new(Kind::Network, text).hint("install the same version of ado on both sides"),
+            net::Error::Version(text) => {
+                Self::new(Kind::Network, text).hint("install the same version of ado on both sides")
+            }
             error => Self::new(Kind::Network, error.to_string()),
         }
     }
@@ -197,8 +199,9 @@ mod tests {
 
     #[test]
     fn a_refusal_is_shown_as_the_controller_said_it() {
-        let reply = ErrorReply::new(ErrorCode::Ambiguous, "`task-7k2m` means 2 tasks: task-7k2m9x0qvb, task-7k2mzzzzzz")
-            .hint("give more characters");
+        let reply =
+            ErrorReply::new(ErrorCode::Ambiguous, "`task-7k2m` means 2 tasks: task-7k2m9x0qvb, task-7k2mzzzzzz")
+                .hint("give more characters");
         let error = Error::from(reply);
         assert_eq!(
             error.render(Format::Text),

@@ -267,12 +267,8 @@ mod tests {
     #[test]
     fn started_names_the_worker_that_was_assigned() {
         let mut events = events();
-        let assigned = Assigned {
-            worker: WorkerId(Uuid::from_u128(9)),
-            worker_name: "w".into(),
-            epoch: Epoch(2),
-            attempt: 1,
-        };
+        let assigned =
+            Assigned { worker: WorkerId(Uuid::from_u128(9)), worker_name: "w".into(), epoch: Epoch(2), attempt: 1 };
         let mut out = Vec::new();
         events.write(&record(1, Origin::Controller, assigned), &mut out);
         let started = Started { pid: 5, containment: Containment::Subreaper };

@@ -89,10 +89,12 @@ impl Filter {
 
     fn csi(&mut self, parameters: Option<Vec<u8>>, byte: u8, out: &mut Vec<u8>) -> State {
         match byte {
-            b'0'..=b'9' | b';' | b':' => State::Csi(parameters.filter(|so_far| so_far.len() < LONGEST_SGR).map(|mut so_far| {
-                so_far.push(byte);
-                so_far
-            })),
+            b'0'..=b'9' | b';' | b':' => {
+                State::Csi(parameters.filter(|so_far| so_far.len() < LONGEST_SGR).map(|mut so_far| {
+                    so_far.push(byte);
+                    so_far
+                }))
+            }
             // Private parameters and intermediates make it something else than a colour.
             0x20..=0x3f => State::Csi(None),
             b'm' => {

@@ -109,8 +109,7 @@ mod tests {
     #[test]
     fn lines() {
         let worker = WorkerId(Uuid::nil());
-        let assigned =
-            |attempt| Assigned { worker, worker_name: "box\u{1b}[2J".into(), epoch: Epoch(1), attempt };
+        let assigned = |attempt| Assigned { worker, worker_name: "box\u{1b}[2J".into(), epoch: Epoch(1), attempt };
         check(assigned(1), Some(("assigned to box\u{fffd}[2J", false)));
         check(assigned(2), Some(("assigned to box\u{fffd}[2J, attempt 2", false)));
         check(

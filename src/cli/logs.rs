@@ -4,6 +4,7 @@ use std::io::IsTerminal;
 
 use ado_proto::record::Stream;
 
+use super::Global;
 use super::attach::one_task;
 use super::error::Error;
 use super::painter::{Lines, Look};
@@ -12,7 +13,6 @@ use super::session::App;
 use super::signals::Signals;
 use super::values::Start;
 use super::watch::Watch;
-use super::Global;
 use crate::config::Flags;
 
 /// Print what a task wrote

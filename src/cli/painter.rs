@@ -101,13 +101,7 @@ pub(crate) struct Painter {
 
 impl Painter {
     pub(crate) fn new(task: TaskId, worker: Option<String>, look: Look) -> Self {
-        Self {
-            task,
-            look,
-            events: Events::new(task, worker),
-            filters: Default::default(),
-            at_line_start: true,
-        }
+        Self { task, look, events: Events::new(task, worker), filters: Default::default(), at_line_start: true }
     }
 
     /// Adds what a record looks like.
@@ -138,7 +132,8 @@ impl Painter {
         match self.look.format {
             Format::Json => batch.add(Stream::Stdout, |out| self.events.write_reset(generation, out)),
             Format::Text => {
-                let text = format!("{}: the log was restored from a backup; it follows from its start", self.task.short());
+                let text =
+                    format!("{}: the log was restored from a backup; it follows from its start", self.task.short());
                 self.line(&text, true, batch);
             }
         }
@@ -311,11 +306,8 @@ mod tests {
 
     #[test]
     fn one_stream_or_one_epoch() {
-        let records = [
-            output(1, Stream::Stdout, b"a"),
-            output(2, Stream::Stdout, b"b"),
-            output(2, Stream::Stderr, b"c"),
-        ];
+        let records =
+            [output(1, Stream::Stdout, b"a"), output(2, Stream::Stdout, b"b"), output(2, Stream::Stderr, b"c")];
         let stderr = Look { stream: Some(Stream::Stderr), ..Look::default() };
         assert_eq!(painted(stderr, &records), expected(&[(2, "c")]));
         let last = Look { epoch: Some(Epoch(2)), ..Look::default() };

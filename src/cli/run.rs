@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::Global;
 use super::error::{Error, Kind};
-use super::output::{Format, print};
+use super::output::print;
 use super::painter::{Lines, Look};
 use super::session::{App, Session};
 use super::signals::Signals;
@@ -169,6 +169,7 @@ fn cwd(given: Option<&str>, local: bool) -> Result<Option<String>, Error> {
 mod tests {
     use clap::Parser;
 
+    use super::super::output::Format;
     use super::*;
 
     #[derive(Debug, Parser)]

@@ -94,7 +94,14 @@ impl App {
                 Err(error) => tracing::warn!(%error, "the certificate could not be renewed"),
             }
         }
-        Ok(Session { client, identity, local: local.then(|| self.home.clone()), named: context != self.config.context, context, tasks })
+        Ok(Session {
+            client,
+            identity,
+            local: local.then(|| self.home.clone()),
+            named: context != self.config.context,
+            context,
+            tasks,
+        })
     }
 
     /// Where `--remote` goes.
@@ -103,9 +110,7 @@ impl App {
             return Ok(self.context.clone());
         }
         let configured = self.config.remote().map(|(name, _)| name.to_owned());
-        configured.or_else(|error| {
-            current(&self.home).ok_or_else(|| Error::from(error).hint("ado join <join string>"))
-        })
+        configured.or_else(|error| current(&self.home).ok_or_else(|| Error::from(error).hint("ado join <join string>")))
     }
 
     async fn connect(&self, context: &str, namespace: Option<Namespace>, tasks: &Tasks) -> Result<Client, Error> {
@@ -139,8 +144,10 @@ impl App {
             return Err(unknown());
         };
         let join: JoinString = key.reveal().parse().map_err(|_| {
-            Error::usage("`distributed.controller.auth.key` is no join string: without one the controller cannot be verified")
-                .hint("ado token create --role user")
+            Error::usage(
+                "`distributed.controller.auth.key` is no join string: without one the controller cannot be verified",
+            )
+            .hint("ado token create --role user")
         })?;
         let name = user_name();
         self.join(&join, &name, context).await.map(|(identity, _)| identity)

@@ -89,7 +89,8 @@ impl<'a> Watch<'a> {
         }
         let stream = self.session.client.follow(self.task, self.start, self.follow);
         let painter = Painter::new(self.task, self.worker.clone(), self.look);
-        let wishes = Wishes { session: self.session, task: self.task, on: self.on_interrupt, signals, cancelling: None };
+        let wishes =
+            Wishes { session: self.session, task: self.task, on: self.on_interrupt, signals, cancelling: None };
         Show { stream, painter, wishes, ended: None, written: None }.run().await
     }
 }
@@ -159,7 +160,9 @@ impl Show<'_> {
                     self.ended = Some(ended);
                 }
             }
-            Step::Paused { .. } => self.painter.notice("connection lost: waiting for it (the task goes on)", false, batch),
+            Step::Paused { .. } => {
+                self.painter.notice("connection lost: waiting for it (the task goes on)", false, batch)
+            }
             Step::Resumed => self.painter.notice("connected", false, batch),
             Step::Reset { generation } => self.painter.reset(generation, batch),
             Step::End => {}

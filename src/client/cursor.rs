@@ -285,8 +285,7 @@ mod tests {
     fn a_truncated_beginning_is_no_gap() {
         let mut cursor = reading(5);
         let gap = Truncated { from: Offset(0), to: Offset(20), bytes: 7 };
-        let truncated =
-            Record { offset: Offset(0), origin: Origin::Controller, time: Timestamp(0), body: gap.into() };
+        let truncated = Record { offset: Offset(0), origin: Origin::Controller, time: Timestamp(0), body: gap.into() };
         let item = Records::new([&truncated, &note(20)]).into();
         assert_eq!(offsets(cursor.take(item).unwrap()), [0, 20]);
         assert_eq!(cursor.next(), Some(Offset(21)));

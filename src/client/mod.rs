@@ -126,8 +126,7 @@ impl Client {
 
     /// Reads a task's log; with `follow` it stays until the task ends.
     pub fn follow(&self, task: TaskId, from: StartAt, follow: bool) -> RecordStream {
-        let call =
-            Call { namespace: self.namespace.clone(), priority: Priority::Live, ..Call::default() };
+        let call = Call { namespace: self.namespace.clone(), priority: Priority::Live, ..Call::default() };
         RecordStream::new(self.link.clone(), call, task, from, follow)
     }
 

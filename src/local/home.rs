@@ -150,8 +150,7 @@ mod tests {
         let home = Home::at(dir.path()).unwrap();
         assert_eq!(home.endpoint(), None);
         std::fs::create_dir_all(home.dir(Role::Controller)).unwrap();
-        let endpoint =
-            Endpoint { pid: 7, quic: vec!["127.0.0.1:4433".into()], http: None, started_at: Timestamp(1) };
+        let endpoint = Endpoint { pid: 7, quic: vec!["127.0.0.1:4433".into()], http: None, started_at: Timestamp(1) };
         home.write_endpoint(&endpoint).unwrap();
         assert_eq!(home.endpoint(), Some(endpoint));
         std::fs::write(home.endpoint_path(), "{").unwrap();

@@ -89,7 +89,7 @@ pub enum Error {
         /// Its process.
         pid: u32,
     },
-    /// The administrator's identity cannot be read.
+    /// Directories or identities cannot be used.
     #[error(transparent)]
     Certs(#[from] ado_certs::Error),
     /// The controller does not answer.
@@ -216,11 +216,10 @@ pub fn leave_session() {
 /// Makes the directories, readable by their owner only: keys are in them.
 ///
 /// # Errors
-/// [`Error::Io`] when one cannot be made.
+/// [`Error::Certs`] when one cannot be made.
 pub fn prepare(home: &Home) -> Result<(), Error> {
-    use std::os::unix::fs::DirBuilderExt;
     for dir in [home.path(), &home.dir(Role::Controller), &home.dir(Role::Worker)] {
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(at(dir))?;
+        ado_certs::create_private_folder(dir)?;
     }
     Ok(())
 }

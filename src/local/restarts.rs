@@ -62,7 +62,10 @@ mod tests {
 
     #[test]
     fn one_that_dies_at_once_is_started_more_and_more_slowly() {
-        assert_eq!(starts(Duration::ZERO), [0.0, 1.0, 2.5, 5.0, 9.5, 20.0, 20.5, 21.5, 23.0, 25.5, 30.0, 40.5, 41.0, 42.0, 43.5, 46.0, 50.5]);
+        assert_eq!(
+            starts(Duration::ZERO),
+            [0.0, 1.0, 2.5, 5.0, 9.5, 20.0, 20.5, 21.5, 23.0, 25.5, 30.0, 40.5, 41.0, 42.0, 43.5, 46.0, 50.5]
+        );
     }
 
     #[test]
