@@ -4,16 +4,20 @@
 //! fold of it; `attach` is reading it from an offset and staying for more; recovery is appending under a newer epoch.
 
 pub mod agents;
+pub mod cli;
+pub mod client;
 pub mod config;
 pub mod controller;
 pub mod env;
 pub mod gateway;
+pub mod local;
 pub mod net;
 pub mod queue;
 pub mod scheduler;
 pub mod store;
 pub mod task;
 pub mod tasks;
+pub mod telemetry;
 #[cfg(unix)]
 pub mod worker;
 

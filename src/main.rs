@@ -1,12 +1,28 @@
-//! The binary.
+//! The binary: argv, crypto provider, runtime, exit code.
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let mut arguments = std::env::args_os().skip(1);
-    match (arguments.next(), arguments.next()) {
-        #[cfg(unix)]
-        (Some(command), Some(guards)) if command == "guard" => ado::worker::guard::run(guards.as_ref()),
-        _ => ExitCode::from(125),
+    let cli = match ado::cli::parse(std::env::args_os()) {
+        Ok(cli) => cli,
+        Err(code) => return code,
+    };
+    let cli = match cli.run_without_runtime() {
+        Ok(code) => return code,
+        Err(cli) => cli,
+    };
+    if rustls::crypto::ring::default_provider().install_default().is_err() {
+        unreachable!("nothing else installs a provider");
     }
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("error: cannot start threads: {error}");
+            return ExitCode::from(125);
+        }
+    };
+    let code = runtime.block_on(cli.run());
+    // A write to somebody who does not read may never return.
+    runtime.shutdown_background();
+    code
 }

@@ -1,0 +1,139 @@
+//! `ado controller`: keep tasks and logs, in the foreground.
+
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+
+use super::Global;
+use super::error::{Error, Kind};
+use super::output::print;
+use super::session::App;
+use super::signals::Signals;
+use crate::config::Flags;
+use crate::controller::{self, Handle, LocalIdentities, Timing};
+use crate::local::{self, Endpoint, Lock, Role};
+use crate::task::Policy;
+
+/// Keep tasks and logs, serve workers and viewers
+///
+/// Runs in the foreground until SIGTERM. The first start prints a join string that makes its one holder an administrator.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Listen here, UDP
+    #[arg(long, value_name = "IP:PORT,…")]
+    listen: Option<String>,
+    /// Serve health and metrics here, TCP
+    #[arg(long, value_name = "IP:PORT")]
+    http: Option<String>,
+    /// Tell others to reach it here
+    #[arg(long, value_name = "HOST:PORT,…")]
+    advertise: Option<String>,
+    /// Keep everything here
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+    /// Be the controller of this machine's user
+    #[arg(long, hide = true, conflicts_with_all = ["listen", "advertise", "dir"])]
+    local: bool,
+}
+
+pub(crate) async fn run(global: Global, args: Args) -> Result<u8, Error> {
+    let mut signals = Signals::catch()?;
+    let mut flags = Flags::default();
+    for (key, flag, value) in [
+        ("controller.listen", "--listen", &args.listen),
+        ("controller.http", "--http", &args.http),
+        ("controller.advertise", "--advertise", &args.advertise),
+    ] {
+        if let Some(value) = value {
+            flags.set(key, flag, value);
+        }
+    }
+    let app = App::new(global, flags)?;
+    if args.local {
+        local::leave_session();
+    }
+    local::prepare(&app.home)?;
+    let dir = args.dir.clone().unwrap_or_else(|| app.home.dir(Role::Controller));
+    let _lock = own(&dir, Role::Controller).await?;
+    let handle = controller::start(config(&app, &dir, args.local), app.env.clone()).await.map_err(cannot_start)?;
+    if args.local {
+        announce(&app, &handle)?;
+    } else {
+        greet(&app, &dir, &handle).await?;
+    }
+    tokio::select! {
+        biased;
+        signal = signals.next() => tracing::info!(?signal, "stopping"),
+        () = local::supervise(app.home.clone(), &[Role::Worker]), if args.local => {}
+    }
+    handle.stop().await;
+    Ok(0)
+}
+
+/// The lock of a role's directory, held for life.
+pub(super) async fn own(dir: &Path, role: Role) -> Result<Lock, Error> {
+    let failed = |error| Error::new(Kind::Local, format!("cannot use {}", dir.display())).because(error);
+    ado_certs::create_private_folder(dir)?;
+    let path = dir.join(format!("{}.lock", role.as_str()));
+    match Lock::own(&path).await.map_err(failed)? {
+        Some(lock) => Ok(lock),
+        None => Err(Error::new(Kind::Local, format!("a {} uses {} already", role.as_str(), dir.display()))),
+    }
+}
+
+fn config(app: &App, dir: &Path, local: bool) -> controller::Config {
+    let settings = &app.config.controller;
+    let loopback = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    controller::Config {
+        dir: dir.into(),
+        listen: if local { vec![loopback(former_port(app))] } else { settings.listen.value.clone() },
+        http: Some(if local && !settings.http.is_explicit() { loopback(0) } else { settings.http.value }),
+        advertise: settings.advertise.iter().map(ToString::to_string).collect(),
+        timing: Timing {
+            heartbeat: app.config.communication.heartbeat_interval,
+            lost_after: app.config.failover.heartbeat_timeout,
+        },
+        policy: Policy::default(),
+        local: local.then(|| LocalIdentities { admin: app.home.admin(), worker: app.home.worker_identity() }),
+    }
+}
+
+/// The port of the former life, so that whoever is connected finds this one at once; any port if another has it now.
+fn former_port(app: &App) -> u16 {
+    let former = app.home.endpoint().and_then(|endpoint| endpoint.quic.first()?.parse::<SocketAddr>().ok());
+    former.filter(|address| UdpSocket::bind(address).is_ok()).map_or(0, |address| address.port())
+}
+
+fn announce(app: &App, handle: &Handle) -> Result<(), Error> {
+    let endpoint = Endpoint {
+        pid: std::process::id(),
+        quic: handle.addresses().iter().map(ToString::to_string).collect(),
+        http: handle.http().map(|address| address.to_string()),
+        started_at: app.env.now(),
+    };
+    app.home
+        .write_endpoint(&endpoint)
+        .map_err(|error| Error::new(Kind::Local, "cannot write where the controller is").because(error))
+}
+
+/// Says where it is, and on the first start how to become its administrator.
+async fn greet(app: &App, dir: &Path, handle: &Handle) -> Result<(), Error> {
+    let greeted = dir.join("greeted");
+    let join = if greeted.exists() { None } else { Some(handle.admin_join_string().await.map_err(cannot_start)?) };
+    let quic: Vec<_> = handle.addresses().iter().map(ToString::to_string).collect();
+    let json = json!({ "quic": quic, "http": handle.http().map(|address| address.to_string()), "join": join });
+    print(app.global.output, &json, || {
+        let mut text = format!("listening on {}\n", quic.join(", "));
+        if let Some(join) = &join {
+            text += &format!("become its administrator, once and within a day:\n  ado join {join}\n");
+        }
+        text
+    })?;
+    std::fs::write(&greeted, "")
+        .map_err(|error| Error::new(Kind::Local, format!("cannot write {}", greeted.display())).because(error))
+}
+
+fn cannot_start(error: controller::Error) -> Error {
+    Error::new(Kind::Local, "the controller cannot start").because(error)
+}

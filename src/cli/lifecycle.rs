@@ -1,0 +1,162 @@
+//! What happens to a task, in words for people; and the exit code it means. Pure.
+
+use ado_proto::TaskId;
+use ado_proto::record::{Body, Desired, Ended, Loss, Outcome, Record};
+use ado_proto::spec::Exit;
+
+use super::error::ADO_ERROR;
+use super::output::one_line;
+
+/// Exit code of a task that ran longer than its time limit.
+const TIMED_OUT: u8 = 124;
+/// Exit code of a cancelled task.
+const CANCELLED: u8 = 130;
+/// Longest text from elsewhere in a line.
+const WIDTH: usize = 400;
+
+/// A line about a task.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Line {
+    /// Without a newline.
+    pub(crate) text: String,
+    /// Whether it is told even where nobody watches a terminal: what the exit code does not say.
+    pub(crate) matters: bool,
+}
+
+/// The line a record is worth, if any.
+pub(crate) fn line(task: TaskId, record: &Record) -> Option<Line> {
+    let (matters, words) = match &record.body {
+        Body::Submitted(_) => (false, "queued".into()),
+        Body::Assigned(assigned) if assigned.attempt > 1 => {
+            let name = one_line(&assigned.worker_name, WIDTH);
+            (false, format!("assigned to {name}, attempt {}", assigned.attempt))
+        }
+        Body::Assigned(assigned) => (false, format!("assigned to {}", one_line(&assigned.worker_name, WIDTH))),
+        Body::DesiredChanged(change) => {
+            let words = match change.desired {
+                Desired::Running => "resume asked for",
+                Desired::Paused => "pause asked for",
+                Desired::Cancelled => "cancellation asked for",
+            };
+            (false, format!("{words} by {}", one_line(&change.by, WIDTH)))
+        }
+        Body::Paused(_) => (false, "paused".into()),
+        Body::Resumed(_) => (false, "resumed".into()),
+        Body::WorkerLost(lost) => {
+            let why = match lost.why {
+                Loss::Silent => "it went silent",
+                Loss::Restarted => "it died and came back",
+                Loss::NotDelivered => "it never got the task",
+                Loss::HandedBack => "it is shutting down",
+            };
+            (true, format!("worker lost: {why}"))
+        }
+        Body::Requeued(requeued) => (true, format!("queued again: {}", one_line(&requeued.why, WIDTH))),
+        Body::Ended(ended) => (ending_matters(ended), ending(ended)),
+        Body::Truncated(gap) => (true, format!("{} bytes of its log are no longer kept", gap.bytes)),
+        Body::Note(note) => (true, one_line(&note.text, WIDTH)),
+        Body::Started(_) | Body::Exited(_) | Body::Output(_) | Body::Unknown { .. } => return None,
+    };
+    Some(Line { text: format!("{}: {words}", task.short()), matters })
+}
+
+fn ending(ended: &Ended) -> String {
+    let word = super::event::outcome_word(ended.outcome);
+    match &ended.error {
+        Some(error) => format!("{word}: {}", one_line(error, WIDTH)),
+        None => word.into(),
+    }
+}
+
+/// An exit code or a signal of the agent is in the exit code of the command; other failures are not.
+fn ending_matters(ended: &Ended) -> bool {
+    ended.outcome == Outcome::Failed && !matches!(ended.exit, Some(Exit::Code(_) | Exit::Signal(_)))
+}
+
+/// The exit code of a command that watched a task to its end.
+pub(crate) fn exit_code(outcome: Outcome, exit: Option<&Exit>) -> u8 {
+    match (outcome, exit) {
+        (Outcome::Completed, _) => 0,
+        (Outcome::Cancelled, _) => CANCELLED,
+        // What the kernel keeps of an exit code. A failure never looks like success.
+        (Outcome::Failed, Some(Exit::Code(code))) => match (*code & 0xff) as u8 {
+            0 => ADO_ERROR,
+            code => code,
+        },
+        (Outcome::Failed, Some(Exit::Signal(signal))) => u8::try_from(128 + signal).unwrap_or(ADO_ERROR),
+        (Outcome::Failed, Some(Exit::TimedOut)) => TIMED_OUT,
+        (Outcome::Failed, Some(Exit::Cancelled)) => CANCELLED,
+        (Outcome::Failed, Some(Exit::NotStarted { .. } | Exit::Lost { .. }) | None) => ADO_ERROR,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ado_proto::record::{Assigned, Note, Requeued, WorkerLost};
+    use ado_proto::{Epoch, Offset, Origin, Timestamp, WorkerId};
+    use uuid::Uuid;
+
+    use super::*;
+
+    #[track_caller]
+    fn check(body: impl Into<Body>, expected: Option<(&str, bool)>) {
+        let record = Record { offset: Offset(1), origin: Origin::Controller, time: Timestamp(0), body: body.into() };
+        let found = line(TaskId(Uuid::from_u128(7)), &record);
+        let expected = expected.map(|(words, matters)| Line { text: format!("task-0000000007: {words}"), matters });
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn lines() {
+        let worker = WorkerId(Uuid::nil());
+        let assigned = |attempt| Assigned { worker, worker_name: "box\u{1b}[2J".into(), epoch: Epoch(1), attempt };
+        check(assigned(1), Some(("assigned to box\u{fffd}[2J", false)));
+        check(assigned(2), Some(("assigned to box\u{fffd}[2J, attempt 2", false)));
+        check(
+            WorkerLost { worker, epoch: Epoch(1), why: Loss::Silent, charged: false },
+            Some(("worker lost: it went silent", true)),
+        );
+        check(
+            Requeued { not_before: Timestamp(0), charged: true, why: "exited with code 3".into() },
+            Some(("queued again: exited with code 3", true)),
+        );
+        check(Note { text: "disk\nfull".into() }, Some(("disk full", true)));
+    }
+
+    #[test]
+    fn an_ending_matters_when_the_exit_code_does_not_tell() {
+        let ended = |outcome, exit, error: Option<&str>| Ended { outcome, exit, error: error.map(Into::into) };
+        check(ended(Outcome::Completed, Some(Exit::Code(0)), None), Some(("completed", false)));
+        check(
+            ended(Outcome::Failed, Some(Exit::Code(3)), Some("exited with code 3")),
+            Some(("failed: exited with code 3", false)),
+        );
+        check(
+            ended(Outcome::Failed, Some(Exit::TimedOut), Some("ran longer than its time limit")),
+            Some(("failed: ran longer than its time limit", true)),
+        );
+        check(ended(Outcome::Cancelled, None, None), Some(("cancelled", false)));
+    }
+
+    #[test]
+    fn exit_codes() {
+        let lost = Exit::Lost { error: "x".into() };
+        let missing = Exit::NotStarted { error: "x".into(), permanent: true };
+        for (outcome, exit, code) in [
+            (Outcome::Completed, Some(Exit::Code(0)), 0),
+            (Outcome::Failed, Some(Exit::Code(3)), 3),
+            (Outcome::Failed, Some(Exit::Code(256)), 125),
+            (Outcome::Failed, Some(Exit::Code(-1)), 255),
+            (Outcome::Failed, Some(Exit::Signal(9)), 137),
+            (Outcome::Failed, Some(Exit::Signal(1000)), 125),
+            (Outcome::Failed, Some(Exit::TimedOut), 124),
+            (Outcome::Failed, Some(missing), 125),
+            (Outcome::Failed, Some(lost), 125),
+            (Outcome::Failed, None, 125),
+            (Outcome::Cancelled, Some(Exit::Code(0)), 130),
+            (Outcome::Cancelled, None, 130),
+        ] {
+            assert_eq!(exit_code(outcome, exit.as_ref()), code, "{outcome:?} {exit:?}");
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! `ado logs`: print what a task wrote.
+
+use std::io::IsTerminal;
+
+use ado_proto::record::Stream;
+
+use super::Global;
+use super::attach::one_task;
+use super::error::Error;
+use super::painter::{Lines, Look};
+use super::run::look;
+use super::session::App;
+use super::signals::Signals;
+use super::values::Start;
+use super::watch::Watch;
+use crate::config::Flags;
+
+/// Print what a task wrote
+///
+/// Begins with the last 100 lines on a terminal, with the first elsewhere. With `--output json` every record is one line
+/// of JSON.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Id, or the beginning of one, or a task's name
+    task: String,
+    #[command(flatten)]
+    start: Start,
+    /// Stay until the task ends
+    #[arg(long, short)]
+    follow: bool,
+    /// Only what survived: without the output of attempts that were lost or failed
+    #[arg(long = "final", conflicts_with = "follow")]
+    only_final: bool,
+    /// Only this stream
+    #[arg(long, value_enum)]
+    stream: Option<Only>,
+    /// Write bytes as they are, even to a terminal
+    #[arg(long)]
+    raw: bool,
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Only {
+    Stdout,
+    Stderr,
+}
+
+pub(crate) async fn run(global: Global, args: Args) -> Result<u8, Error> {
+    let mut signals = Signals::catch()?;
+    let app = App::new(global, Flags::default())?;
+    let session = app.session(false).await?;
+    let info = one_task(&session, &args.task).await?;
+    let general = look(&app.global, args.raw);
+    let look = Look {
+        lines: if app.global.quiet { Lines::None } else { Lines::Mattering },
+        stream: args.stream.map(|only| match only {
+            Only::Stdout => Stream::Stdout,
+            Only::Stderr => Stream::Stderr,
+        }),
+        // Nothing resumes from a checkpoint yet: each epoch began anew, and the last one is what survived.
+        epoch: args.only_final.then_some(info.epoch),
+        ..general
+    };
+    let start = args.start.resolve(std::io::stdout().is_terminal(), app.env.now());
+    Watch { start, follow: args.follow, ..Watch::of(&session, &info, look) }.run(&mut signals).await?;
+    session.close().await;
+    Ok(0)
+}

@@ -1,0 +1,192 @@
+//! The command line: one command, one file; arguments → client → output.
+//!
+//! Data goes to stdout, everything else to stderr. Must never know: SQL, kube, Redis, QUIC.
+
+mod attach;
+mod cancel;
+mod config;
+mod controller;
+mod down;
+mod error;
+mod event;
+mod filter;
+mod guard;
+mod join;
+mod lifecycle;
+mod list;
+mod logs;
+mod output;
+mod painter;
+mod run;
+mod session;
+mod signals;
+mod status;
+mod token;
+mod up;
+mod values;
+mod watch;
+mod worker;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::telemetry;
+use error::{ADO_ERROR, Error};
+use output::Format;
+
+/// Runs AI coding agents on machines that are not your laptop.
+///
+/// Exit codes of commands that watch a task: the task's own; 128 + n when signal n killed it; 124 when it ran longer than
+/// its time limit; 125 when ado itself failed; 130 when it was cancelled; 0 after detaching.
+#[derive(Debug, Parser)]
+#[command(name = "ado", version, verbatim_doc_comment, disable_help_subcommand = true)]
+pub struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Flags every command has.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Global {
+    /// Talk to this mesh: `local`, `remote`, a configured or a joined one [env: ADO_CONTEXT]
+    #[arg(long, global = true, value_name = "NAME")]
+    pub(crate) context: Option<String>,
+    /// Read this configuration file [env: ADO_CONFIG]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Print for people or for programs
+    #[arg(long, short, global = true, value_enum, value_name = "FORMAT", default_value_t)]
+    pub(crate) output: Format,
+    /// Mean this namespace instead of the certificate's
+    #[arg(long, global = true, value_name = "NAME")]
+    pub(crate) namespace: Option<String>,
+    /// Print nothing but data and errors
+    #[arg(long, short, global = true)]
+    pub(crate) quiet: bool,
+    /// Log to stderr from this level on: error, warn, info, debug, trace, or a filter like `ado::net=debug` [env: ADO_LOG]
+    #[arg(long, global = true, value_name = "LEVEL")]
+    pub(crate) log_level: Option<String>,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    Run(run::Args),
+    Attach(attach::Args),
+    Logs(logs::Args),
+    #[command(alias = "ls")]
+    List(list::Args),
+    Status(status::Args),
+    Cancel(cancel::Args),
+    Up(up::Args),
+    Down(down::Args),
+    Controller(controller::Args),
+    Worker(worker::Args),
+    Join(join::Args),
+    Token(token::Args),
+    Config(config::Args),
+    #[command(hide = true)]
+    Guard(guard::Args),
+}
+
+/// Reads the command line. What is wrong with it, or its help, has been printed when this fails.
+///
+/// # Errors
+/// The exit code.
+pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, ExitCode> {
+    let args: Vec<_> = args.into_iter().collect();
+    Cli::try_parse_from(&args).map_err(|error| {
+        if !error.use_stderr() {
+            // Help and version. Whoever closed stdout has seen enough.
+            let _ = error.print();
+            return ExitCode::SUCCESS;
+        }
+        match wants_json(&args) {
+            true => {
+                let text = error.to_string();
+                let first = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
+                eprint!("{}", Error::usage(first).hint("ado --help").render(Format::Json));
+            }
+            false => {
+                let _ = error.print();
+            }
+        }
+        ExitCode::from(ADO_ERROR)
+    })
+}
+
+/// Whether errors in the command line itself are for programs.
+fn wants_json(args: &[OsString]) -> bool {
+    let ours = args.split(|arg| arg == "--").next().unwrap_or_default();
+    ours.windows(2).any(|pair| (pair[0] == "-o" || pair[0] == "--output") && pair[1] == "json")
+        || ours.iter().any(|arg| arg == "-ojson" || arg == "-o=json" || arg == "--output=json")
+}
+
+impl Cli {
+    /// What must run before any thread or runtime: a guard is one thread that forks. `Err` gives the command line back.
+    pub fn run_without_runtime(self) -> Result<ExitCode, Self> {
+        match self.command {
+            Command::Guard(args) => Ok(guard::run(&args)),
+            command => Err(Self { command, ..self }),
+        }
+    }
+
+    /// Runs the command; errors are printed. Returns the exit code.
+    pub async fn run(self) -> ExitCode {
+        let format = self.global.output;
+        match Box::pin(self.dispatch()).await {
+            Ok(code) => code.into(),
+            Err(error) => {
+                eprint!("{}", error.render(format));
+                error.code().into()
+            }
+        }
+    }
+
+    async fn dispatch(self) -> Result<u8, Error> {
+        let level = match self.command {
+            Command::Controller(_) | Command::Worker(_) => "info",
+            _ => "error",
+        };
+        telemetry::init(level, self.global.log_level.as_deref()).map_err(Error::usage)?;
+        let global = self.global;
+        match self.command {
+            Command::Run(args) => run::run(global, args).await,
+            Command::Attach(args) => attach::run(global, args).await,
+            Command::Logs(args) => logs::run(global, args).await,
+            Command::List(args) => list::run(global, args).await,
+            Command::Status(args) => status::run(global, args).await,
+            Command::Cancel(args) => cancel::run(global, args).await,
+            Command::Up(args) => up::run(global, args).await,
+            Command::Down(args) => down::run(global, args).await,
+            Command::Controller(args) => controller::run(global, args).await,
+            Command::Worker(args) => worker::run(global, args).await,
+            Command::Join(args) => join::run(global, args).await,
+            Command::Token(args) => token::run(global, args).await,
+            Command::Config(args) => config::run(global, args),
+            Command::Guard(args) => unreachable!("runs without a runtime: {args:?}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn errors_in_the_command_line_are_json_when_asked_for() {
+        let wants = |line: &str| wants_json(&line.split(' ').map(OsString::from).collect::<Vec<_>>());
+        assert!(wants("ado ls --output json --x") && wants("ado -ojson x") && wants("ado --output=json x"));
+        assert!(!wants("ado ls --x") && !wants("ado run -- x -o json"));
+    }
+}

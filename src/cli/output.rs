@@ -1,0 +1,94 @@
+//! How commands print what they found.
+
+use std::io::{self, Write};
+
+use ado_proto::Timestamp;
+use serde::Serialize;
+
+/// Text for people, JSON for programs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Format {
+    /// For people.
+    #[default]
+    Text,
+    /// For programs.
+    Json,
+}
+
+/// Prints one value: as a line of JSON, or as the text made for people.
+pub(crate) fn print(format: Format, json: &impl Serialize, text: impl FnOnce() -> String) -> io::Result<()> {
+    let mut out = match format {
+        Format::Text => text(),
+        Format::Json => {
+            let mut line = serde_json::to_string(json)?;
+            line.push('\n');
+            line
+        }
+    };
+    if !out.is_empty() && !out.ends_with('\n') {
+        out.push('\n');
+    }
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(out.as_bytes()).and_then(|()| stdout.flush()) {
+        // Whoever read has seen enough.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        result => result,
+    }
+}
+
+/// Text from elsewhere, safe for a terminal: control characters other than newlines and tabs are replaced.
+pub(crate) fn plain(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() && c != '\n' && c != '\t' { '\u{fffd}' } else { c }).collect()
+}
+
+/// Text from elsewhere on one line of at most `width` characters.
+pub(crate) fn one_line(text: &str, width: usize) -> String {
+    let line: String = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let line = plain(&line);
+    if line.chars().count() <= width {
+        return line;
+    }
+    line.chars().take(width.saturating_sub(1)).chain(['…']).collect()
+}
+
+/// RFC 3339, UTC, microseconds. Instants outside the years 1 to 9999 are shown as a number.
+pub(crate) fn rfc3339(time: Timestamp) -> String {
+    time::OffsetDateTime::from_unix_timestamp_nanos(i128::from(time.0) * 1000)
+        .ok()
+        .and_then(|time| time.format(&time::format_description::well_known::Rfc3339).ok())
+        .unwrap_or_else(|| time.0.to_string())
+}
+
+/// A span of time in one short word: `42s`, `5m`, `3h`, `12d`.
+pub(crate) fn age(span: std::time::Duration) -> String {
+    match span.as_secs() {
+        seconds @ 0..60 => format!("{seconds}s"),
+        seconds @ 60..3_600 => format!("{}m", seconds / 60),
+        seconds @ 3_600..86_400 => format!("{}h", seconds / 3_600),
+        seconds => format!("{}d", seconds / 86_400),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn text_from_elsewhere_stays_on_its_line() {
+        assert_eq!(one_line("echo a\n\techo \u{1b}[31mb", 80), "echo a echo \u{fffd}[31mb");
+        assert_eq!(one_line("abcdef", 6), "abcdef");
+        assert_eq!(one_line("äbcdefg", 6), "äbcde…");
+        assert_eq!(one_line("abc", 0), "…");
+    }
+
+    #[test]
+    fn instants_and_spans() {
+        assert_eq!(rfc3339(Timestamp(0)), "1970-01-01T00:00:00Z");
+        assert_eq!(rfc3339(Timestamp(1_700_000_000_123_456)), "2023-11-14T22:13:20.123456Z");
+        assert_eq!(rfc3339(Timestamp(i64::MAX)), i64::MAX.to_string());
+        let ages: Vec<_> = [0, 59, 60, 3_599, 7_200, 200_000].map(|s| age(Duration::from_secs(s))).into();
+        assert_eq!(ages, ["0s", "59s", "1m", "59m", "2h", "2d"]);
+    }
+}

@@ -1,0 +1,121 @@
+//! `ado token`: let others in, and out.
+
+use std::time::Duration;
+
+use ado_proto::request::{CreateToken, TokenInfo};
+use ado_proto::{Namespace, Principal, Role};
+use serde_json::{Value, json};
+
+use super::Global;
+use super::error::Error;
+use super::output::{one_line, print, rfc3339};
+use super::session::App;
+use super::values;
+use crate::config::Flags;
+
+/// Make, list and revoke join tokens and API keys
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// Make a token and print its join string: the only time it is shown
+    Create(Create),
+    /// List tokens, without their secrets
+    List,
+    /// Make a token useless; certificates it gave stay good
+    Revoke {
+        /// Its id, from `ado token list`
+        id: String,
+    },
+    /// Deny every certificate of an identity, at once
+    RevokeIdentity {
+        /// Who: ado://<namespace>/<role>/<name>
+        identity: Principal,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+struct Create {
+    /// What its holder becomes: admin, user, viewer, worker
+    #[arg(long, default_value = "user")]
+    role: Role,
+    /// The holder's name; default: the holder chooses
+    #[arg(long)]
+    name: Option<String>,
+    /// Good for this many holders
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    uses: u32,
+    /// Good for any number of holders: an API key
+    #[arg(long, conflicts_with = "uses")]
+    unlimited: bool,
+    /// Good for this long (30m, 24h, 30d)
+    #[arg(long, value_name = "DURATION", value_parser = values::duration, default_value = "24h")]
+    ttl: Duration,
+}
+
+pub(crate) async fn run(global: Global, args: Args) -> Result<u8, Error> {
+    let app = App::new(global, Flags::default())?;
+    let session = app.session(false).await?;
+    let format = app.global.output;
+    match args.command {
+        Command::Create(create) => {
+            let request = CreateToken {
+                role: create.role,
+                namespace: Namespace(app.global.namespace.clone().unwrap_or_else(|| Namespace::default().0)),
+                name: create.name,
+                uses: (!create.unlimited).then_some(create.uses),
+                ttl_ms: u64::try_from(create.ttl.as_millis()).unwrap_or(u64::MAX),
+            };
+            let token = session.client.create_token(&request).await?;
+            let json = json!({ "id": token.id, "join": token.join, "expiresAt": rfc3339(token.expires_at) });
+            print(format, &json, || token.join.clone())?;
+        }
+        Command::List => {
+            let tokens = session.client.list_tokens().await?;
+            let json: Vec<Value> = tokens.iter().map(to_json).collect();
+            print(format, &json, || tokens.iter().map(to_text).collect())?;
+        }
+        Command::Revoke { id } => {
+            session.client.revoke_token(&id).await?;
+            print(format, &json!({ "id": id, "revoked": true }), || format!("revoked {id}"))?;
+        }
+        Command::RevokeIdentity { identity } => {
+            let identity = identity.to_string();
+            let revoked = session.client.revoke_identity(&identity).await?;
+            let json = json!({ "identity": identity, "certificates": revoked.certificates });
+            print(format, &json, || format!("revoked {} certificates of {identity}", revoked.certificates))?;
+        }
+    }
+    session.close().await;
+    Ok(0)
+}
+
+fn to_json(token: &TokenInfo) -> Value {
+    json!({
+        "id": token.id,
+        "role": token.role.as_str(),
+        "namespace": token.namespace,
+        "name": token.name,
+        "usesLeft": token.uses_left,
+        "createdAt": rfc3339(token.created_at),
+        "expiresAt": rfc3339(token.expires_at),
+        "createdBy": token.created_by,
+    })
+}
+
+fn to_text(token: &TokenInfo) -> String {
+    let uses = token.uses_left.map_or("any".into(), |uses| uses.to_string());
+    let name = token.name.as_deref().unwrap_or("-");
+    let line = format!(
+        "{}  {}  {name}  uses left: {uses}  until {}  by {}",
+        token.id,
+        token.role,
+        rfc3339(token.expires_at),
+        token.created_by,
+    );
+    one_line(&line, 400) + "\n"
+}

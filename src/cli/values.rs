@@ -1,0 +1,139 @@
+//! Values as people type them. Pure.
+
+use std::time::Duration;
+
+use ado_proto::request::StartAt;
+use ado_proto::{Offset, Timestamp};
+
+/// `30s`, `10m`, `1h30m`, `500ms`, `2d`.
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("`{text}` is no duration: write 30s, 10m or 1h30m");
+    let mut rest = text;
+    let mut total = Duration::ZERO;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
+        let number: u64 = rest[..digits].parse().map_err(|_| wrong())?;
+        rest = &rest[digits..];
+        let letters = rest.find(|c: char| c.is_ascii_digit()).unwrap_or(rest.len());
+        let unit_ms = match &rest[..letters] {
+            "ms" => 1,
+            "s" => 1_000,
+            "m" => 60_000,
+            "h" => 3_600_000,
+            "d" => 86_400_000,
+            _ => return Err(wrong()),
+        };
+        rest = &rest[letters..];
+        let part = number.checked_mul(unit_ms).map(Duration::from_millis).ok_or_else(wrong)?;
+        total = total.checked_add(part).ok_or_else(wrong)?;
+    }
+    if text.is_empty() { Err(wrong()) } else { Ok(total) }
+}
+
+/// `NAME=VALUE`; the value may be empty and may hold more `=`.
+pub(crate) fn pair(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.into(), value.into())),
+        _ => Err(format!("`{text}` is not NAME=VALUE")),
+    }
+}
+
+/// `start`, or an offset.
+pub(crate) fn from(text: &str) -> Result<Offset, String> {
+    if text == "start" {
+        return Ok(Offset(0));
+    }
+    text.parse().map(Offset).map_err(|_| format!("`{text}` is neither an offset nor `start`"))
+}
+
+/// An instant, or how long ago it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Since {
+    At(Timestamp),
+    Ago(Duration),
+}
+
+/// `10m`, or RFC 3339.
+pub(crate) fn since(text: &str) -> Result<Since, String> {
+    if let Ok(ago) = duration(text) {
+        return Ok(Since::Ago(ago));
+    }
+    let wrong = |_| format!("`{text}` is neither a duration like 10m nor an instant like 2026-01-31T12:00:00Z");
+    let time = time::OffsetDateTime::parse(text, &time::format_description::well_known::Rfc3339).map_err(wrong)?;
+    let micros = time.unix_timestamp_nanos() / 1000;
+    Ok(Since::At(Timestamp(i64::try_from(micros).expect("years up to 9999 fit microseconds in 64 bits"))))
+}
+
+/// Where to begin reading a log.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Start {
+    /// Begin at this offset, or at the `start`
+    #[arg(long, value_name = "OFFSET|start", value_parser = from)]
+    from: Option<Offset>,
+    /// Begin this many lines before the end
+    #[arg(long, value_name = "LINES", conflicts_with = "from")]
+    tail: Option<u32>,
+    /// Begin this long ago (10m) or at this instant (RFC 3339)
+    #[arg(long, value_name = "TIME", value_parser = since, conflicts_with_all = ["from", "tail"])]
+    since: Option<Since>,
+}
+
+/// Lines shown first on a terminal.
+const TERMINAL_TAIL: u32 = 100;
+
+impl Start {
+    /// The place meant. Without a word: the last lines for a person at a terminal, everything otherwise.
+    pub(crate) fn resolve(&self, terminal: bool, now: Timestamp) -> StartAt {
+        match (self.from, self.tail, self.since) {
+            (Some(offset), ..) => StartAt::Offset(offset),
+            (_, Some(lines), _) => StartAt::Tail(lines),
+            (_, _, Some(Since::At(time))) => StartAt::Since(time),
+            (_, _, Some(Since::Ago(ago))) => {
+                let ago = i64::try_from(ago.as_micros()).unwrap_or(i64::MAX);
+                StartAt::Since(Timestamp(now.0.saturating_sub(ago)))
+            }
+            (None, None, None) if terminal => StartAt::Tail(TERMINAL_TAIL),
+            (None, None, None) => StartAt::Offset(Offset(0)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations() {
+        let seconds = |text| duration(text).map(|span| span.as_secs_f64());
+        assert_eq!(seconds("30s"), Ok(30.0));
+        assert_eq!(seconds("1h30m"), Ok(5_400.0));
+        assert_eq!(seconds("500ms"), Ok(0.5));
+        assert_eq!(seconds("2d"), Ok(172_800.0));
+        for wrong in ["", "10", "s", "10x", "1 h", "-1s", "99999999999999999999s", "99999999999999999d", "1m2"] {
+            assert_eq!(duration(wrong), Err(format!("`{wrong}` is no duration: write 30s, 10m or 1h30m")));
+        }
+    }
+
+    #[test]
+    fn pairs_and_offsets() {
+        assert_eq!(pair("A=b=c"), Ok(("A".into(), "b=c".into())));
+        assert_eq!(pair("A="), Ok(("A".into(), String::new())));
+        assert!(pair("=b").is_err() && pair("A").is_err());
+        assert_eq!(from("start"), Ok(Offset(0)));
+        assert_eq!(from("17"), Ok(Offset(17)));
+        assert!(from("-1").is_err() && from("end").is_err());
+    }
+
+    #[test]
+    fn beginnings() {
+        let start = |from, tail, since| Start { from, tail, since };
+        let now = Timestamp(3_600_000_000);
+        assert_eq!(start(None, None, None).resolve(true, now), StartAt::Tail(100));
+        assert_eq!(start(None, None, None).resolve(false, now), StartAt::Offset(Offset(0)));
+        assert_eq!(start(Some(Offset(4)), None, None).resolve(true, now), StartAt::Offset(Offset(4)));
+        let ago = since("10m").unwrap();
+        assert_eq!(start(None, None, Some(ago)).resolve(true, now), StartAt::Since(Timestamp(3_000_000_000)));
+        assert_eq!(since("1970-01-01T01:00:00+01:00"), Ok(Since::At(Timestamp(0))));
+        assert!(since("yesterday").is_err());
+    }
+}

@@ -1,0 +1,232 @@
+//! `ado worker`: run agents, in the foreground.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use ado_certs::{ClientTls, Identity, JoinString};
+
+use super::Global;
+use super::controller::own;
+use super::error::{Error, Kind};
+use super::session::{ANSWER_PATIENCE, App, Joined};
+use super::signals::Signals;
+use super::values;
+use crate::agents;
+use crate::client;
+use crate::config::Flags;
+use crate::gateway::{Gateway, readiness};
+use crate::local::{self, Role};
+use crate::net::{self, Addresses, Link, LinkConfig};
+use crate::tasks::Tasks;
+use crate::worker;
+
+/// Interval at which the connection proves that it lives; heartbeats say the same of the worker.
+const KEEP_ALIVE: Duration = Duration::from_secs(2);
+/// A connection silent for this long is given up.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long ending waits for background work.
+const END_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Run agents for a controller
+///
+/// Runs in the foreground until SIGTERM; then it takes no more tasks, lets those it has end within --drain-for, and hands
+/// back the rest. A second signal hands back at once.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Join this mesh, unless the directory holds an identity already
+    #[arg(long, value_name = "JOIN STRING", env = "ADO_JOIN", hide_env_values = true)]
+    join: Option<JoinString>,
+    /// Keep identity and tasks' directories here
+    #[arg(long, value_name = "DIR")]
+    dir: Option<String>,
+    /// Be called this; default: the host's name
+    #[arg(long)]
+    name: Option<String>,
+    /// Run this many tasks at a time; default: as many as there are processors
+    #[arg(long, value_name = "N")]
+    slots: Option<String>,
+    /// Belong to this pool
+    #[arg(long, value_name = "NAME")]
+    pool: Option<String>,
+    /// Carry this label
+    #[arg(long, value_name = "NAME=VALUE")]
+    label: Vec<String>,
+    /// Offer these agents; default: all this build has
+    #[arg(long, value_name = "NAME,…")]
+    agents: Option<String>,
+    /// Serve health here, TCP
+    #[arg(long, value_name = "IP:PORT")]
+    http: Option<SocketAddr>,
+    /// Let tasks go on this long once it is to stop
+    #[arg(long, value_name = "DURATION", value_parser = values::duration, default_value = "20s")]
+    drain_for: Duration,
+    /// Be the worker of this machine's user
+    #[arg(long, hide = true, conflicts_with_all = ["join", "dir"])]
+    local: bool,
+}
+
+pub(crate) async fn run(global: Global, args: Args) -> Result<u8, Error> {
+    let mut signals = Signals::catch()?;
+    let app = App::new(global, flags(&args))?;
+    if args.local {
+        local::leave_session();
+    }
+    local::prepare(&app.home)?;
+    let place = Place::of(&app, args.local);
+    let _lock = own(&place.lock, Role::Worker).await?;
+    let tasks = Tasks::new();
+    let (identity, addresses) = place.membership(&app, &args).await?;
+    let tls = ClientTls::mesh(identity)?;
+    let link = LinkConfig {
+        addresses,
+        tls: tls.clone(),
+        reconnect_interval: app.config.communication.reconnect_interval,
+        keep_alive: KEEP_ALIVE,
+        idle_timeout: IDLE_TIMEOUT,
+        sockets: None,
+    };
+    let link = Link::start(link, app.env.clone(), &tasks)?;
+    tasks.spawn_until_stop("renewal", renewal(link.clone(), tls, place.identity.clone(), &app));
+    let drain_for = if args.local { Duration::ZERO } else { args.drain_for };
+    let handle = worker::start(config(&app, &place, link, drain_for), app.env.clone()).await.map_err(cannot_start)?;
+    let http = match args.http {
+        Some(address) => Some(health(address, handle.clone()).await?),
+        None => None,
+    };
+    tokio::select! {
+        biased;
+        signal = signals.next() => tracing::info!(?signal, "stopping"),
+        () = local::supervise(app.home.clone(), &[Role::Controller]), if args.local => {}
+    }
+    tokio::select! {
+        biased;
+        () = handle.drain() => {}
+        _ = signals.next() => handle.stop().await,
+    }
+    if let Some(http) = http {
+        http.stop().await;
+    }
+    tasks.stop(END_PATIENCE).await;
+    Ok(0)
+}
+
+fn flags(args: &Args) -> Flags {
+    let labels = (!args.label.is_empty()).then(|| args.label.join(","));
+    let mut flags = Flags::default();
+    for (key, flag, value) in [
+        ("worker.dir", "--dir", &args.dir),
+        ("worker.name", "--name", &args.name),
+        ("worker.slots", "--slots", &args.slots),
+        ("worker.pool", "--pool", &args.pool),
+        ("worker.labels", "--label", &labels),
+        ("worker.capabilities", "--agents", &args.agents),
+    ] {
+        if let Some(value) = value {
+            flags.set(key, flag, value);
+        }
+    }
+    flags
+}
+
+/// What lies where.
+struct Place {
+    /// Directory of the lock that shows that it lives.
+    lock: PathBuf,
+    /// Directory of tasks and spools.
+    work: PathBuf,
+    identity: PathBuf,
+    local: bool,
+}
+
+impl Place {
+    fn of(app: &App, local: bool) -> Self {
+        let work = app.config.worker.dir.clone();
+        if local {
+            Self { lock: app.home.dir(Role::Worker), work, identity: app.home.worker_identity(), local }
+        } else {
+            Self { lock: work.clone(), identity: work.join("identity"), work, local }
+        }
+    }
+
+    /// Who this worker is, and where its controllers are.
+    async fn membership(&self, app: &App, args: &Args) -> Result<(Identity, Addresses), Error> {
+        if self.local {
+            let home = app.home.clone();
+            let addresses = move || local::live_endpoint(&home).map(|endpoint| endpoint.quic).unwrap_or_default();
+            return Ok((Identity::load(&self.identity)?, Arc::new(addresses)));
+        }
+        let file = self.work.join("mesh.json");
+        let known = Identity::load(&self.identity).ok().zip(local::read_json::<Joined>(&file));
+        let (identity, joined) = match (known, &args.join) {
+            (Some(known), _) => known,
+            (None, Some(join)) => enrol(app, join, &self.identity, &file).await?,
+            (None, None) => {
+                return Err(Error::usage(format!("there is no identity in {}", self.identity.display()))
+                    .hint("ado worker --join <join string>")
+                    .hint("ado token create --role worker"));
+            }
+        };
+        Ok((identity, Arc::new(move || joined.controllers.clone())))
+    }
+}
+
+async fn enrol(app: &App, join: &JoinString, dir: &Path, file: &Path) -> Result<(Identity, Joined), Error> {
+    let tasks = Tasks::new();
+    let name = name(app);
+    let enrolment = client::enrol(join, &name, ANSWER_PATIENCE, app.env.clone(), &tasks).await?;
+    tasks.stop(END_PATIENCE).await;
+    enrolment.identity.save(dir)?;
+    let joined = Joined { controllers: enrolment.controllers };
+    local::write_json(file, &joined)
+        .map_err(|error| Error::new(Kind::Local, format!("cannot write {}", file.display())).because(error))?;
+    Ok((enrolment.identity, joined))
+}
+
+fn name(app: &App) -> String {
+    let host = || nix::unistd::gethostname().ok()?.into_string().ok();
+    app.config.worker.name.clone().or_else(host).unwrap_or_else(|| "worker".into())
+}
+
+fn config(app: &App, place: &Place, link: Link, drain_for: Duration) -> worker::Config {
+    let settings = &app.config.worker;
+    let processors = || std::thread::available_parallelism().map_or(1, |count| u32::try_from(count.get()).unwrap_or(1));
+    worker::Config {
+        dir: place.work.clone(),
+        link,
+        name: name(app),
+        pool: settings.pool.clone(),
+        slots: settings.slots.unwrap_or_else(processors),
+        labels: settings.labels.clone(),
+        agents: settings.capabilities.clone().unwrap_or_else(|| agents::ALL.iter().map(ToString::to_string).collect()),
+        executable: None,
+        spool_limit: worker::SPOOL_LIMIT,
+        drain_for,
+        env_base: std::env::vars_os()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+            .collect(),
+    }
+}
+
+fn renewal(link: Link, tls: ClientTls, dir: PathBuf, app: &App) -> impl Future<Output = ()> + Send + 'static {
+    let save = move |identity: &Identity| {
+        if let Err(error) = identity.save(&dir) {
+            tracing::warn!(%error, "the new certificate cannot be kept");
+        }
+    };
+    net::keep_renewed(link, tls, save, app.env.clone())
+}
+
+async fn health(address: SocketAddr, handle: worker::Handle) -> Result<Gateway, Error> {
+    let ready = readiness(move || {
+        let ready = handle.is_ready();
+        async move { if ready { Ok(()) } else { Err("not connected to a controller, or leaving".into()) } }
+    });
+    let started = Gateway::start(address, ready).await;
+    started.map_err(|error| Error::new(Kind::Local, format!("cannot serve health on {address}")).because(error))
+}
+
+fn cannot_start(error: worker::Error) -> Error {
+    Error::new(Kind::Local, "the worker cannot start").because(error)
+}

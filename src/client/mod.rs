@@ -1,0 +1,240 @@
+//! A session with a mesh that survives networks: typed requests, and logs as streams that only pause.
+//!
+//! Must never know: printing, arguments, where identities are kept.
+
+mod cursor;
+mod stream;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ado_certs::{ClientTls, Clock, Identity, JoinString, KeyRequest};
+use ado_proto::record::Desired;
+use ado_proto::request::{
+    CreateToken, CreatedToken, DesiredSet, Enrol, GetTasks, Hello, ListTasks, ListTokens, Renew, Request,
+    RevokeIdentity, RevokeToken, RevokedIdentity, SetDesired, StartAt, Submit, Submitted, TaskInfo, TokenInfo, Welcome,
+};
+use ado_proto::spec::TaskSpec;
+use ado_proto::{Namespace, RequestId, TaskId};
+use rustls::pki_types::CertificateDer;
+
+use crate::BUILD;
+use crate::env::Env;
+use crate::net::{self, Call, Link, LinkConfig, Priority};
+use crate::tasks::Tasks;
+
+pub use cursor::Violation;
+pub use net::Addresses;
+pub use stream::{RecordStream, Step};
+
+/// Why a request or a stream failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The network, or the controller's refusal.
+    #[error(transparent)]
+    Net(#[from] net::Error),
+    /// Keys or certificates.
+    #[error(transparent)]
+    Certs(#[from] ado_certs::Error),
+    /// The controller broke the rules of a log, again and again.
+    #[error("the controller does not send the log in order")]
+    Violation(#[source] Violation),
+}
+
+impl Error {
+    /// Whether trying again, perhaps later, may succeed.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Net(error) if error.is_transient())
+    }
+}
+
+/// How to reach a mesh, and as whom.
+pub struct Config {
+    /// Asked before every round of dials.
+    pub addresses: Addresses,
+    /// Who we are.
+    pub identity: Identity,
+    /// The namespace meant; `None` is the certificate's.
+    pub namespace: Option<Namespace>,
+    /// Longest wait between failed dials.
+    pub reconnect_interval: Duration,
+    /// Longest wait for an answer to a request, reconnects included. Streams have no limit.
+    pub timeout: Duration,
+}
+
+/// Interval at which a watched connection proves that it lives.
+const KEEP_ALIVE: Duration = Duration::from_millis(500);
+/// A connection silent for this long is given up: enough for a network to change under it.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A session with a mesh. Clones share it.
+#[derive(Clone)]
+pub struct Client {
+    link: Link,
+    tls: ClientTls,
+    env: Env,
+    namespace: Option<Namespace>,
+    timeout: Duration,
+}
+
+impl Client {
+    /// Starts dialling. The first request waits for the connection.
+    ///
+    /// # Errors
+    /// When the identity cannot be used, or no socket can be had.
+    pub fn connect(config: Config, env: Env, tasks: &Tasks) -> Result<Self, Error> {
+        let tls = ClientTls::mesh_with_clock(config.identity, clock(&env))?;
+        let link = LinkConfig {
+            addresses: config.addresses,
+            tls: tls.clone(),
+            reconnect_interval: config.reconnect_interval,
+            keep_alive: KEEP_ALIVE,
+            idle_timeout: IDLE_TIMEOUT,
+            sockets: None,
+        };
+        let link = Link::start(link, env.clone(), tasks)?;
+        Ok(Self { link, tls, env, namespace: config.namespace, timeout: config.timeout })
+    }
+
+    /// Asks who is there: the health probe.
+    ///
+    /// # Errors
+    /// See [`Error`]; so for every request below.
+    pub async fn hello(&self) -> Result<Welcome, Error> {
+        self.read(&Hello { build: BUILD.into() }).await
+    }
+
+    /// Submits tasks. Repeating it with the same `id` submits nothing new and returns the first answer.
+    pub async fn submit(&self, specs: Vec<TaskSpec>, name: Option<String>, id: RequestId) -> Result<Submitted, Error> {
+        self.change(&Submit { name, specs }, id).await
+    }
+
+    /// Finds the tasks a reference means: one, or all of a group.
+    pub async fn tasks(&self, reference: &str) -> Result<Vec<TaskInfo>, Error> {
+        self.read(&GetTasks { reference: reference.into() }).await
+    }
+
+    /// One page of tasks, newest first.
+    pub async fn list(&self, page: &ListTasks) -> Result<Vec<TaskInfo>, Error> {
+        self.read(page).await
+    }
+
+    /// Asks for another state of the tasks a reference means.
+    pub async fn set_desired(&self, reference: &str, desired: Desired, force: bool) -> Result<Vec<DesiredSet>, Error> {
+        self.change(&SetDesired { reference: reference.into(), desired, force }, self.request_id()).await
+    }
+
+    /// Reads a task's log; with `follow` it stays until the task ends.
+    pub fn follow(&self, task: TaskId, from: StartAt, follow: bool) -> RecordStream {
+        let call = Call { namespace: self.namespace.clone(), priority: Priority::Live, ..Call::default() };
+        RecordStream::new(self.link.clone(), call, task, from, follow)
+    }
+
+    /// Makes a join token or an API key. Not repeated by itself: it may have been made when the answer is lost.
+    pub async fn create_token(&self, token: &CreateToken) -> Result<CreatedToken, Error> {
+        self.change(token, self.request_id()).await
+    }
+
+    /// Lists tokens, without their secrets.
+    pub async fn list_tokens(&self) -> Result<Vec<TokenInfo>, Error> {
+        self.read(&ListTokens).await
+    }
+
+    /// Makes a token useless.
+    pub async fn revoke_token(&self, id: &str) -> Result<(), Error> {
+        self.change(&RevokeToken { id: id.into() }, self.request_id()).await
+    }
+
+    /// Denies every certificate of an identity.
+    pub async fn revoke_identity(&self, identity: &str) -> Result<RevokedIdentity, Error> {
+        self.change(&RevokeIdentity { identity: identity.into() }, self.request_id()).await
+    }
+
+    /// Who we are.
+    pub fn identity(&self) -> Arc<Identity> {
+        self.tls.identity().expect("a client is a member of its mesh")
+    }
+
+    /// Uses a new certificate from now on, and returns it.
+    pub async fn renew(&self) -> Result<Arc<Identity>, Error> {
+        let key = KeyRequest::new()?;
+        let renewed = self.read(&Renew { csr: key.csr_der().to_vec() }).await?;
+        self.tls.replace(key.into_identity(certificates(renewed.chain))?)?;
+        Ok(self.identity())
+    }
+
+    /// Renews the certificate whenever it is due, until the session ends. `save` is told every new one.
+    pub async fn keep_renewed(&self, save: impl Fn(&Identity) + Send) {
+        net::keep_renewed(self.link.clone(), self.tls.clone(), save, self.env.clone()).await;
+    }
+
+    /// A key of idempotency for one mutation.
+    pub fn request_id(&self) -> RequestId {
+        RequestId(self.env.uuid())
+    }
+
+    /// Ends the session, after what was sent has arrived or a short time has passed.
+    pub async fn close(&self) {
+        self.link.close().await;
+    }
+
+    async fn read<R: Request>(&self, request: &R) -> Result<R::Response, Error> {
+        Ok(self.link.call(request, self.call(None)).await?)
+    }
+
+    async fn change<R: Request>(&self, request: &R, id: RequestId) -> Result<R::Response, Error> {
+        Ok(self.link.call(request, self.call(Some(id))).await?)
+    }
+
+    fn call(&self, id: Option<RequestId>) -> Call {
+        let timeout = Some(self.timeout);
+        Call { id, namespace: self.namespace.clone(), timeout, priority: Priority::Control }
+    }
+}
+
+/// What joining a mesh brings.
+pub struct Enrolment {
+    /// Who we are now.
+    pub identity: Identity,
+    /// Where its controllers are, `host:port`.
+    pub controllers: Vec<String>,
+}
+
+/// Joins a mesh: makes a key, and has it certified for the secret in the join string.
+///
+/// # Errors
+/// See [`Error`]. After [`net::Error::Lost`] the secret may be used up.
+pub async fn enrol(
+    join: &JoinString,
+    name: &str,
+    timeout: Duration,
+    env: Env,
+    tasks: &Tasks,
+) -> Result<Enrolment, Error> {
+    let addresses = join.addresses.clone();
+    let config = LinkConfig {
+        addresses: Arc::new(move || addresses.clone()),
+        tls: ClientTls::join_with_clock(join.pin, clock(&env))?,
+        reconnect_interval: Duration::from_secs(1),
+        keep_alive: KEEP_ALIVE,
+        idle_timeout: IDLE_TIMEOUT,
+        sockets: None,
+    };
+    let key = KeyRequest::new()?;
+    let link = Link::start(config, env, tasks)?;
+    let request = Enrol { secret: join.secret.clone(), csr: key.csr_der().to_vec(), name: name.into() };
+    let enrolled = link.call(&request, Call { timeout: Some(timeout), ..Call::default() }).await;
+    link.close().await;
+    let enrolled = enrolled?;
+    let controllers = if enrolled.controllers.is_empty() { join.addresses.clone() } else { enrolled.controllers };
+    Ok(Enrolment { identity: key.into_identity(certificates(enrolled.chain))?, controllers })
+}
+
+fn clock(env: &Env) -> Clock {
+    let env = env.clone();
+    Clock::new(move || env.now())
+}
+
+fn certificates(chain: Vec<Vec<u8>>) -> Vec<CertificateDer<'static>> {
+    chain.into_iter().map(CertificateDer::from).collect()
+}
