@@ -171,7 +171,7 @@ async fn no_tokens(_: Connection, mut incoming: Incoming) {
 }
 
 async fn accepted(mut incoming: Incoming) -> Channel {
-    answer(&mut incoming, Ok(Following { from: Offset(0), generation: 1 })).await;
+    answer(&mut incoming, Ok(Following { from: Offset(0), skip: 0, generation: 1 })).await;
     incoming.channel
 }
 
