@@ -60,9 +60,7 @@ struct Loop {
 impl Memory {
     /// An empty store.
     pub fn new(env: Env) -> Self {
-        let mut bytes = [0; 8];
-        env.fill(&mut bytes);
-        let generation = (u64::from_le_bytes(bytes) >> 1).max(1);
+        let generation = rules::generation(&env);
         Self { clock: Clock::new(env, Timestamp(0)), generation, held: Mutex::default() }
     }
 

@@ -6,6 +6,14 @@ use std::time::Duration;
 use ado_proto::{Audience, Epoch, Incarnation, Namespace, TaskId, Timestamp};
 
 use super::{Lease, Renewal, Row, Token, TokenRefusal};
+use crate::env::Env;
+
+/// A new generation id: random, not zero, and small enough for a signed column.
+pub(super) fn generation(env: &Env) -> u64 {
+    let mut bytes = [0; 8];
+    env.fill(&mut bytes);
+    (u64::from_le_bytes(bytes) >> 1).max(1)
+}
 
 /// Whether an audience may see what belongs to a namespace.
 pub(super) fn sees(audience: &Audience, namespace: &Namespace) -> bool {

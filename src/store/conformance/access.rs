@@ -10,7 +10,7 @@ fn token(n: u8, at: Timestamp) -> Token {
         hash: [n; 32],
         role: Role::Worker,
         namespace: Namespace::default(),
-        name: (n % 2 == 0).then(|| "fixed".into()),
+        name: n.is_multiple_of(2).then(|| "fixed".into()),
         uses_left: Some(2),
         created_at: at,
         expires_at: at.after(Duration::from_secs(60)),

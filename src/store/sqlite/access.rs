@@ -9,7 +9,7 @@ use super::super::{
     Audit, Certificate, EVENT_RETENTION, Error, KEY_RETENTION, NewEvent, Result, Token, TokenRefusal, rules,
 };
 use super::tasks::{blob, uuid};
-use super::{Sqlite, int, rows, scope};
+use super::{Sqlite, int, scope, size};
 
 /// A query for whole tokens; [`token`] reads them.
 macro_rules! select {
@@ -183,7 +183,7 @@ impl Sqlite {
         )
         .bind(int(after))
         .bind(scope(audience))
-        .bind(rows(limit))
+        .bind(size(limit))
         .fetch_all(&self.readers)
         .await?;
         found.iter().map(event).collect()
@@ -197,7 +197,7 @@ impl Sqlite {
 
     pub(super) async fn audit_lines(&self, limit: usize) -> Result<Vec<(Timestamp, String, String, String, String)>> {
         let found = query("SELECT at, principal, action, target, result FROM audit ORDER BY no DESC LIMIT ?")
-            .bind(rows(limit))
+            .bind(size(limit))
             .fetch_all(&self.readers)
             .await?;
         let line = |columns: &SqliteRow| {

@@ -10,7 +10,7 @@ use sqlx::{Row as _, SqliteConnection, query};
 
 use super::super::{Error, Page, Result, log};
 use super::tasks::blob;
-use super::{Sqlite, int, rows};
+use super::{Sqlite, int, size};
 
 /// Least weight of a record, see [`Record::weight`].
 const LEAST_WEIGHT: usize = 48;
@@ -46,8 +46,8 @@ pub(super) async fn append(connection: &mut SqliteConnection, task: i64, records
         .bind(int(chunk.last.0))
         .bind(chunk.first_time.0)
         .bind(chunk.last_time.0)
-        .bind(rows(chunk.newlines))
-        .bind(rows(chunk.bytes))
+        .bind(size(chunk.newlines))
+        .bind(size(chunk.bytes))
         .bind(chunk.format)
         .bind(chunk.data)
         .execute(&mut *connection)
@@ -202,7 +202,7 @@ fn weight(records: &[Record]) -> usize {
 
 /// No page holds more rows than this.
 fn most_rows(max_bytes: usize) -> i64 {
-    rows(max_bytes / LEAST_WEIGHT + 1)
+    size(max_bytes / LEAST_WEIGHT + 1)
 }
 
 /// Both kinds of records in offset order. Past the last of a limited number of lifecycle rows a hole may follow; the

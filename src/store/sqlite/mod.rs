@@ -27,7 +27,7 @@ use tokio::sync::{Mutex, MutexGuard};
 use super::clock::Clock;
 use super::{
     Audit, Certificate, Committed, Error, Find, ListFilter, NewEvent, Page, Renewal, Result, Row, Store, Token,
-    TokenRefusal, Unit, Worker,
+    TokenRefusal, Unit, Worker, rules,
 };
 use crate::env::Env;
 
@@ -92,7 +92,7 @@ impl Sqlite {
     /// # Errors
     /// As every write.
     pub async fn regenerate(&self) -> Result<u64> {
-        let generation = schema::generation(&self.env);
+        let generation = rules::generation(&self.env);
         let mut tx = self.write().await?;
         query("UPDATE meta SET generation = ?").bind(int(generation)).execute(&mut tx.connection).await?;
         tx.commit().await?;
@@ -145,9 +145,9 @@ fn int(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 
-/// A limit as SQLite takes it.
-fn rows(limit: usize) -> i64 {
-    i64::try_from(limit).unwrap_or(i64::MAX)
+/// A length or limit as SQLite keeps it.
+fn size(value: usize) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
 }
 
 /// The namespace to restrict a query to.

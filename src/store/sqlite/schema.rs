@@ -5,7 +5,7 @@ use std::path::Path;
 use ado_proto::Timestamp;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Row as _, SqliteConnection, query, raw_sql};
 
-use super::super::{Error, Result};
+use super::super::{Error, Result, rules};
 use super::{connect, int};
 use crate::env::Env;
 
@@ -13,20 +13,13 @@ use crate::env::Env;
 const MIGRATIONS: &[&str] = &[include_str!("../migrations/sqlite/0001_initial.sql")];
 /// In the header of every file of ours: `ado1`.
 const APPLICATION: i32 = 0x6164_6f31;
-/// Half of what the operating system usually reads at once: chunks are large, rows are small.
+/// Twice SQLite's default: a chunk chains half as many pages, and a small commit still writes few bytes.
 const PAGE_BYTES: u32 = 8192;
 
 /// What a store knows of itself.
 pub(super) struct Meta {
     pub(super) generation: u64,
     pub(super) clock: Timestamp,
-}
-
-/// A new generation id: random, not zero, and small enough for a signed column.
-pub(super) fn generation(env: &Env) -> u64 {
-    let mut bytes = [0; 8];
-    env.fill(&mut bytes);
-    (u64::from_le_bytes(bytes) >> 1).max(1)
 }
 
 /// Makes sure that the file exists and has the schema of this build. Whoever else opens it at the same time waits.
@@ -37,7 +30,7 @@ pub(super) async fn prepare(path: &Path, env: &Env) -> Result<Meta> {
     query("BEGIN EXCLUSIVE").execute(&mut connection).await.map_err(foreign)?;
     migrate(&mut connection).await?;
     query("INSERT INTO meta (one, generation, clock) VALUES (1, ?, ?) ON CONFLICT DO NOTHING")
-        .bind(int(generation(env)))
+        .bind(int(rules::generation(env)))
         .bind(env.now().0)
         .execute(&mut connection)
         .await?;

@@ -9,7 +9,7 @@ use sqlx::{Executor, Row as _, SqliteConnection, query};
 use uuid::Uuid;
 
 use super::super::{Error, Find, Lease, ListFilter, Result, Row, score};
-use super::{Sqlite, int, rows, scope};
+use super::{Sqlite, int, scope, size};
 use crate::task::{State, Task};
 
 /// First byte of a stored task; the rest is the task in postcard form. Another form gets another byte.
@@ -232,7 +232,7 @@ impl Sqlite {
             Find::GroupPrefix(prefix) => query(BY_GROUP_PREFIX).bind(prefix),
             Find::Name(name) => query(BY_NAME).bind(name),
         };
-        let found = find.bind(scope(audience)).bind(rows(limit)).fetch_all(&self.readers).await?;
+        let found = find.bind(scope(audience)).bind(size(limit)).fetch_all(&self.readers).await?;
         found.iter().map(row).collect()
     }
 
@@ -242,7 +242,7 @@ impl Sqlite {
             let found = query(LIST)
                 .bind(before)
                 .bind(scope(&filter.audience))
-                .bind(rows(filter.limit))
+                .bind(size(filter.limit))
                 .fetch_all(&self.readers)
                 .await?;
             return found.iter().map(row).collect();
@@ -255,7 +255,7 @@ impl Sqlite {
             let found = query(LIST_STATE)
                 .bind(&before)
                 .bind(scope(&filter.audience))
-                .bind(rows(filter.limit))
+                .bind(size(filter.limit))
                 .bind(state)
                 .fetch_all(&mut *snapshot)
                 .await?;
@@ -269,7 +269,7 @@ impl Sqlite {
     }
 
     pub(super) async fn claimable_rows(&self, limit: usize) -> Result<Vec<Row>> {
-        let found = query(CLAIMABLE).bind(self.clock.now().0).bind(rows(limit)).fetch_all(&self.readers).await?;
+        let found = query(CLAIMABLE).bind(self.clock.now().0).bind(size(limit)).fetch_all(&self.readers).await?;
         found.iter().map(row).collect()
     }
 
@@ -279,7 +279,7 @@ impl Sqlite {
     }
 
     pub(super) async fn expired_rows(&self, before: Timestamp, limit: usize) -> Result<Vec<Row>> {
-        let found = query(EXPIRED).bind(before.0).bind(rows(limit)).fetch_all(&self.readers).await?;
+        let found = query(EXPIRED).bind(before.0).bind(size(limit)).fetch_all(&self.readers).await?;
         found.iter().map(row).collect()
     }
 }
