@@ -24,6 +24,20 @@ async fn another_mesh_is_not_trusted() {
 }
 
 #[tokio::test]
+async fn a_certificate_of_another_mesh_is_not_accepted() {
+    let (mesh, other) = (Mesh::new(), Mesh::new());
+    let server = mesh.serve(mesh.config(0), no_tokens);
+    let mut tls = (*mesh.client().config()).clone();
+    tls.client_auth_cert_resolver = other.client().config().client_auth_cert_resolver.clone();
+    let connection = raw(server.addresses()[0], Arc::new(tls)).await.unwrap();
+    let error = Error::from(soon(connection.quic.closed()).await);
+    assert!(
+        matches!(&error, Error::Certificate(text) if text.contains("does not accept our certificate")),
+        "{error:?}"
+    );
+}
+
+#[tokio::test]
 async fn a_member_without_a_certificate_is_refused_before_any_stream() {
     let mesh = Mesh::new();
     let (tx, mut seen) = mpsc::channel(1);
@@ -67,6 +81,21 @@ async fn a_revoked_peer_is_sent_away_and_stays_out() {
     assert!(matches!(&error, Error::Certificate(text) if text.contains("revoked")), "{error:?}");
     ask(&bystander).await.unwrap();
     assert!(matches!(*bystander.state().borrow(), LinkState::Connected { number: 1, .. }));
+}
+
+#[tokio::test]
+async fn who_has_a_newer_certificate_comes_back_with_it() {
+    let mesh = Mesh::new();
+    let server = mesh.serve(mesh.config(0), no_tokens);
+    let tls = mesh.client();
+    let link = mesh.link(&server.addresses(), tls.clone());
+    ask(&link).await.unwrap();
+    let old = tls.identity().unwrap().serial().to_owned();
+    tls.replace(mesh.identity("ado://default/user/ann")).unwrap();
+    mesh.denied.set([old]);
+    server.enforce();
+    // Not by resuming the session of the old one.
+    ask(&link).await.unwrap();
 }
 
 #[tokio::test]
@@ -162,6 +191,27 @@ async fn strangers_are_few_and_keep_nobody_out() {
         }
     })
     .await;
+}
+
+#[tokio::test]
+async fn strangers_may_open_few_streams_and_members_many() {
+    let mesh = Mesh::new();
+    let server = mesh.serve(mesh.config(0), |_, incoming| async {
+        // Answered, and kept open.
+        accepted(incoming).await.tx.closed().await;
+    });
+    let link = mesh.link(&server.addresses(), mesh.client());
+    let mut open = Vec::new();
+    for _ in 0..200 {
+        open.push(soon(link.open(&follow(), Call::default())).await.unwrap());
+    }
+    let joining = ClientTls::join(mesh.ca.pin()).unwrap().config();
+    let stranger = raw(server.addresses()[0], joining).await.unwrap();
+    let mut open = Vec::new();
+    for _ in 0..4 {
+        open.push(soon(stranger.open(Priority::Live)).await.unwrap());
+    }
+    assert!(timeout(Duration::from_millis(50), stranger.open(Priority::Live)).await.is_err());
 }
 
 #[tokio::test]
