@@ -214,7 +214,6 @@ impl Asked<'_> {
         follow::serve(self.shared, &request, from, &mut channel.tx).await
     }
 
-    #[expect(clippy::type_complexity, reason = "the answer and what serving it needs")]
     async fn open_follow(&self) -> Result<(ado_proto::request::Following, (Follow, ado_proto::Offset)), ErrorReply> {
         let request: Follow = self.decode()?;
         self.visible(request.task).await?;

@@ -1,27 +1,31 @@
-//! The clock of a store that has no database server to ask: the injected one, but never backwards, so that commit times
-//! rise with offsets even when somebody sets the machine's clock.
+//! The clock of a store that has no database server to ask: the injected one, but it never goes backwards or stands still,
+//! so that commit times rise with offsets and leases end even when somebody sets the machine's clock back.
 
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use ado_proto::Timestamp;
+use tokio::time::Instant;
 
 use crate::env::Env;
 
-/// Never goes backwards, from `last` on.
+/// Never goes backwards, from the time it began with.
 pub(super) struct Clock {
     env: Env,
-    last: AtomicI64,
+    last: Mutex<(Timestamp, Instant)>,
 }
 
 impl Clock {
     /// A clock that has shown `last` already.
     pub(super) fn new(env: Env, last: Timestamp) -> Self {
-        Self { env, last: AtomicI64::new(last.0) }
+        Self { env, last: Mutex::new((last, Instant::now())) }
     }
 
-    /// The time now, at least every time shown before.
+    /// The injected clock's time; while that is behind, the time shown before and what has passed since.
     pub(super) fn now(&self) -> Timestamp {
-        let now = self.env.now().0;
-        Timestamp(self.last.fetch_max(now, Ordering::Relaxed).max(now))
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = Instant::now();
+        let passed = last.0.after(at.duration_since(last.1));
+        *last = (self.env.now().max(passed), at);
+        last.0
     }
 }
