@@ -4,28 +4,36 @@
 use std::sync::{Mutex, PoisonError};
 
 use ado_proto::Timestamp;
-use tokio::time::Instant;
 
 use crate::env::Env;
 
 /// Never goes backwards, from the time it began with.
 pub(super) struct Clock {
     env: Env,
-    last: Mutex<(Timestamp, Instant)>,
+    state: Mutex<State>,
+}
+
+struct State {
+    /// What the injected clock showed last.
+    seen: i64,
+    /// How far this clock is ahead of it: the sum of its jumps back.
+    lead: i64,
 }
 
 impl Clock {
     /// A clock that has shown `last` already.
     pub(super) fn new(env: Env, last: Timestamp) -> Self {
-        Self { env, last: Mutex::new((last, Instant::now())) }
+        let seen = env.now().0;
+        let lead = last.0.saturating_sub(seen).max(0);
+        Self { env, state: Mutex::new(State { seen, lead }) }
     }
 
-    /// The injected clock's time; while that is behind, the time shown before and what has passed since.
+    /// The time now, at least every time shown before.
     pub(super) fn now(&self) -> Timestamp {
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        let at = Instant::now();
-        let passed = last.0.after(at.duration_since(last.1));
-        *last = (self.env.now().max(passed), at);
-        last.0
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let seen = self.env.now().0;
+        state.lead = state.lead.saturating_add(state.seen.saturating_sub(seen).max(0));
+        state.seen = seen;
+        Timestamp(seen.saturating_add(state.lead))
     }
 }

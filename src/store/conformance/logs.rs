@@ -98,9 +98,9 @@ pub(super) async fn unknown_records_are_kept(bed: Bed) {
     bed.create(task(1)).await;
     let epoch = bed.start(task(1), worker(1)).await;
     let unknown = |kind| Body::Unknown { kind, version: 3, bytes: Bytes::from_static(b"from the future") };
-    applied(&bed.run(task(1), append(epoch, 1, vec![unknown(77), unknown(4_000), output("x")])).await);
+    applied(&bed.run(task(1), append(epoch, 1, vec![unknown(177), unknown(4_000), output("x")])).await);
     let bodies: Vec<_> = bed.log(task(1)).await.into_iter().skip(3).map(|record| record.body).collect();
-    assert_eq!(bodies, [unknown(77), unknown(4_000), output("x")]);
+    assert_eq!(bodies, [unknown(177), unknown(4_000), output("x")]);
 }
 
 pub(super) async fn the_first_offset_since_a_time(bed: Bed) {
@@ -139,6 +139,7 @@ pub(super) async fn the_clock_never_goes_back(bed: Bed) {
     assert_eq!(bed.store.now().await.unwrap(), before);
     applied(&bed.run(task(1), claim(worker(1))).await);
     assert_eq!(bed.log(task(1)).await[1].time, before);
-    bed.hand.set(Timestamp(before.0 + 5));
+    // Nor does it stand still until the clock that was set back has caught up: leases end in the meantime.
+    bed.hand.set(Timestamp(before.0 - 60_000_000 + 5));
     assert_eq!(bed.store.now().await.unwrap(), Timestamp(before.0 + 5));
 }
