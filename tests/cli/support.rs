@@ -1,0 +1,166 @@
+//! A home of its own for each test: its own controller and worker, stopped at the end.
+
+use std::ffi::OsStr;
+use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// One user's ado, on an otherwise empty machine.
+pub(crate) struct TestEnv {
+    home: TempDir,
+    work: TempDir,
+}
+
+impl TestEnv {
+    /// Nothing runs yet.
+    pub(crate) fn new() -> Self {
+        Self { home: TempDir::new().expect("a directory"), work: TempDir::new().expect("a directory") }
+    }
+
+    /// Where commands are run.
+    pub(crate) fn work(&self) -> &Path {
+        self.work.path()
+    }
+
+    /// Where ado keeps everything.
+    pub(crate) fn home(&self) -> &Path {
+        self.home.path()
+    }
+
+    /// A command that knows nothing of the machine but this environment.
+    pub(crate) fn command(&self, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ado"));
+        command
+            .args(args)
+            .env_clear()
+            .env("PATH", "/usr/local/bin:/usr/bin:/bin")
+            .env("HOME", self.work.path())
+            .env("ADO_HOME", self.home.path())
+            .current_dir(self.work.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        command
+    }
+
+    /// Runs a command to its end.
+    pub(crate) fn ado(&self, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Ran {
+        Ran(self.command(args).output().expect("ado starts"))
+    }
+
+    /// Starts a command that is watched while it runs.
+    pub(crate) fn start(&self, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Running {
+        let mut child = self.command(args).spawn().expect("ado starts");
+        let stdout = BufReader::new(child.stdout.take().expect("it is piped"));
+        Running { child, stdout }
+    }
+
+    /// Submits a task and returns its id.
+    pub(crate) fn submit(&self, text: &str) -> String {
+        let ran = self.ado(["run", "--detach", text]);
+        ran.assert_code(0);
+        ran.stdout().trim().to_owned()
+    }
+}
+
+impl Drop for TestEnv {
+    fn drop(&mut self) {
+        let down = self.ado(["down"]);
+        if std::thread::panicking() {
+            for log in ["controller.log", "worker.log"] {
+                let text = std::fs::read_to_string(self.home.path().join(log)).unwrap_or_default();
+                eprintln!("---- {log}\n{text}");
+            }
+        } else {
+            down.assert_code(0);
+        }
+    }
+}
+
+/// A command that ended.
+pub(crate) struct Ran(Output);
+
+impl Ran {
+    /// Fails with all that was printed when the exit code is another.
+    #[track_caller]
+    pub(crate) fn assert_code(&self, code: i32) {
+        assert_eq!(self.0.status.code(), Some(code), "stdout: {}\nstderr: {}", self.stdout(), self.stderr());
+    }
+
+    /// What it printed; not UTF-8 fails.
+    pub(crate) fn stdout(&self) -> &str {
+        std::str::from_utf8(&self.0.stdout).expect("UTF-8")
+    }
+
+    /// What it complained of.
+    pub(crate) fn stderr(&self) -> &str {
+        std::str::from_utf8(&self.0.stderr).expect("UTF-8")
+    }
+
+    /// What it printed, byte for byte.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.0.stdout
+    }
+
+    /// What it printed as one JSON value.
+    #[track_caller]
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_slice(&self.0.stdout).unwrap_or_else(|error| panic!("{error}: {}", self.stdout()))
+    }
+
+    /// What it printed as a JSON value a line.
+    #[track_caller]
+    pub(crate) fn json_lines(&self) -> Vec<Value> {
+        self.stdout().lines().map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"))).collect()
+    }
+}
+
+/// A command that runs.
+pub(crate) struct Running {
+    child: Child,
+    stdout: BufReader<std::process::ChildStdout>,
+}
+
+impl Running {
+    /// Waits for the next line of its output.
+    #[track_caller]
+    pub(crate) fn line(&mut self) -> String {
+        let mut line = String::new();
+        let read = self.stdout.read_line(&mut line).expect("its output");
+        assert!(read > 0, "it ended before the line came");
+        line
+    }
+
+    /// Sends a signal.
+    pub(crate) fn signal(&self, signal: nix::sys::signal::Signal) {
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(self.child.id()).expect("a pid"));
+        nix::sys::signal::kill(pid, signal).expect("it runs");
+    }
+
+    /// Closes this side of its stdout: whatever it writes next finds no reader.
+    pub(crate) fn stop_reading(self) -> (ExitStatus, String) {
+        let Self { mut child, stdout } = self;
+        drop(stdout);
+        let status = child.wait().expect("it ends");
+        (status, rest(child.stderr.take()))
+    }
+
+    /// Waits for its end: exit code, the rest of its output, what it complained of.
+    pub(crate) fn end(mut self) -> (Option<i32>, String, String) {
+        let mut stdout = String::new();
+        self.stdout.read_to_string(&mut stdout).expect("its output");
+        let status = self.child.wait().expect("it ends");
+        (status.code(), stdout, rest(self.child.stderr.take()))
+    }
+}
+
+fn rest(stream: Option<impl Read>) -> String {
+    let mut text = String::new();
+    if let Some(mut stream) = stream {
+        stream.read_to_string(&mut text).expect("its errors");
+    }
+    text
+}
