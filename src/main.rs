@@ -7,10 +7,9 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(code) => return code,
     };
-    let cli = match cli.run_without_runtime() {
-        Ok(code) => return code,
-        Err(cli) => cli,
-    };
+    if let Some(code) = cli.run_guard() {
+        return code;
+    }
     if rustls::crypto::ring::default_provider().install_default().is_err() {
         unreachable!("nothing else installs a provider");
     }

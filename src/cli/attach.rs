@@ -30,11 +30,11 @@ pub(crate) struct Args {
 }
 
 pub(crate) async fn run(global: Global, args: Args) -> Result<u8, Error> {
-    let mut signals = Signals::catch()?;
     let app = App::new(global, Flags::default())?;
     let session = app.session(false).await?;
     let info = one_task(&session, &args.task).await?;
     let start = args.start.resolve(std::io::stdout().is_terminal(), app.env.now());
+    let mut signals = Signals::catch()?;
     let watch = Watch::of(&session, &info, look(&app.global, args.raw));
     let finish = Watch { start, on_interrupt: args.on_interrupt, ..watch }.run(&mut signals).await?;
     session.close().await;

@@ -46,7 +46,6 @@ enum Only {
 }
 
 pub(crate) async fn run(global: Global, args: Args) -> Result<u8, Error> {
-    let mut signals = Signals::catch()?;
     let app = App::new(global, Flags::default())?;
     let session = app.session(false).await?;
     let info = one_task(&session, &args.task).await?;
@@ -62,6 +61,7 @@ pub(crate) async fn run(global: Global, args: Args) -> Result<u8, Error> {
         ..general
     };
     let start = args.start.resolve(std::io::stdout().is_terminal(), app.env.now());
+    let mut signals = Signals::catch()?;
     Watch { start, follow: args.follow, ..Watch::of(&session, &info, look) }.run(&mut signals).await?;
     session.close().await;
     Ok(0)

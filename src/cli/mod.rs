@@ -127,11 +127,11 @@ fn wants_json(args: &[OsString]) -> bool {
 }
 
 impl Cli {
-    /// What must run before any thread or runtime: a guard is one thread that forks. `Err` gives the command line back.
-    pub fn run_without_runtime(self) -> Result<ExitCode, Self> {
-        match self.command {
-            Command::Guard(args) => Ok(guard::run(&args)),
-            command => Err(Self { command, ..self }),
+    /// Runs what must run before there is any thread or runtime, if that is asked for: a guard is one thread that forks.
+    pub fn run_guard(&self) -> Option<ExitCode> {
+        match &self.command {
+            Command::Guard(args) => Some(guard::run(args)),
+            _ => None,
         }
     }
 
@@ -168,7 +168,7 @@ impl Cli {
             Command::Join(args) => join::run(global, args).await,
             Command::Token(args) => token::run(global, args).await,
             Command::Config(args) => config::run(global, args),
-            Command::Guard(args) => unreachable!("runs without a runtime: {args:?}"),
+            Command::Guard(args) => unreachable!("`run_guard` comes first: {args:?}"),
         }
     }
 }

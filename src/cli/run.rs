@@ -76,11 +76,12 @@ pub(crate) struct Args {
 }
 
 pub(crate) async fn run(global: Global, args: Args) -> Result<u8, Error> {
-    let mut signals = Signals::catch()?;
     let app = App::new(global, Flags::default())?;
     let session = app.session(args.remote).await?;
     let key = args.idempotency_key.unwrap_or_else(|| session.client.request_id());
     let spec = spec(&args, &app.config, session.is_local())?;
+    // Until here Ctrl-C ends the process as it always does: nothing is lost yet.
+    let mut signals = Signals::catch()?;
     let submit = session.client.submit(vec![spec], args.name.clone(), key);
     let submitted = tokio::select! {
         biased;
@@ -90,7 +91,9 @@ pub(crate) async fn run(global: Global, args: Args) -> Result<u8, Error> {
     let [task] = submitted.tasks[..] else {
         return Err(Error::new(Kind::Network, "the controller answered with another number of tasks than one"));
     };
-    if !app.global.quiet && submitted.eligible_workers == 0 {
+    // This machine's own worker may only just have been started.
+    let sure = session.is_local() && args.pool == "default" && args.label.is_empty();
+    if submitted.eligible_workers == 0 && !sure && !app.global.quiet {
         eprintln!("{}: no worker can take it now; it waits for one", task.short());
     }
     if args.detach {

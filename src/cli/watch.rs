@@ -2,6 +2,7 @@
 
 use std::io;
 use std::pin::pin;
+use std::time::Duration;
 
 use ado_proto::record::{Body, Desired, Ended};
 use ado_proto::request::{StartAt, TaskInfo};
@@ -18,6 +19,9 @@ use crate::client::{self, RecordStream, Step};
 
 /// Most bytes written at once. What comes while they are written waits in the network's own windows.
 const BATCH: usize = 256 * 1024;
+
+/// How long leaving waits for the write under way.
+const LAST_WRITE: Duration = Duration::from_millis(100);
 
 /// What Ctrl-C means.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -120,8 +124,15 @@ impl Show<'_> {
             if !matches!(read, Read::More) {
                 self.painter.finish(&mut batch);
             }
-            match self.wishes.unless_leaving(write(batch)).await {
-                None => return Ok(self.leave()),
+            let mut writing = pin!(write(batch));
+            match self.wishes.unless_leaving(&mut writing).await {
+                None => {
+                    // A reader that reads has it all by now: then it is not to be shown again.
+                    if let Ok(Ok(())) = tokio::time::timeout(LAST_WRITE, writing).await {
+                        self.written = self.stream.next_offset();
+                    }
+                    return Ok(self.leave());
+                }
                 Some(Err(error)) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(Finish::NobodyReads),
                 Some(Err(error)) => return Err(Error::new(Kind::Local, "cannot write the output").because(error)),
                 Some(Ok(())) => self.written = self.stream.next_offset(),
