@@ -6,7 +6,7 @@
 mod noop;
 mod shell;
 
-use ado_proto::spec::TaskSpec;
+use ado_proto::spec::{SpecError, TaskSpec};
 
 /// Every agent this build can run, sorted.
 pub const ALL: &[&str] = &["noop", "shell"];
@@ -32,15 +32,9 @@ pub enum Error {
         /// What was asked for.
         name: String,
     },
-    /// The input names no program.
-    #[error("the task has no command")]
-    NoCommand,
-    /// A command line, an environment variable or a directory cannot hold a zero byte.
-    #[error("{0} holds a zero byte")]
-    ZeroByte(&'static str),
-    /// The name of an environment variable is empty or holds `=`.
-    #[error("`{0}` cannot name an environment variable")]
-    VariableName(String),
+    /// No worker anywhere could be asked this.
+    #[error(transparent)]
+    Spec(#[from] SpecError),
 }
 
 /// How a task is run.
@@ -48,37 +42,12 @@ pub enum Error {
 /// # Errors
 /// [`Error`] when it can never run.
 pub fn plan(spec: &TaskSpec) -> Result<Plan, Error> {
-    let plan = match spec.agent.as_str() {
-        "shell" => shell::plan(&spec.input)?,
-        "noop" => noop::plan(),
-        other => return Err(Error::UnknownAgent { name: other.into() }),
-    };
-    check(spec, &plan)?;
-    Ok(plan)
-}
-
-/// What the operating system would refuse with less helpful words.
-fn check(spec: &TaskSpec, plan: &Plan) -> Result<(), Error> {
-    if let Plan::Process { argv } = plan {
-        if argv.first().is_none_or(String::is_empty) {
-            return Err(Error::NoCommand);
-        }
-        if argv.iter().any(|argument| argument.contains('\0')) {
-            return Err(Error::ZeroByte("the command"));
-        }
+    spec.check()?;
+    match spec.agent.as_str() {
+        "shell" => Ok(shell::plan(&spec.input)),
+        "noop" => Ok(noop::plan()),
+        other => Err(Error::UnknownAgent { name: other.into() }),
     }
-    if spec.cwd.as_ref().is_some_and(|cwd| cwd.contains('\0')) {
-        return Err(Error::ZeroByte("the directory"));
-    }
-    for (name, value) in &spec.env {
-        if name.is_empty() || name.contains(['=', '\0']) {
-            return Err(Error::VariableName(name.clone()));
-        }
-        if value.contains('\0') {
-            return Err(Error::ZeroByte("the environment"));
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -108,20 +77,13 @@ mod tests {
     fn a_shell_runs_text_by_sh_and_argv_as_it_is() {
         assert_eq!(plan(&spec("shell", Input::Text("echo a; b".into()))), process(&["/bin/sh", "-c", "echo a; b"]));
         assert_eq!(plan(&spec("shell", Input::Argv(vec!["ls".into(), "a b".into()]))), process(&["ls", "a b"]));
-        assert_eq!(plan(&spec("shell", Input::Argv(vec![]))), Err(Error::NoCommand));
-        assert_eq!(plan(&spec("shell", Input::Argv(vec![String::new()]))), Err(Error::NoCommand));
+        assert_eq!(plan(&spec("shell", Input::Argv(vec![]))), Err(Error::Spec(SpecError::NoProgram)));
+        assert_eq!(plan(&spec("shell", Input::Argv(vec![String::new()]))), Err(Error::Spec(SpecError::NoProgram)));
     }
 
     #[test]
-    fn what_no_process_can_be_given_is_refused() {
-        assert_eq!(plan(&spec("shell", Input::Text("a\0b".into()))), Err(Error::ZeroByte("the command")));
-        for name in ["", "A=B", "A\0"] {
-            let mut bad = spec("shell", Input::Text("true".into()));
-            bad.env.insert(name.into(), "x".into());
-            assert_eq!(plan(&bad), Err(Error::VariableName(name.into())));
-        }
-        let mut bad = spec("shell", Input::Text("true".into()));
-        bad.env.insert("A".into(), "\0".into());
-        assert_eq!(plan(&bad), Err(Error::ZeroByte("the environment")));
+    fn what_no_worker_could_be_asked_is_refused() {
+        let bad = plan(&spec("shell", Input::Text("a\0b".into())));
+        assert!(matches!(bad, Err(Error::Spec(SpecError::Nul(_)))), "{bad:?}");
     }
 }

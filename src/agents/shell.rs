@@ -2,12 +2,12 @@
 
 use ado_proto::spec::Input;
 
-use super::{Error, Plan};
+use super::Plan;
 
-pub(super) fn plan(input: &Input) -> Result<Plan, Error> {
+pub(super) fn plan(input: &Input) -> Plan {
     let argv = match input {
         Input::Text(text) => vec!["/bin/sh".into(), "-c".into(), text.clone()],
         Input::Argv(argv) => argv.clone(),
     };
-    Ok(Plan::Process { argv })
+    Plan::Process { argv }
 }

@@ -38,6 +38,8 @@ pub struct Handle {
     server: Arc<Server>,
     store: Arc<Sqlite>,
     http: Option<gateway::Gateway>,
+    /// The group commit: it ends after everything it was given is durable.
+    committing: Tasks,
 }
 
 impl Handle {
@@ -86,8 +88,9 @@ impl Handle {
         if let Some(http) = self.http {
             http.stop().await;
         }
-        // What the loops had under way is durable or refused by now.
+        // Nobody is left who could commit.
         drop(self.shared);
+        self.committing.stop(PATIENCE).await;
         self.store.close().await;
     }
 }
@@ -112,8 +115,8 @@ pub async fn start(config: Config, env: Env) -> Result<Handle, Error> {
     let hub = Arc::new(Hub::default());
     let fleet = Arc::new(Fleet::new(config.timing.lease()));
     let dynamic: Arc<dyn Store> = store.clone();
-    // Not told to stop with the rest: it ends when nobody is left who could commit.
-    let committer = Committer::start(dynamic.clone(), hub.clone(), fleet.clone(), &tasks);
+    let committing = Tasks::new();
+    let committer = Committer::start(dynamic.clone(), hub.clone(), fleet.clone(), &committing);
     let advertise = match &config.advertise {
         given if given.is_empty() => server.addresses().iter().map(ToString::to_string).collect(),
         given => given.clone(),
@@ -139,7 +142,7 @@ pub async fn start(config: Config, env: Env) -> Result<Handle, Error> {
         None => None,
     };
     spawn_loops(&shared, &config);
-    Ok(Handle { shared, server, store, http })
+    Ok(Handle { shared, server, store, http, committing })
 }
 
 fn bind(config: &Config, authority: &Authority, env: &Env, tasks: &Tasks) -> Result<Server, Error> {

@@ -79,7 +79,7 @@ pub(super) async fn open(
 
 /// The worker died: the loss counts against a task that was the only one it ran.
 async fn end_former(shared: &Shared, held: Vec<Row>) -> Result<Vec<Row>, ErrorReply> {
-    let charged = held.len() == 1 && held[0].lease.as_ref().is_some_and(|lease| lease.incarnation.is_some());
+    let charged = held.len() == 1 && held[0].task.agent_started;
     for row in &held {
         reaper::lose(shared, row, Loss::Restarted, charged).await.map_err(unavailable)?;
     }

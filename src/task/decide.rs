@@ -233,7 +233,12 @@ fn conclude(
     }
     let error = describe(&exit);
     let permanent = matches!(exit, Exit::NotStarted { permanent: true, .. });
-    if permanent || task.failures >= task.spec.max_retries {
+    // That a worker lost hold of it is no answer of the agent's: it is tried again as often as after a worker's death.
+    let retries = match exit {
+        Exit::Lost { .. } => task.spec.max_retries.max(policy.max_charged_losses.saturating_sub(1)),
+        _ => task.spec.max_retries,
+    };
+    if permanent || task.failures >= retries {
         return decision.own(now, Ended { outcome: Outcome::Failed, exit: Some(exit), error: Some(error) });
     }
     let wait = backoff(policy.backoff_base, policy.backoff_cap, task.failures, jitter);

@@ -476,6 +476,19 @@ fn a_freeze_before_the_start_hides_no_start() {
 }
 
 #[test]
+fn a_worker_that_lost_hold_is_no_answer_of_the_agents() {
+    let mut run = Run::after(&[Claim]);
+    run.task.spec.max_retries = 0;
+    let lost = || exited(Exit::Lost { error: "the guard died".into() });
+    for left in (0..POLICY.max_charged_losses).rev() {
+        run.task.state = State::Starting;
+        run.task.next_seq = Seq(0);
+        run.task = append(&run, 0, vec![lost()]).expect("an exit").task;
+        assert_eq!(run.task.is_ended(), left == 0, "{left} tries left");
+    }
+}
+
+#[test]
 fn long_errors_do_not_make_a_log_unreadable() {
     let run = Run::after(&[Claim]);
     let error = "é".repeat(100_000);

@@ -1,6 +1,8 @@
 //! The command line as people use it: the real binary, its real background processes, nothing else on the machine.
 
+mod promises;
 mod support;
+mod tour;
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};

@@ -148,7 +148,9 @@ async fn a_worker_that_dies_three_times_with_one_task_ends_it() {
     for number in 1..=3 {
         let assignment = worker.assignment().await;
         assert_eq!(assignment.attempt, number, "a charged loss counts as an execution");
-        worker.beat(&[(task, assignment.epoch)]).await;
+        let mut attempt = worker.output(task, assignment.epoch).await.unwrap();
+        attempt.send(0, vec![started()]).await;
+        attempt.acknowledged().await;
         worker = worker.reincarnate(&mesh).await;
     }
     let records = log(&admin, task).await;

@@ -71,7 +71,7 @@ impl Mesh {
             namespace: Namespace(namespace.into()),
             name: None,
             uses,
-            ttl_ms: u64::try_from(ttl.as_millis()).unwrap(),
+            ttl_ms: u64::try_from(ttl.as_millis()).expect("a short time"),
         };
         self.admin().call(&request, call()).await.expect("an administrator makes tokens")
     }
@@ -109,7 +109,7 @@ impl Mesh {
 fn config(dir: &tempfile::TempDir) -> Config {
     Config {
         dir: dir.path().join("controller"),
-        listen: vec!["127.0.0.1:0".parse().unwrap()],
+        listen: vec![(std::net::Ipv4Addr::LOCALHOST, 0).into()],
         http: None,
         advertise: Vec::new(),
         timing: TIMING,

@@ -19,8 +19,6 @@ use crate::task::{self, Command};
 
 /// Most tasks of one group.
 const MAX_GROUP: usize = 1000;
-/// Longest input of one task, bytes.
-const MAX_INPUT: usize = 128 * 1024;
 
 impl Asked<'_> {
     /// Finds tasks by what people type. "Not found" and "not permitted" answer alike.
@@ -281,12 +279,6 @@ fn check_submit(request: &Submit) -> Result<(), ErrorReply> {
     for spec in &request.specs {
         if let Err(error) = crate::agents::plan(spec) {
             return invalid(error.to_string());
-        }
-        if spec.input.summary().len() > MAX_INPUT {
-            return invalid(format!(
-                "the input has {} bytes, at most {MAX_INPUT} are taken",
-                spec.input.summary().len()
-            ));
         }
         if spec.time_limit_ms == Some(0) {
             return invalid("a time limit of 0 leaves no time: leave it out for none".into());

@@ -1,0 +1,31 @@
+//! The README's tour, as a newcomer would type it.
+
+use std::fs;
+use std::path::Path;
+
+use crate::support::TestEnv;
+
+#[test]
+fn every_command_of_the_readme_works() {
+    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).expect("a README");
+    let blocks: Vec<_> = readme
+        .split("```sh tour\n")
+        .skip(1)
+        .map(|rest| rest.split("```").next().expect("a block has an end"))
+        .collect();
+    assert!(blocks.len() >= 6, "the tour has {} blocks", blocks.len());
+    let env = TestEnv::new();
+    let binary = Path::new(env!("CARGO_BIN_EXE_ado"));
+    let path = format!("{}:/usr/local/bin:/usr/bin:/bin", binary.parent().expect("a folder").display());
+    for block in blocks {
+        let mut shell = env.command([""; 0]);
+        let mut command = std::process::Command::new("/bin/sh");
+        command.args(["-ec", block]).current_dir(env.work()).env_clear();
+        command.envs(shell.get_envs().filter_map(|(name, value)| Some((name.to_owned(), value?.to_owned()))));
+        command.env("PATH", &path);
+        let ran = command.output().expect("a shell");
+        let (out, err) = (String::from_utf8_lossy(&ran.stdout), String::from_utf8_lossy(&ran.stderr));
+        assert!(ran.status.success(), "{block}\nprinted: {out}\ncomplained: {err}");
+        shell.env_clear();
+    }
+}
