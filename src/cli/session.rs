@@ -20,7 +20,7 @@ use crate::tasks::Tasks;
 /// Longest wait for an answer of a mesh elsewhere.
 pub(crate) const ANSWER_PATIENCE: Duration = Duration::from_secs(30);
 /// How long ending a command waits for its background work.
-const END_PATIENCE: Duration = Duration::from_secs(1);
+pub(crate) const END_PATIENCE: Duration = Duration::from_secs(1);
 
 /// What every command starts from.
 pub(crate) struct App {
@@ -42,9 +42,7 @@ pub(crate) struct Joined {
 impl App {
     /// Reads the configuration. `flags` are the command's own.
     pub(crate) fn new(global: Global, mut flags: Flags) -> Result<Self, Error> {
-        let mut env: BTreeMap<String, String> = std::env::vars_os()
-            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
-            .collect();
+        let mut env = environment();
         flags.config.clone_from(&global.config);
         let file = config::read(&flags, &env)?;
         let file = file.as_ref().map(|(path, text)| (path.as_path(), text.as_str()));
@@ -172,8 +170,16 @@ impl App {
     }
 }
 
+/// This process's environment, as far as it is text.
+pub(crate) fn environment() -> BTreeMap<String, String> {
+    let text = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
+        Some((name.into_string().ok()?, value.into_string().ok()?))
+    };
+    std::env::vars_os().filter_map(text).collect()
+}
+
 /// Keeps a new certificate. One that cannot be kept serves this process only.
-fn save(identity: &Identity, dir: &Path) {
+pub(crate) fn save(identity: &Identity, dir: &Path) {
     if let Err(error) = identity.save(dir) {
         tracing::warn!(%error, "the new certificate cannot be kept");
     }

@@ -10,7 +10,7 @@ use ado_certs::{ClientTls, Identity, JoinString};
 use super::Global;
 use super::controller::own;
 use super::error::{Error, Kind};
-use super::session::{ANSWER_PATIENCE, App, Joined};
+use super::session::{ANSWER_PATIENCE, App, END_PATIENCE, Joined, environment, save};
 use super::signals::Signals;
 use super::values;
 use crate::agents;
@@ -26,8 +26,6 @@ use crate::worker;
 const KEEP_ALIVE: Duration = Duration::from_secs(2);
 /// A connection silent for this long is given up.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long ending waits for background work.
-const END_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Run agents for a controller
 ///
@@ -203,19 +201,12 @@ fn config(app: &App, place: &Place, link: Link, drain_for: Duration) -> worker::
         executable: None,
         spool_limit: worker::SPOOL_LIMIT,
         drain_for,
-        env_base: std::env::vars_os()
-            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
-            .collect(),
+        env_base: environment(),
     }
 }
 
 fn renewal(link: Link, tls: ClientTls, dir: PathBuf, app: &App) -> impl Future<Output = ()> + Send + 'static {
-    let save = move |identity: &Identity| {
-        if let Err(error) = identity.save(&dir) {
-            tracing::warn!(%error, "the new certificate cannot be kept");
-        }
-    };
-    net::keep_renewed(link, tls, save, app.env.clone())
+    net::keep_renewed(link, tls, move |renewed: &Identity| save(renewed, &dir), app.env.clone())
 }
 
 async fn health(address: SocketAddr, handle: worker::Handle) -> Result<Gateway, Error> {

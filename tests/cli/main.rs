@@ -148,6 +148,11 @@ fn references_that_mean_nothing_or_too_much() {
     short.assert_code(125);
     assert!(short.stderr().contains("too short"), "{}", short.stderr());
 
+    let twins = [0, 1].map(|_| env.ado(["run", "--detach", "--name", "twin", "true"]).stdout().trim().to_owned());
+    let both = env.ado(["attach", "twin"]);
+    both.assert_code(125);
+    assert!(twins.iter().all(|id| both.stderr().contains(id.as_str())), "{}", both.stderr());
+
     let json = env.ado(["status", "task-zzzzzzzzzz", "-o", "json"]);
     json.assert_code(125);
     assert_eq!(json.stdout(), "");
