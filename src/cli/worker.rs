@@ -175,11 +175,21 @@ async fn enrol(app: &App, join: &JoinString, dir: &Path, file: &Path) -> Result<
     let name = name(app);
     let enrolment = client::enrol(join, &name, ANSWER_PATIENCE, app.env.clone(), &tasks).await?;
     tasks.stop(END_PATIENCE).await;
+    require_worker(&enrolment.identity)?;
     enrolment.identity.save(dir)?;
     let joined = Joined { controllers: enrolment.controllers };
     local::write_json(file, &joined)
         .map_err(|error| Error::new(Kind::Local, format!("cannot write {}", file.display())).because(error))?;
     Ok((enrolment.identity, joined))
+}
+
+/// Controllers refuse anybody else, again and again: better to say so at once.
+fn require_worker(identity: &Identity) -> Result<(), Error> {
+    if identity.principal().role == ado_proto::Role::Worker {
+        return Ok(());
+    }
+    let text = format!("the join string is none for workers: it makes {}, and is used up now", identity.principal());
+    Err(Error::usage(text).hint("ado token create --role worker"))
 }
 
 fn name(app: &App) -> String {
