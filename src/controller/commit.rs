@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Mutex, MutexGuard, mpsc, oneshot};
 
 use super::fleet::Fleet;
 use super::hub::Hub;
@@ -18,16 +18,24 @@ const BATCH: usize = 512;
 #[derive(Clone)]
 pub(super) struct Committer {
     units: mpsc::Sender<(Unit, oneshot::Sender<store::Result<Committed>>)>,
+    turn: Arc<Mutex<()>>,
 }
 
 impl Committer {
     /// Starts the loop. It ends when the last clone is dropped, after everything it was given is committed.
     pub(super) fn start(store: Arc<dyn Store>, hub: Arc<Hub>, fleet: Arc<Fleet>, tasks: &Tasks) -> Self {
         let (units, mut waiting) = mpsc::channel::<(Unit, oneshot::Sender<store::Result<Committed>>)>(WAITING);
+        let turn = Arc::new(Mutex::new(()));
+        let own = turn.clone();
         tasks.spawn("commit", async move {
             let mut batch = Vec::new();
+            let mut in_doubt = false;
             while waiting.recv_many(&mut batch, BATCH).await > 0 {
                 let (units, answers): (Vec<_>, Vec<_>) = batch.drain(..).unzip();
+                let _turn = own.lock().await;
+                if in_doubt {
+                    in_doubt = recount(&*store, &fleet).await.is_err();
+                }
                 match store.commit(units).await {
                     Ok(committed) => {
                         for (committed, answer) in committed.into_iter().zip(answers) {
@@ -37,6 +45,10 @@ impl Committer {
                         }
                     }
                     Err(error) => {
+                        // It may have happened all the same, and nobody was told: whoever goes by what he was told asks
+                        // the store.
+                        in_doubt = true;
+                        hub.doubt();
                         for answer in answers {
                             let _ = answer.send(Err(error.clone()));
                         }
@@ -44,7 +56,13 @@ impl Committer {
                 }
             }
         });
-        Self { units }
+        Self { units, turn }
+    }
+
+    /// Nothing is committed while this is held: for what must not fall between a commit and the telling of it. Never held
+    /// across a commit of one's own.
+    pub(super) async fn turn(&self) -> MutexGuard<'_, ()> {
+        self.turn.lock().await
     }
 
     /// Commits one unit. Returns when it is durable.
@@ -67,10 +85,22 @@ impl Committer {
 fn publish(committed: &Committed, hub: &Hub, fleet: &Fleet) {
     let Committed::Done(outcomes, _) = committed else { return };
     for outcome in outcomes {
-        if let Outcome::Applied(write) = outcome {
-            let Write { row, records, .. } = &**write;
-            hub.publish(row.task.id, records, row.task.is_ended());
-            fleet.observe(row);
+        match outcome {
+            Outcome::Applied(write) => {
+                let Write { row, records, .. } = &**write;
+                hub.publish(row.task.id, records, row.task.is_ended());
+                fleet.observe(row);
+            }
+            Outcome::Refused(_, row) => hub.reached(row.task.id, row.task.next_offset),
+            Outcome::Missing | Outcome::Locked => {}
         }
     }
+}
+
+/// Reads anew what every connected worker holds.
+async fn recount(store: &dyn Store, fleet: &Fleet) -> store::Result<()> {
+    for worker in fleet.connected() {
+        fleet.recount(worker, &store.held_by(worker).await?);
+    }
+    Ok(())
 }

@@ -22,7 +22,7 @@ pub(super) struct Fleet {
     /// A worker that has not reported for this long gets no new work.
     silent_after: Duration,
     inner: Mutex<Inner>,
-    /// Something may be placeable now: a slot was freed, a worker came, a task was queued.
+    /// Something may be placeable now: a slot was freed, a worker came or was heard of again.
     chance: Notify,
 }
 
@@ -31,13 +31,32 @@ struct Inner {
     members: BTreeMap<WorkerId, Member>,
     /// Who holds what, whether connected or not.
     holders: BTreeMap<TaskId, WorkerId>,
+    /// Sessions so far.
+    sessions: u64,
+}
+
+/// One session of a worker. A newer one replaces it: what the older says about the worker counts no more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Session {
+    worker: WorkerId,
+    number: u64,
 }
 
 struct Member {
     worker: Worker,
+    session: u64,
     holds: BTreeSet<TaskId>,
+    /// The only sender: with the member the session ends.
     messages: mpsc::Sender<ToWorker>,
     reported_at: Instant,
+}
+
+/// A worker whose session has ended.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Left {
+    pub(super) draining: bool,
+    /// Attempts it held.
+    pub(super) holds: usize,
 }
 
 impl Fleet {
@@ -46,28 +65,33 @@ impl Fleet {
         Self { silent_after, inner: Mutex::default(), chance: Notify::new() }
     }
 
-    /// A worker's session begins. It replaces an older session of the same worker.
-    pub(super) fn join(&self, worker: Worker, held: &[Row], messages: mpsc::Sender<ToWorker>) {
+    /// A worker's session begins, and replaces an older one, which ends. `held` is what the worker holds in the store; no
+    /// commit comes between reading it and this.
+    pub(super) fn join(&self, worker: Worker, held: &[Row], messages: mpsc::Sender<ToWorker>) -> Session {
+        let id = worker.id;
         let mut inner = self.lock();
-        let holds: BTreeSet<_> = held.iter().filter(|row| row.task.is_held()).map(|row| row.task.id).collect();
-        inner.holders.extend(holds.iter().map(|task| (*task, worker.id)));
-        inner.members.insert(worker.id, Member { worker, holds, messages, reported_at: Instant::now() });
+        inner.sessions += 1;
+        let session = Session { worker: id, number: inner.sessions };
+        let member =
+            Member { worker, session: session.number, holds: BTreeSet::new(), messages, reported_at: Instant::now() };
+        inner.members.insert(id, member);
         drop(inner);
-        self.chance.notify_one();
+        self.recount(id, held);
+        session
     }
 
-    /// A session ends, unless a newer one has replaced it.
-    pub(super) fn leave(&self, id: WorkerId, messages: &mpsc::Sender<ToWorker>) {
-        let members = &mut self.lock().members;
-        if members.get(&id).is_some_and(|member| member.messages.same_channel(messages)) {
-            members.remove(&id);
-        }
+    /// A session ends. `None` when a newer one has replaced it.
+    pub(super) fn leave(&self, session: Session) -> Option<Left> {
+        let mut inner = self.lock();
+        inner.of(session)?;
+        let member = inner.members.remove(&session.worker)?;
+        Some(Left { draining: member.worker.draining, holds: member.holds.len() })
     }
 
     /// A worker has sent a heartbeat.
-    pub(super) fn reported(&self, id: WorkerId) {
+    pub(super) fn reported(&self, session: Session) {
         let mut inner = self.lock();
-        let Some(member) = inner.members.get_mut(&id) else { return };
+        let Some(member) = inner.of(session) else { return };
         let was_silent = member.reported_at.elapsed() > self.silent_after;
         member.reported_at = Instant::now();
         drop(inner);
@@ -77,10 +101,35 @@ impl Fleet {
     }
 
     /// A worker takes no more work.
-    pub(super) fn drain(&self, id: WorkerId) {
-        if let Some(member) = self.lock().members.get_mut(&id) {
+    pub(super) fn drain(&self, session: Session) {
+        if let Some(member) = self.lock().of(session) {
             member.worker.draining = true;
         }
+    }
+
+    /// Says something on a session. Lost if it has been replaced or the worker does not keep up; see [`TO_WORKER`].
+    pub(super) fn answer(&self, session: Session, message: impl Into<ToWorker>) {
+        if let Some(member) = self.lock().of(session) {
+            let _ = member.messages.try_send(message.into());
+        }
+    }
+
+    /// Everybody who is connected.
+    pub(super) fn connected(&self) -> Vec<WorkerId> {
+        self.lock().members.keys().copied().collect()
+    }
+
+    /// What a worker holds, read from the store with no commit between that and this.
+    pub(super) fn recount(&self, id: WorkerId, held: &[Row]) {
+        let holds: BTreeSet<_> = held.iter().filter(|row| row.task.is_held()).map(|row| row.task.id).collect();
+        let mut inner = self.lock();
+        inner.holders.retain(|_, holder| *holder != id);
+        inner.holders.extend(holds.iter().map(|task| (*task, id)));
+        if let Some(member) = inner.members.get_mut(&id) {
+            member.holds = holds;
+        }
+        drop(inner);
+        self.chance.notify_one();
     }
 
     /// A task's row has changed.
@@ -101,7 +150,7 @@ impl Fleet {
                 member.holds.insert(task.id);
             }
         }
-        if holder.is_none() {
+        if holder.is_none() && former.is_some() {
             self.chance.notify_one();
         }
     }
@@ -146,7 +195,104 @@ impl Fleet {
     }
 }
 
+impl Inner {
+    /// The member whose session this is; `None` when a newer one has replaced it.
+    fn of(&mut self, session: Session) -> Option<&mut Member> {
+        self.members.get_mut(&session.worker).filter(|member| member.session == session.number)
+    }
+}
+
 /// What is wanted of the attempt that holds a task.
 pub(super) fn want(task: &Task) -> Want {
     Want { task: task.id, epoch: task.epoch, desired: task.desired, generation: task.generation, force: task.force }
+}
+
+#[cfg(test)]
+mod tests {
+    use ado_proto::spec::{Containment, Input, TaskSpec};
+    use ado_proto::{Incarnation, Namespace, Timestamp};
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::store::Lease;
+    use crate::task::{self, Command, Holder, Policy};
+
+    fn worker(slots: u32) -> Worker {
+        Worker {
+            id: WorkerId(Uuid::from_u128(1)),
+            incarnation: Incarnation(Uuid::from_u128(2)),
+            name: "w".into(),
+            namespace: Namespace::default(),
+            pool: "default".into(),
+            slots,
+            agents: vec!["shell".into()],
+            labels: BTreeMap::new(),
+            containment: Containment::Group,
+            build: String::new(),
+            draining: false,
+            seen_at: Timestamp(0),
+        }
+    }
+
+    /// A task that the worker holds.
+    fn held(n: u128) -> Row {
+        let submitted = ado_proto::record::Submitted {
+            namespace: Namespace::default(),
+            owner: "user/ann".into(),
+            name: None,
+            group: None,
+            spec: TaskSpec::new("shell", Input::Text("true".into())),
+        };
+        let task = task::submit(TaskId(Uuid::from_u128(n)), submitted, Timestamp(0)).task;
+        let holder = Holder { id: worker(1).id, name: "w".into() };
+        let claim = Command::Claim { worker: holder.clone() };
+        let task = task::decide(&task, claim, Timestamp(0), &Policy::default(), 0.0).unwrap().task;
+        Row { task, lease: Some(Lease { worker: holder.id, incarnation: None, expires_at: Timestamp(9) }) }
+    }
+
+    fn ended(mut row: Row) -> Row {
+        row.task.state = task::State::Ended { outcome: ado_proto::record::Outcome::Completed, exit: None, error: None };
+        row.lease = None;
+        row
+    }
+
+    fn fleet() -> Fleet {
+        Fleet::new(Duration::from_secs(15))
+    }
+
+    #[tokio::test]
+    async fn a_newer_session_ends_the_older_one() {
+        let fleet = fleet();
+        let (tx, mut inbox) = mpsc::channel(1);
+        let older = fleet.join(worker(4), &[], tx);
+        let (tx, _newer_inbox) = mpsc::channel(1);
+        let newer = fleet.join(worker(4), &[held(1)], tx);
+        assert!(inbox.recv().await.is_none(), "nobody can say anything on it");
+        fleet.drain(older);
+        assert!(!fleet.candidates()[0].draining, "late words of the older session");
+        assert_eq!(fleet.leave(older), None);
+        assert_eq!(fleet.busy(worker(4).id), Some(1));
+        fleet.drain(newer);
+        assert_eq!(fleet.leave(newer), Some(Left { draining: true, holds: 1 }));
+        assert!(fleet.candidates().is_empty());
+    }
+
+    #[test]
+    fn counts_what_is_held_and_can_be_corrected() {
+        let fleet = fleet();
+        let (tx, _inbox) = mpsc::channel(1);
+        fleet.join(worker(4), &[held(1), held(2)], tx);
+        fleet.observe(&held(2));
+        fleet.observe(&held(3));
+        assert_eq!(fleet.candidates()[0].busy, 3);
+        fleet.observe(&ended(held(1)));
+        fleet.observe(&ended(held(1)));
+        assert_eq!(fleet.candidates()[0].busy, 2);
+        fleet.recount(worker(4).id, &[held(3), held(4), held(5)]);
+        assert_eq!(fleet.candidates()[0].busy, 3);
+        for n in [2, 3, 4, 5] {
+            fleet.observe(&ended(held(n)));
+        }
+        assert_eq!(fleet.candidates()[0].busy, 0);
+    }
 }

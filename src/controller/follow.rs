@@ -20,56 +20,80 @@ const IDLE: Duration = Duration::from_secs(15);
 /// Between two reads while the store is unavailable.
 const RETRY: Duration = Duration::from_millis(500);
 
+/// What a viewer was promised.
+pub(super) struct Promise {
+    from: Offset,
+    /// For who does not stay: the log's length when it asked, and whether the task was over.
+    until: Option<(Offset, bool)>,
+}
+
 /// Where a viewer begins: the answer to [`Follow`].
-pub(super) async fn begin(shared: &Shared, follow: &Follow) -> store::Result<Following> {
+pub(super) async fn begin(shared: &Shared, follow: &Follow) -> store::Result<(Following, Promise)> {
     let store = &shared.store;
+    let until = match follow.follow {
+        true => None,
+        false => store.read(follow.task, Offset(u64::MAX), 0).await?.map(|end| (end.next_offset, end.ended)),
+    };
     let (from, skip) = match follow.from {
         StartAt::Offset(offset) => (offset, 0),
         StartAt::Since(since) => (store.offset_since(follow.task, since).await?.unwrap_or_default(), 0),
         StartAt::Tail(lines) => tail_start(shared, follow.task, lines).await?,
     };
-    Ok(Following { from, skip, generation: store.generation() })
+    Ok((Following { from, skip, generation: store.generation() }, Promise { from, until }))
 }
 
 /// Sends what [`begin`] promised, until the log or the viewer ends.
-pub(super) async fn serve(shared: &Shared, follow: &Follow, from: Offset, tx: &mut Sender) -> Result<(), net::Error> {
+pub(super) async fn serve(
+    shared: &Shared,
+    follow: &Follow,
+    promise: Promise,
+    tx: &mut Sender,
+) -> Result<(), net::Error> {
     let generation = shared.store.generation();
     if follow.generation.is_some_and(|theirs| theirs != generation) {
         tx.send_message(&FollowItem::from(LogReset { generation })).await?;
         tx.finish();
         return Ok(());
     }
+    let Promise { from, until } = promise;
     let mut viewer = Viewer { shared, task: follow.task, tail: shared.hub.follow(follow.task), cursor: from };
     let mut committed = viewer.tail.watch();
     loop {
         committed.mark_unchanged();
-        match viewer.next().await {
+        // A log that grows as fast as it is read would never end for who does not stay.
+        let next = match until {
+            Some((end, ended)) if viewer.cursor >= end => Ok(Next::Nothing { ended: ended && viewer.cursor == end }),
+            _ => viewer.next().await,
+        };
+        let wait = match next {
             Ok(Next::Records(records)) => {
                 viewer.cursor = records.last().map_or(viewer.cursor, |last| last.offset.next());
                 tx.send_message(&FollowItem::from(Records::new(&records))).await?;
+                continue;
             }
             Ok(Next::Nothing { ended }) if ended || !follow.follow => {
                 tx.send_message(&FollowItem::from(End { next: viewer.cursor, ended })).await?;
                 tx.finish();
                 return Ok(());
             }
-            Ok(Next::Nothing { .. }) => {
-                let quiet = tokio::select! {
-                    biased;
-                    () = shared.tasks.stopping() => return Ok(()),
-                    _ = committed.changed() => false,
-                    () = tx.closed() => return Err(net::Error::Closed),
-                    () = tokio::time::sleep(IDLE) => true,
-                };
-                if quiet {
-                    tx.send_message(&FollowItem::from(Idle { next: viewer.cursor })).await?;
-                }
-            }
+            Ok(Next::Nothing { .. }) => IDLE,
             Err(error) if error.is_transient() => {
                 tracing::warn!(task = %follow.task, %error, "a viewer waits for the store");
-                tokio::time::sleep(RETRY).await;
+                RETRY
             }
-            Err(error) => return Err(net::Error::Protocol(error.to_string())),
+            Err(error) => {
+                tracing::error!(task = %follow.task, %error, "a log cannot be read");
+                return Err(net::Error::Protocol(error.to_string()));
+            }
+        };
+        tokio::select! {
+            biased;
+            () = shared.tasks.stopping() => return Ok(()),
+            () = tx.closed() => return Err(net::Error::Closed),
+            _ = committed.changed() => {}
+            () = tokio::time::sleep(wait) => if wait == IDLE {
+                tx.send_message(&FollowItem::from(Idle { next: viewer.cursor })).await?;
+            }
         }
     }
 }

@@ -41,6 +41,23 @@ impl Hub {
         }
     }
 
+    /// A log is at least this long. A tail that has not heard of it has missed something.
+    pub(super) fn reached(&self, task: TaskId, next: Offset) {
+        let tail = self.tails.lock().unwrap_or_else(PoisonError::into_inner).get(&task).and_then(Weak::upgrade);
+        if let Some(tail) = tail.filter(|tail| tail.committed.borrow().next < next) {
+            tail.reset();
+        }
+    }
+
+    /// Something may have been committed that nobody was told of: all viewers ask the store.
+    pub(super) fn doubt(&self) {
+        let tails = self.tails.lock().unwrap_or_else(PoisonError::into_inner);
+        let live: Vec<_> = tails.values().filter_map(Weak::upgrade).collect();
+        // A tail's last owner takes it out of the map.
+        drop(tails);
+        live.iter().for_each(|tail| tail.reset());
+    }
+
     fn forget(&self, task: TaskId) {
         let mut tails = self.tails.lock().unwrap_or_else(PoisonError::into_inner);
         if tails.get(&task).is_some_and(|tail| tail.strong_count() == 0) {
@@ -89,6 +106,12 @@ impl Tail {
         };
         let records: Vec<_> = recent.records.iter().skip(skip).take_while(fits).cloned().collect();
         (!records.is_empty()).then_some(records)
+    }
+
+    /// Knows nothing again.
+    fn reset(&self) {
+        *self.recent.lock().unwrap_or_else(PoisonError::into_inner) = Recent::default();
+        self.committed.send_replace(Committed::default());
     }
 
     fn push(&self, records: &[Record]) {
@@ -148,6 +171,27 @@ mod tests {
         assert_eq!(offsets(tail.read(Offset(6), 1000)), Some(vec![6, 7]));
         assert_eq!(offsets(tail.read(Offset(5), 1)), Some(vec![5]), "at least one");
         assert_eq!(offsets(tail.read(Offset(8), 1000)), None, "nothing yet");
+    }
+
+    #[test]
+    fn in_doubt_everybody_asks_the_store() {
+        let hub = Arc::new(Hub::default());
+        let task = TaskId(Uuid::from_u128(1));
+        let tail = hub.follow(task);
+        let mut watch = tail.watch();
+        let asks = |watch: &mut watch::Receiver<Committed>| {
+            let told = watch.has_changed().unwrap() && watch.borrow_and_update().next == Offset(0);
+            told && tail.read(Offset(0), 1).is_none()
+        };
+        hub.publish(task, &[record(0, 1)], false);
+        hub.reached(task, Offset(1));
+        assert!(!asks(&mut watch), "it knows that");
+        hub.doubt();
+        assert!(asks(&mut watch));
+        hub.publish(task, &[record(1, 1)], false);
+        assert!(!asks(&mut watch));
+        hub.reached(task, Offset(3));
+        assert!(asks(&mut watch), "a commit was missed");
     }
 
     #[test]

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use ado_proto::Audience;
 use ado_proto::record::Loss;
+use ado_proto::{Audience, Timestamp};
 
-use super::{Shared, dispatch};
-use crate::store::{self, Change, NewEvent, Outcome, Row, Write};
+use super::{Shared, dispatch, session};
+use crate::store::{self, Change, Committed, NewEvent, Outcome, Row, Unit, Worker, Write};
 use crate::task::{self, Command, Refusal};
 
 /// Most epochs ended in one round.
@@ -14,36 +14,95 @@ const LIMIT: usize = 500;
 /// The lease of the loop itself, so that of several controllers one does the work.
 const LOOP: &str = "reaper";
 
-/// Runs until the controller stops. Nobody is judged in the first `lost_after`: workers need that long to find a
-/// controller that has just started.
+/// Runs until the controller stops.
 pub(super) async fn run(shared: Shared) {
     let round = (shared.timing.lost_after / 10).clamp(Duration::from_millis(50), Duration::from_secs(1));
-    tokio::time::sleep(shared.timing.lost_after).await;
+    let mut grace = Grace::new(shared.timing.lost_after);
     loop {
-        match reap(&shared, round).await {
-            Ok(()) => {}
-            Err(error) => tracing::warn!(%error, "cannot look for dead workers"),
+        if let Err(error) = reap(&shared, &mut grace, round).await {
+            // Renewals are not written either.
+            grace.begin();
+            tracing::warn!(%error, "cannot look for dead workers");
         }
         tokio::time::sleep(round).await;
     }
 }
 
-async fn reap(shared: &Shared, round: Duration) -> store::Result<()> {
-    if shared.store.hold_loop(LOOP, shared.incarnation, round * 5).await?.is_none() {
+/// Nobody is judged until all could have been heard: not after a start, nor after this process or its machine stood still,
+/// the clock was set, or the store took no writes.
+struct Grace {
+    length: Duration,
+    began_at: Option<Timestamp>,
+    looked_at: Timestamp,
+}
+
+impl Grace {
+    fn new(length: Duration) -> Self {
+        Self { length, began_at: None, looked_at: Timestamp(0) }
+    }
+
+    /// Begins anew with the next look.
+    fn begin(&mut self) {
+        self.began_at = None;
+    }
+
+    /// Whether it is over. Asked much more often than it is long.
+    fn is_over(&mut self, now: Timestamp) -> bool {
+        if now.since(self.looked_at) > self.length / 2 {
+            self.begin();
+        }
+        self.looked_at = now;
+        now.since(*self.began_at.get_or_insert(now)) >= self.length
+    }
+}
+
+async fn reap(shared: &Shared, grace: &mut Grace, round: Duration) -> store::Result<()> {
+    let now = shared.store.now().await?;
+    if !grace.is_over(now) {
         return Ok(());
     }
-    let now = shared.store.now().await?;
-    let margin = i64::try_from(shared.timing.margin().as_micros()).unwrap_or(i64::MAX);
-    let before = ado_proto::Timestamp(now.0.saturating_sub(margin));
-    for row in shared.store.expired(before, LIMIT).await? {
-        let known = row.lease.as_ref().is_some_and(|lease| lease.incarnation.is_some());
-        lose(shared, &row, if known { Loss::Silent } else { Loss::NotDelivered }, false).await?;
+    let expired = shared.store.expired(before(now, shared.timing.margin()), LIMIT).await?;
+    if !expired.is_empty() && shared.store.hold_loop(LOOP, shared.incarnation, round * 5).await?.is_some() {
+        let is_known = |row: &Row| row.lease.as_ref().is_some_and(|lease| lease.incarnation.is_some());
+        let (known, unknown): (Vec<_>, Vec<_>) = expired.into_iter().partition(is_known);
+        lose(shared, &known, Loss::Silent, false).await?;
+        lose(shared, &unknown, Loss::NotDelivered, false).await?;
+    }
+    let lost_after = shared.timing.lost_after;
+    let event = |worker: &Worker| {
+        session::event("worker.lost", worker, format!("{} has not reported for {lost_after:?}", worker.name))
+    };
+    for worker in shared.store.lose_workers(before(now, lost_after), &event).await? {
+        tracing::warn!(worker = %worker.id, name = worker.name, "lost");
     }
     Ok(())
 }
 
-/// Ends a row's epoch, if it is still held under that lease.
-pub(super) async fn lose(shared: &Shared, row: &Row, why: Loss, charged: bool) -> store::Result<()> {
+fn before(now: Timestamp, by: Duration) -> Timestamp {
+    Timestamp(now.0.saturating_sub(i64::try_from(by.as_micros()).unwrap_or(i64::MAX)))
+}
+
+/// Ends the epochs of rows, all in one transaction: of those that are still held, and under that lease.
+pub(super) async fn lose(shared: &Shared, rows: &[Row], why: Loss, charged: bool) -> store::Result<()> {
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let changes = rows.iter().map(|row| lose_one(shared, row, why, charged)).collect();
+    let Committed::Done(outcomes, _) = shared.committer.commit(Unit { changes, once: None, audit: None }).await? else {
+        return Ok(());
+    };
+    let mut lost = Vec::new();
+    for (row, outcome) in rows.iter().zip(outcomes) {
+        if let Outcome::Applied(write) = outcome {
+            tracing::warn!(task = %row.task.id, epoch = %row.task.epoch, ?why, charged, "epoch ended");
+            lost.push(write.row);
+        }
+    }
+    dispatch::give_hints(shared, &lost).await;
+    Ok(())
+}
+
+fn lose_one(shared: &Shared, row: &Row, why: Loss, charged: bool) -> Change {
     let (id, epoch, lease, policy) = (row.task.id, row.task.epoch, row.lease.clone(), shared.policy);
     let decide = move |row: &Row, now| {
         // A renewal may have come between the look and the decision.
@@ -60,10 +119,24 @@ pub(super) async fn lose(shared: &Shared, row: &Row, why: Loss, charged: bool) -
         };
         Ok(Write { row: Row { task: decision.task, lease: None }, records: decision.records, events: vec![event] })
     };
-    let change = Change::Update { id, decide: Box::new(decide) };
-    if let Outcome::Applied(write) = shared.committer.update(change).await? {
-        tracing::warn!(task = %id, %epoch, ?why, charged, "epoch ended");
-        dispatch::give_hints(shared, &[write.row]).await;
+    Change::Update { id, decide: Box::new(decide) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_is_judged_before_all_could_have_been_heard() {
+        let mut grace = Grace::new(Duration::from_secs(20));
+        let mut over = |second: i64| grace.is_over(Timestamp(1_800_000_000_000_000 + second * 1_000_000));
+        assert!((0..20).all(|second| !over(second)), "after a start");
+        assert!((20..25).all(&mut over));
+        assert!((3600..3620).all(|second| !over(second)), "the lid was closed for an hour");
+        assert!((3620..3625).all(&mut over));
+        grace.begin();
+        let mut over = |second: i64| grace.is_over(Timestamp(1_800_000_000_000_000 + second * 1_000_000));
+        assert!((3625..3645).all(|second| !over(second)), "the store was away");
+        assert!(over(3645));
     }
-    Ok(())
 }

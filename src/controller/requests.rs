@@ -209,17 +209,16 @@ impl Asked<'_> {
 
     async fn follow(&self, mut channel: Channel) -> Result<(), net::Error> {
         let answer = self.open_follow().await;
-        let Some((request, from)) = begin::<Follow, _>(&mut channel, answer).await? else { return Ok(()) };
+        let Some((request, promise)) = begin::<Follow, _>(&mut channel, answer).await? else { return Ok(()) };
         channel.tx.set_priority(if request.follow { Priority::Live } else { Priority::Bulk });
-        follow::serve(self.shared, &request, from, &mut channel.tx).await
+        follow::serve(self.shared, &request, promise, &mut channel.tx).await
     }
 
-    async fn open_follow(&self) -> Result<(ado_proto::request::Following, (Follow, ado_proto::Offset)), ErrorReply> {
+    async fn open_follow(&self) -> Result<(ado_proto::request::Following, (Follow, follow::Promise)), ErrorReply> {
         let request: Follow = self.decode()?;
         self.visible(request.task).await?;
-        let following = follow::begin(self.shared, &request).await.map_err(unavailable)?;
-        let from = following.from;
-        Ok((following, (request, from)))
+        let (following, promise) = follow::begin(self.shared, &request).await.map_err(unavailable)?;
+        Ok((following, (request, promise)))
     }
 
     async fn worker_session(&self, mut channel: Channel) -> Result<(), net::Error> {

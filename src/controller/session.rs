@@ -12,7 +12,7 @@ use ado_proto::{Audience, Epoch, Incarnation, Origin, Seq, TaskId, WorkerId};
 use futures_util::FutureExt;
 use tokio::sync::mpsc;
 
-use super::fleet::{TO_WORKER, want};
+use super::fleet::{Session, TO_WORKER, want};
 use super::requests::unavailable;
 use super::{Shared, dispatch, reaper};
 use crate::net::{self, Channel, Receiver, Sender};
@@ -21,7 +21,11 @@ use crate::task::{self, Command, Refusal};
 
 /// Most attempts one worker runs at once: each costs the controller a permitted stream.
 const MAX_SLOTS: u32 = 1024;
-/// Most bytes of records of one attempt in one commit.
+/// Most bytes of a worker's name.
+const MAX_TEXT: usize = 255;
+/// Most bytes of a worker's agents and labels together.
+const MAX_LABELS: usize = 4096;
+/// Most bytes of records of one attempt in one commit, to within a frame: what a stream costs while it waits for one.
 const APPEND_BYTES: usize = 512 * 1024;
 /// Between two tries while the store is unavailable. The worker spools meanwhile.
 const RETRY: Duration = Duration::from_millis(200);
@@ -31,7 +35,7 @@ const RETRY: Duration = Duration::from_millis(200);
 /// A worker's session as it is accepted.
 pub(super) struct Opened {
     worker: Worker,
-    messages: mpsc::Sender<ToWorker>,
+    session: Session,
     inbox: mpsc::Receiver<ToWorker>,
 }
 
@@ -42,11 +46,8 @@ pub(super) async fn open(
     session: WorkerSession,
 ) -> Result<(WorkerAccepted, Opened), ErrorReply> {
     let id = worker_id(peer)?;
-    if !(1..=MAX_SLOTS).contains(&session.slots) {
-        let message = format!("a worker has 1 to {MAX_SLOTS} slots, not {}", session.slots);
-        return Err(ErrorReply::new(ErrorCode::Invalid, message));
-    }
-    let worker = Worker {
+    check(&session).map_err(|message| ErrorReply::new(ErrorCode::Invalid, message))?;
+    let mut worker = Worker {
         id,
         incarnation: session.incarnation,
         name: session.name,
@@ -61,29 +62,62 @@ pub(super) async fn open(
         seen_at: ado_proto::Timestamp(0),
     };
     let former = shared.store.register(worker.clone()).await.map_err(unavailable)?;
-    let held = shared.store.held_by(id).await.map_err(unavailable)?;
     let restarted = former.as_ref().is_some_and(|former| former.incarnation != worker.incarnation);
-    let held = if restarted { end_former(shared, held).await? } else { held };
+    worker.draining = !restarted && former.as_ref().is_some_and(|former| former.draining);
+    end_former(shared, &worker, restarted).await.map_err(unavailable)?;
     if former.is_none() || restarted {
         let text = format!("{} with {} slots", worker.name, worker.slots);
-        let audience = Audience::Namespace(worker.namespace.clone());
-        let event = NewEvent { audience, kind: "worker.joined", task: None, worker: Some(id), text };
-        shared.store.add_events(vec![event]).await.map_err(unavailable)?;
+        shared.store.add_events(vec![event("worker.joined", &worker, text)]).await.map_err(unavailable)?;
     }
     let (messages, inbox) = mpsc::channel(TO_WORKER);
-    shared.fleet.join(worker.clone(), &held, messages.clone());
+    let turn = shared.committer.turn().await;
+    let held = shared.store.held_by(id).await.map_err(unavailable)?;
+    let session = shared.fleet.join(worker.clone(), &held, messages);
+    drop(turn);
     let accepted =
         WorkerAccepted { heartbeat_ms: millis(shared.timing.heartbeat), lease_ms: millis(shared.timing.lease()) };
-    Ok((accepted, Opened { worker, messages, inbox }))
+    Ok((accepted, Opened { worker, session, inbox }))
 }
 
-/// The worker died: the loss counts against a task that was the only one it ran.
-async fn end_former(shared: &Shared, held: Vec<Row>) -> Result<Vec<Row>, ErrorReply> {
-    let charged = held.len() == 1 && held[0].task.agent_started;
-    for row in &held {
-        reaper::lose(shared, row, Loss::Restarted, charged).await.map_err(unavailable)?;
+/// What a worker says of itself is written into logs and shown to everybody.
+fn check(session: &WorkerSession) -> Result<(), String> {
+    if !(1..=MAX_SLOTS).contains(&session.slots) {
+        return Err(format!("a worker has 1 to {MAX_SLOTS} slots, not {}", session.slots));
     }
-    Ok(Vec::new())
+    let texts = [&session.name, &session.build];
+    if texts.into_iter().any(|text| text.len() > MAX_TEXT || text.chars().any(char::is_control)) {
+        return Err(format!("a worker's name and build have at most {MAX_TEXT} bytes and no control characters"));
+    }
+    let names = session.agents.iter().chain(session.labels.keys()).chain([&session.pool]);
+    if let Some(name) = names.into_iter().find(|name| !ado_proto::ids::is_name(name)) {
+        return Err(format!("`{name}` is not a name: 1 to 63 of a-z A-Z 0-9 . _ @ -"));
+    }
+    let labels = session.labels.iter().map(|(key, value)| key.len() + value.len());
+    if session.agents.iter().map(String::len).chain(labels).sum::<usize>() > MAX_LABELS {
+        return Err(format!("a worker's agents and labels have at most {MAX_LABELS} bytes"));
+    }
+    Ok(())
+}
+
+/// Something that happened to a worker.
+pub(super) fn event(kind: &'static str, worker: &Worker, text: String) -> NewEvent {
+    let audience = Audience::Namespace(worker.namespace.clone());
+    NewEvent { audience, kind, task: None, worker: Some(worker.id), text }
+}
+
+/// Ends what earlier starts of the worker held: it has proved them dead. The loss counts against a task that was the only
+/// one it ran.
+async fn end_former(shared: &Shared, worker: &Worker, restarted: bool) -> store::Result<()> {
+    let held = shared.store.held_by(worker.id).await?;
+    let only = held.len() == 1;
+    // What no start has named may have been given to the former one, which may have started it.
+    let is_former = |row: &Row| {
+        let start = row.lease.as_ref().and_then(|lease| lease.incarnation);
+        start.map_or(restarted, |start| start != worker.incarnation)
+    };
+    let dead: Vec<_> = held.into_iter().filter(is_former).collect();
+    let charged = only && dead.first().is_some_and(|row| row.task.agent_started);
+    reaper::lose(shared, &dead, Loss::Restarted, charged).await
 }
 
 fn millis(duration: Duration) -> u64 {
@@ -95,19 +129,29 @@ fn worker_id(peer: &VerifiedPeer) -> Result<WorkerId, ErrorReply> {
     name.parse().map_err(|_| ErrorReply::new(ErrorCode::Denied, format!("`{name}` is not a worker's identity")))
 }
 
-/// Serves a session until the connection or the controller ends.
+/// Serves a session until the connection or the controller ends, or a newer session of the worker begins.
 pub(super) async fn serve(shared: &Shared, opened: Opened, channel: Channel) -> Result<(), net::Error> {
-    let Opened { worker, messages, inbox } = opened;
+    let Opened { worker, session, inbox } = opened;
     let Channel { tx, rx } = channel;
     let sending = send_all(inbox, tx);
-    let receiving = receive(shared, &worker, &messages, rx);
+    let receiving = receive(shared, &worker, session, rx);
     let result = tokio::select! {
         biased;
         () = shared.tasks.stopping() => Ok(()),
         result = sending => result,
         result = receiving => result,
     };
-    shared.fleet.leave(worker.id, &messages);
+    let left = shared.fleet.leave(session).is_some_and(|left| left.draining && left.holds == 0);
+    if left && !shared.tasks.is_stopping() {
+        let text = format!("{} has handed everything back", worker.name);
+        let forgotten = async {
+            shared.store.remove_worker(worker.id).await?;
+            shared.store.add_events(vec![event("worker.left", &worker, text)]).await
+        };
+        if let Err(error) = forgotten.await {
+            tracing::warn!(worker = %worker.name, %error, "a worker that left is not forgotten yet");
+        }
+    }
     result
 }
 
@@ -118,29 +162,25 @@ async fn send_all(mut inbox: mpsc::Receiver<ToWorker>, mut tx: Sender) -> Result
     Ok(())
 }
 
-async fn receive(
-    shared: &Shared,
-    worker: &Worker,
-    messages: &mpsc::Sender<ToWorker>,
-    mut rx: Receiver,
-) -> Result<(), net::Error> {
-    let mut draining = false;
+async fn receive(shared: &Shared, worker: &Worker, session: Session, mut rx: Receiver) -> Result<(), net::Error> {
+    let mut draining = worker.draining;
     while let Some(message) = rx.next_message::<FromWorker>().await? {
-        let result = match message {
-            FromWorker::Heartbeat(heartbeat) => beat(shared, worker, messages, &heartbeat, draining).await,
+        match message {
+            FromWorker::Heartbeat(heartbeat) => match beat(shared, worker, session, &heartbeat, draining).await {
+                Ok(true) => {}
+                // A newer start of the worker has registered: this one is over.
+                Ok(false) => return Ok(()),
+                // No answer: the lease is not renewed, and the worker asks again.
+                Err(error) => tracing::warn!(worker = %worker.name, %error, "a heartbeat is not answered"),
+            },
             FromWorker::Draining(notice) => {
                 draining = true;
-                shared.fleet.drain(worker.id);
-                hand_back(shared, worker, notice).await
+                shared.fleet.drain(session);
+                // The worker takes the next answer for a sign that this was heard. On another session it says it again.
+                let lost = |error: store::Error| net::Error::Lost(error.to_string());
+                hand_back(shared, worker, notice).await.map_err(lost)?;
             }
-            FromWorker::Unknown { .. } => Ok(true),
-        };
-        match result {
-            Ok(true) => {}
-            // A newer start of the worker has registered: this one is over.
-            Ok(false) => return Ok(()),
-            // No answer: the lease is not renewed, and the worker asks again.
-            Err(error) => tracing::warn!(worker = %worker.name, %error, "a heartbeat is not answered"),
+            FromWorker::Unknown { .. } => {}
         }
     }
     Ok(())
@@ -149,14 +189,14 @@ async fn receive(
 async fn beat(
     shared: &Shared,
     worker: &Worker,
-    messages: &mpsc::Sender<ToWorker>,
+    session: Session,
     heartbeat: &Heartbeat,
     draining: bool,
 ) -> store::Result<bool> {
     let lease = shared.timing.lease();
     let renewed = shared.store.renew(worker.id, worker.incarnation, &heartbeat.holds, lease, draining).await?;
     let Some(renewal) = renewed else { return Ok(false) };
-    shared.fleet.reported(worker.id);
+    shared.fleet.reported(session);
     for row in &renewal.unnamed {
         // Only an attempt this start has never named can have got lost on the way.
         if row.lease.as_ref().is_some_and(|lease| lease.incarnation.is_none()) {
@@ -168,21 +208,19 @@ async fn beat(
         renewed: renewal.renewed.iter().map(|row| want(&row.task)).collect(),
         lost: renewal.lost,
     };
-    // A full channel means that the worker does not read: it will not miss this answer more than the others.
-    let _ = messages.try_send(answer.into());
+    shared.fleet.answer(session, answer);
     Ok(true)
 }
 
-async fn hand_back(shared: &Shared, worker: &Worker, notice: Draining) -> store::Result<bool> {
+async fn hand_back(shared: &Shared, worker: &Worker, notice: Draining) -> store::Result<()> {
+    let mut rows = Vec::new();
     for (task, epoch) in notice.hand_back {
         match shared.store.row(task).await? {
-            Some(row) if row.task.epoch == epoch && holds(&row, worker.id, worker.incarnation) => {
-                reaper::lose(shared, &row, Loss::HandedBack, false).await?;
-            }
+            Some(row) if row.task.epoch == epoch && holds(&row, worker.id, worker.incarnation) => rows.push(row),
             _ => tracing::debug!(%task, %epoch, worker = %worker.name, "handed back what it does not hold"),
         }
     }
-    Ok(true)
+    reaper::lose(shared, &rows, Loss::HandedBack, false).await
 }
 
 /// Whether this start of a worker may speak for the row's current epoch.
@@ -223,7 +261,7 @@ pub(super) async fn serve_output(
 ) -> Result<(), net::Error> {
     let Channel { mut tx, mut rx } = channel;
     while let Some((first, bodies)) = read_batch(&mut rx, output.epoch).await? {
-        let answer = append(shared, worker, output, first, bodies).await?;
+        let answer = append(shared, worker, output, first, bodies, &tx).await?;
         tx.send_message(&answer).await?;
         if matches!(answer, ToAttempt::Stale(_)) {
             break;
@@ -273,13 +311,14 @@ fn check_origin(record: &Record, epoch: Epoch, due: Option<Seq>) -> Result<Seq, 
     }
 }
 
-/// Makes records durable. Tries until the store answers: the worker waits, and spools.
+/// Makes records durable. Tries until the store answers or the worker has gone: it waits, and spools.
 async fn append(
     shared: &Shared,
     worker: WorkerId,
     output: &TaskOutput,
     first: Seq,
     bodies: Vec<Body>,
+    tx: &Sender,
 ) -> Result<ToAttempt, net::Error> {
     loop {
         let change = append_change(shared, worker, output, first, bodies.clone());
@@ -299,7 +338,11 @@ async fn append(
             Ok(Outcome::Locked) => tokio::task::yield_now().await,
             Err(error) if error.is_transient() && !shared.tasks.is_stopping() => {
                 tracing::warn!(task = %output.task, %error, "records wait for the store");
-                tokio::time::sleep(RETRY).await;
+                tokio::select! {
+                    biased;
+                    () = tx.closed() => return Err(net::Error::Closed),
+                    () = tokio::time::sleep(RETRY) => {}
+                }
             }
             Err(error) => return Err(net::Error::Lost(error.to_string())),
         }

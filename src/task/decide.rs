@@ -1,5 +1,7 @@
 //! Commands into records: the conflict table.
 
+use std::time::Duration;
+
 use ado_proto::record::{
     Assigned, Body, Desired, DesiredChanged, Ended, FIRST_BULK_KIND, Loss, Outcome, Record, Requeued, Submitted,
     WorkerLost,
@@ -11,6 +13,11 @@ use super::{FoldError, Holder, Policy, State, Task, backoff};
 
 /// Most bytes of a worker's own words in the records that conclude an attempt. Its `Exited` record has all of them.
 const MAX_ERROR: usize = 4096;
+
+/// First wait after a task lost a worker for the second time.
+const LOSS_BASE: Duration = Duration::from_millis(100);
+/// Longest of these waits.
+const LOSS_CAP: Duration = Duration::from_secs(5);
 
 /// What somebody wants done to a task.
 #[derive(Debug, Clone, PartialEq)]
@@ -295,6 +302,9 @@ fn lose(
     policy: &Policy,
 ) -> Result<Decision, Refusal> {
     let worker = fence(task, epoch)?.id;
+    // The first loss costs no time. One after the other shows that something is wrong.
+    let earlier = task.charged_losses.saturating_add(task.uncharged_losses);
+    let wait = earlier.checked_sub(1).map_or(Duration::ZERO, |more| backoff(LOSS_BASE, LOSS_CAP, more, 1.0));
     let mut decision = Decision::from(task);
     decision.own(now, WorkerLost { worker, epoch, why, charged })?;
     let task = &decision.task;
@@ -310,7 +320,7 @@ fn lose(
             Loss::NotDelivered => "its worker never started it",
             Loss::HandedBack => "its worker is shutting down",
         };
-        decision.own(now, Requeued { not_before: now, charged: false, why: why.into() })?;
+        decision.own(now, Requeued { not_before: now.after(wait), charged: false, why: why.into() })?;
     }
     Ok(decision)
 }

@@ -501,6 +501,22 @@ fn long_errors_do_not_make_a_log_unreadable() {
 }
 
 #[test]
+fn one_loss_costs_no_time_and_many_do_not_spin() {
+    let mut task = Run::after(&[]).task;
+    let now = Timestamp(1_800_000_000_000_000);
+    let mut waits = Vec::new();
+    for _ in 0..9 {
+        task.state = State::Queued { not_before: now };
+        task = decide(&task, Command::Claim { worker: holder() }, now, &POLICY, 0.0).expect("a claim").task;
+        let lose = Command::Lose { epoch: task.epoch, why: Loss::NotDelivered, charged: false };
+        task = decide(&task, lose, now, &POLICY, 0.0).expect("a loss").task;
+        let State::Queued { not_before } = task.state else { panic!("it is tried again") };
+        waits.push(not_before.since(now).as_millis());
+    }
+    assert_eq!(waits, [0, 100, 200, 400, 800, 1600, 3200, 5000, 5000]);
+}
+
+#[test]
 fn a_claim_waits_for_the_backoff() {
     let run = Run::after(&[Claim, Started, ExitedFail]);
     let State::Queued { not_before } = run.task.state else { panic!("it is tried again") };

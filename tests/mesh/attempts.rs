@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use ado_proto::Epoch;
 use ado_proto::record::{Body, Exited, Loss, Output, Started, Stream};
-use ado_proto::request::{ErrorCode, GetTasks, Submit};
-use ado_proto::session::{Draining, FromWorker, ToAttempt};
+use ado_proto::request::{ErrorCode, GetTasks, ListEvents, ListWorkers, Submit, WorkerSession};
+use ado_proto::session::{Draining, FromWorker, ToAttempt, ToWorker};
 use ado_proto::spec::{Containment, Exit};
+use ado_proto::{Epoch, Incarnation, Role};
 use bytes::Bytes;
 
 use crate::mesh::{Mesh, TIMING, ask, kinds, log, refusal, spec};
@@ -179,7 +179,6 @@ async fn what_a_worker_hands_back_goes_on_at_once_and_is_not_charged() {
 async fn a_cancelled_task_tells_its_worker_and_ends_as_cancelled() {
     use ado_proto::record::Desired;
     use ado_proto::request::SetDesired;
-    use ado_proto::session::ToWorker;
     let mesh = Mesh::start().await;
     let (admin, mut worker) = (mesh.admin(), mesh.worker(1).await);
     let task = mesh.submit(&admin, spec()).await;
@@ -268,4 +267,77 @@ async fn tasks_nobody_can_run_hide_no_others() {
     let mesh = mesh.restart().await;
     let mut worker = mesh.worker(1).await;
     assert_eq!(worker.assignment().await.task, last);
+}
+
+async fn events(admin: &ado::net::Link) -> Vec<String> {
+    let events = ask(admin, ListEvents { after: 0, limit: 1000 }).await.expect("events are listed").events;
+    events.into_iter().map(|event| event.kind).filter(|kind| kind.starts_with("worker.")).collect()
+}
+
+async fn wait_for_event(admin: &ado::net::Link, kind: &str) -> Vec<String> {
+    for _ in 0..200 {
+        let events = events(admin).await;
+        if events.last().is_some_and(|last| last == kind) {
+            return events;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("no {kind}: {:?}", events(admin).await);
+}
+
+#[tokio::test]
+async fn events_say_that_workers_come_and_go() {
+    let mesh = Mesh::start().await;
+    let (admin, mut worker) = (mesh.admin(), mesh.worker(1).await);
+    assert_eq!(wait_for_event(&admin, "worker.lost").await, ["worker.joined", "worker.lost"]);
+    // Silent for longer still: that is nothing new. It comes back, and leaves with a word.
+    tokio::time::sleep(TIMING.lost_after / 2).await;
+    worker.beat(&[]).await;
+    let leaving = FromWorker::from(Draining { hand_back: Vec::new() });
+    worker.channel.tx.send_message(&leaving).await.unwrap();
+    worker.beat(&[]).await;
+    drop(worker);
+    assert_eq!(wait_for_event(&admin, "worker.left").await, ["worker.joined", "worker.lost", "worker.left"]);
+    assert_eq!(ask(&admin, ListWorkers).await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn a_worker_that_leaves_gets_nothing_when_it_connects_again() {
+    let mesh = Mesh::start().await;
+    let (admin, mut leaving) = (mesh.admin(), mesh.worker(4).await);
+    let task = mesh.submit(&admin, spec()).await;
+    let first = leaving.assignment().await;
+    let notice = FromWorker::from(Draining { hand_back: Vec::new() });
+    leaving.channel.tx.send_message(&notice).await.unwrap();
+    leaving.beat(&[(task, first.epoch)]).await;
+    let session = crate::mesh::session(leaving.incarnation, 4);
+    let (_, channel) = leaving.link.open(&session, crate::mesh::call()).await.unwrap();
+    let mut old = std::mem::replace(&mut leaving.channel, channel);
+    let ended = tokio::time::timeout(Duration::from_secs(20), old.rx.next_message::<ToWorker>()).await;
+    assert!(!matches!(ended, Ok(Ok(Some(_))) | Err(_)), "the older session is over: {ended:?}");
+    leaving.beat(&[(task, first.epoch)]).await;
+    mesh.submit(&admin, spec()).await;
+    for _ in 0..5 {
+        leaving.report(&[(task, first.epoch)]).await;
+        let message = leaving.next().await;
+        assert!(matches!(message, ToWorker::HeartbeatAnswer(_)), "{message:?}");
+    }
+    let workers = ask(&admin, ListWorkers).await.unwrap();
+    assert_eq!((workers[0].state.as_str(), workers[0].busy), ("draining", 1));
+}
+
+#[tokio::test]
+async fn a_worker_that_could_not_be_logged_is_refused() {
+    let mesh = Mesh::start().await;
+    let (link, _) = mesh.member(Role::Worker, "default", "w").await;
+    let incarnation = Incarnation(mesh.env.uuid());
+    let session = || crate::mesh::session(incarnation, 1);
+    let labels = (0..100).map(|n| (format!("label-{n}"), "x".repeat(60))).collect();
+    for bad in [
+        WorkerSession { name: "n".repeat(300_000), ..session() },
+        WorkerSession { agents: vec!["not a name".into()], ..session() },
+        WorkerSession { labels, ..session() },
+    ] {
+        refusal(link.open(&bad, crate::mesh::call()).await.map(drop), ErrorCode::Invalid);
+    }
 }

@@ -103,3 +103,33 @@ async fn begins_at_an_offset_a_line_or_an_instant() {
     let first = read(&mut channel).await.0[0].clone();
     assert!(first.time >= since && first.offset <= everything[3].offset, "{first:?}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_does_not_stay_gets_what_there_was_when_it_asked() {
+    const PIECES: u64 = 64; // 2 MiB before, and 20 MiB after
+    let mesh = Mesh::start().await;
+    let (admin, mut worker) = (mesh.admin(), mesh.worker(1).await);
+    let task = mesh.submit(&admin, spec()).await;
+    let assignment = worker.assignment().await;
+    worker.beat(&[(task, assignment.epoch)]).await;
+    let mut attempt = worker.output(task, assignment.epoch).await.unwrap();
+    attempt.send(0, vec![Started { pid: 1, containment: Containment::Group }.into()]).await;
+    let mut channel = None;
+    for number in 0..PIECES * 10 {
+        if number == PIECES {
+            while attempt.acknowledged().await.0 < PIECES + 1 {}
+            let request = Follow { task, from: StartAt::Offset(Offset(0)), follow: false, generation: None };
+            channel = Some(admin.open(&request, call()).await.unwrap().1);
+        }
+        attempt.send(number + 1, vec![piece(number)]).await;
+        if number % 8 == 0 {
+            worker.beat(&[(task, assignment.epoch)]).await;
+        }
+    }
+    while attempt.acknowledged().await.0 < PIECES * 10 + 1 {
+        worker.beat(&[(task, assignment.epoch)]).await;
+    }
+    let (records, end) = read(&mut channel.unwrap()).await;
+    assert!(!end.ended && end.next.0 == records.len() as u64);
+    assert!((PIECES..PIECES * 2).contains(&end.next.0), "up to {}", end.next);
+}
