@@ -100,6 +100,19 @@ impl Error {
         self
     }
 
+    /// Commands to type next talk to the mesh that was meant by `flag`, unless they name one or make a member of one.
+    #[must_use]
+    pub(crate) fn of_mesh(mut self, flag: &str) -> Self {
+        let at_home =
+            |hint: &&mut String| !["--context", "--remote", "ado join"].iter().any(|word| hint.contains(word));
+        for hint in self.hints.iter_mut().filter(at_home) {
+            if let Some(words) = hint.strip_prefix("ado ") {
+                *hint = format!("ado {flag} {words}");
+            }
+        }
+        self
+    }
+
     /// The exit code of the program.
     pub(crate) fn code(&self) -> u8 {
         self.kind.code()
@@ -216,6 +229,15 @@ mod tests {
                 "exitCode": 125,
             }}),
         );
+    }
+
+    #[test]
+    fn hints_talk_to_the_mesh_that_was_meant() {
+        let error =
+            Error::usage("x").hint("ado list --all").hint("ado join <join string>").hint("ado --context a list");
+        let shown = error.of_mesh("--remote").render(Format::Text);
+        let expected = "hint: ado --remote list --all\nhint: ado join <join string>\nhint: ado --context a list\n";
+        assert_eq!(shown, format!("error: x\n{expected}"));
     }
 
     #[test]

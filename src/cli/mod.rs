@@ -77,6 +77,16 @@ pub(crate) struct Global {
     pub(crate) log_level: Option<String>,
 }
 
+impl Global {
+    /// The flag that says which mesh is meant, as typed.
+    fn mesh(&self) -> Option<String> {
+        if self.remote {
+            return Some("--remote".into());
+        }
+        self.context.as_ref().map(|name| format!("--context {name}"))
+    }
+}
+
 #[derive(Debug, clap::Subcommand)]
 enum Command {
     Run(run::Args),
@@ -154,9 +164,14 @@ impl Cli {
     /// Runs the command; errors are printed. Returns the exit code.
     pub async fn run(self) -> ExitCode {
         let format = self.global.output;
+        let mesh = self.global.mesh();
         match Box::pin(self.dispatch()).await {
             Ok(code) => code.into(),
             Err(error) => {
+                let error = match &mesh {
+                    Some(flag) => error.of_mesh(flag),
+                    None => error,
+                };
                 eprint!("{}", error.render(format));
                 error.code().into()
             }

@@ -48,6 +48,8 @@ fn a_controller_a_worker_and_a_laptop() {
     assert_eq!(ran.stdout(), "over there\n");
     assert_eq!(laptop.ado(["--remote", "list", "-o", "json"]).json()[0]["worker"], "builder");
 
+    let unknown = laptop.ado(["--remote", "status", "nothing"]);
+    refused(&unknown, "hint: ado --remote list --all");
     let detached = laptop.ado(["run", "--remote", "--detach", "echo later"]);
     let attached = laptop.ado(["attach", "--remote", detached.stdout().trim()]);
     attached.assert_code(0);
