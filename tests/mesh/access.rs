@@ -77,12 +77,6 @@ async fn references_are_prefixes_names_or_clear_errors() {
     assert!(message.contains("`task-zz` is too short"), "{message}");
     let message = refusal(ask(&admin, GetTasks { reference: "no such".into() }).await, ErrorCode::NotFound);
     assert!(message.contains("`no such`"), "{message}");
-    // A name may look like an id. The newest task of a name is meant.
-    let confusing = || Submit { name: Some("beef".into()), specs: vec![spec()] };
-    ask(&admin, confusing()).await.unwrap();
-    let newest = ask(&admin, confusing()).await.unwrap().tasks;
-    let found = ask(&admin, GetTasks { reference: "beef".into() }).await.unwrap();
-    assert_eq!(found.iter().map(|info| info.id).collect::<Vec<_>>(), newest);
     let group = Submit { name: None, specs: vec![spec(), spec(), spec()] };
     let group = ask(&admin, group).await.unwrap();
     let found = ask(&admin, GetTasks { reference: group.group.unwrap().short() }).await.unwrap();

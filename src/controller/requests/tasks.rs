@@ -26,7 +26,7 @@ impl Asked<'_> {
     async fn find(&self, text: &str) -> Result<Vec<Row>, ErrorReply> {
         let not_found =
             || ErrorReply::new(ErrorCode::NotFound, format!("there is no task `{text}`")).hint("ado list --all");
-        let (mut find, is_prefix) = match text.parse() {
+        let (find, is_prefix) = match text.parse() {
             Ok(Reference::Full(id)) => (Find::Id(TaskId(id)), false),
             Ok(Reference::Task(tail)) => (Find::Prefix(tail), true),
             Ok(Reference::Group(tail)) => (Find::GroupPrefix(tail), true),
@@ -39,8 +39,7 @@ impl Asked<'_> {
             rows = self.look(&Find::Group(GroupId(id))).await?;
         }
         if rows.is_empty() && !matches!(find, Find::Name(_)) {
-            find = Find::Name(text.into());
-            rows = self.look(&find).await?;
+            rows = self.look(&Find::Name(text.into())).await?;
         }
         if rows.is_empty()
             && let Err(error @ ReferenceError::TooShort(_)) = text.parse::<Reference>()
