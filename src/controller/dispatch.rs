@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use ado_proto::session::Assignment;
 use ado_proto::{Audience, TaskId};
+use tokio::time::Instant;
 
 use super::Shared;
 use crate::queue::{Class, Hint};
@@ -135,6 +136,8 @@ fn free_slots(fleet: &[Candidate], class: &Class) -> usize {
 /// Claims what can be placed. Hints beyond the free slots go back to the queue, those that fit nobody are set aside.
 async fn claim(shared: &Shared, fleet: Vec<Candidate>, class: &Class, hints: Vec<Hint>, unplaced: &mut Unplaced) {
     let fleet = Arc::new(Mutex::new(fleet));
+    // Leases of this commit begin after this.
+    let begun = Instant::now();
     let changes = hints.iter().map(|hint| claim_one(shared, hint.task, fleet.clone())).collect();
     let outcomes = match shared.committer.commit(Unit { changes, once: None, audit: None }).await {
         Ok(Committed::Done(outcomes, _)) => outcomes,
@@ -146,7 +149,9 @@ async fn claim(shared: &Shared, fleet: Vec<Candidate>, class: &Class, hints: Vec
     };
     for (hint, outcome) in hints.into_iter().zip(outcomes) {
         match outcome {
-            Outcome::Applied(write) => assign(shared, &write.row),
+            Outcome::Applied(write) => {
+                assign(shared, &write.row, shared.timing.lease().saturating_sub(begun.elapsed()));
+            }
             Outcome::Locked => unplaced.entry(class.clone()).or_default().push(hint),
             // Still claimable: no worker with a free slot fits.
             Outcome::Refused(Refusal::NotClaimable, row) if hint_is_live(&row) => {
@@ -189,8 +194,9 @@ fn claim_one(shared: &Shared, id: TaskId, fleet: Arc<Mutex<Vec<Candidate>>>) -> 
     Change::Update { id, decide: Box::new(decide) }
 }
 
-/// Tells a worker that it holds a task. It may be said again: the worker knows the epoch then.
-pub(super) fn assign(shared: &Shared, row: &Row) {
+/// Tells a worker that it holds a task, by a lease that is good for `left` from now. It may be said again: the worker knows
+/// the epoch then.
+pub(super) fn assign(shared: &Shared, row: &Row, left: Duration) {
     let (task, Some(lease)) = (&row.task, &row.lease) else { return };
     let assignment = Assignment {
         task: task.id,
@@ -200,7 +206,7 @@ pub(super) fn assign(shared: &Shared, row: &Row) {
         group: task.group,
         attempt: task.attempt(),
         spec: task.spec.clone(),
-        lease_ms: u64::try_from(shared.timing.lease().as_millis()).unwrap_or(u64::MAX),
+        lease_ms: u64::try_from(left.as_millis()).unwrap_or(u64::MAX),
         desired: task.desired,
         generation: task.generation,
     };

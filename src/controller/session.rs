@@ -8,7 +8,7 @@ use ado_proto::request::{ErrorCode, ErrorReply, OutputAccepted, TaskOutput, Work
 use ado_proto::session::{
     Acknowledged, Draining, FromAttempt, FromWorker, Heartbeat, HeartbeatAnswer, Stale, ToAttempt, ToWorker,
 };
-use ado_proto::{Audience, Epoch, Incarnation, Origin, Seq, TaskId, WorkerId};
+use ado_proto::{Audience, Epoch, Incarnation, Origin, Seq, TaskId, Timestamp, WorkerId};
 use futures_util::FutureExt;
 use tokio::sync::mpsc;
 
@@ -58,7 +58,7 @@ pub(super) async fn open(
         containment: session.containment,
         build: session.build,
         draining: false,
-        seen_at: ado_proto::Timestamp(0),
+        seen_at: Timestamp(0),
     };
     let former = shared.store.register(worker.clone()).await.map_err(unavailable)?;
     let held = shared.store.held_by(id).await.map_err(unavailable)?;
@@ -131,7 +131,9 @@ async fn receive(
             FromWorker::Draining(notice) => {
                 draining = true;
                 shared.fleet.drain(worker.id);
-                hand_back(shared, worker, notice).await
+                // The next heartbeat's answer would say that this was heard. Another session says it again.
+                hand_back(shared, worker, notice).await.map_err(|error| net::Error::Lost(error.to_string()))?;
+                Ok(true)
             }
             FromWorker::Unknown { .. } => Ok(true),
         };
@@ -157,10 +159,12 @@ async fn beat(
     let renewed = shared.store.renew(worker.id, worker.incarnation, &heartbeat.holds, lease, draining).await?;
     let Some(renewal) = renewed else { return Ok(false) };
     shared.fleet.reported(worker.id);
+    let now = if renewal.unnamed.is_empty() { Timestamp(0) } else { shared.store.now().await? };
     for row in &renewal.unnamed {
         // Only an attempt this start has never named can have got lost on the way.
         if row.lease.as_ref().is_some_and(|lease| lease.incarnation.is_none()) {
-            dispatch::assign(shared, row);
+            let left = row.lease.as_ref().map_or(Duration::ZERO, |lease| lease.expires_at.since(now));
+            dispatch::assign(shared, row, left);
         }
     }
     let answer = HeartbeatAnswer {
@@ -173,7 +177,7 @@ async fn beat(
     Ok(true)
 }
 
-async fn hand_back(shared: &Shared, worker: &Worker, notice: Draining) -> store::Result<bool> {
+async fn hand_back(shared: &Shared, worker: &Worker, notice: Draining) -> store::Result<()> {
     for (task, epoch) in notice.hand_back {
         match shared.store.row(task).await? {
             Some(row) if row.task.epoch == epoch && holds(&row, worker.id, worker.incarnation) => {
@@ -182,7 +186,7 @@ async fn hand_back(shared: &Shared, worker: &Worker, notice: Draining) -> store:
             _ => tracing::debug!(%task, %epoch, worker = %worker.name, "handed back what it does not hold"),
         }
     }
-    Ok(true)
+    Ok(())
 }
 
 /// Whether this start of a worker may speak for the row's current epoch.
