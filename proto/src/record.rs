@@ -175,6 +175,21 @@ payloads! {
     }
 }
 
+impl Body {
+    /// Whether a record of this can be read again once written: it is within [`MAX_BODY`] and [`MAX_OUTPUT`].
+    pub fn is_readable(&self) -> bool {
+        match self {
+            Self::Output(output) => output.data.len() <= MAX_OUTPUT,
+            Self::Unknown { bytes, .. } => bytes.len() <= MAX_BODY,
+            lifecycle => {
+                let mut body = Vec::new();
+                lifecycle.encode_body(&mut body);
+                body.len() <= MAX_BODY
+            }
+        }
+    }
+}
+
 impl From<Submitted> for Body {
     fn from(submitted: Submitted) -> Self {
         Self::Submitted(Box::new(submitted))

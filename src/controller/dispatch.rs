@@ -7,22 +7,26 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use ado_proto::record::Desired;
 use ado_proto::session::Assignment;
-use ado_proto::{Audience, TaskId};
+use ado_proto::{Audience, TaskId, Timestamp};
 use tokio::time::Instant;
 
 use super::Shared;
-use crate::queue::{Class, Hint};
-use crate::scheduler::{self, Candidate};
-use crate::store::{self, Change, Committed, Lease, NewEvent, Outcome, Row, Unit, Write};
+use super::aside::Aside;
+use crate::queue::{self, Class, Hint};
+use crate::scheduler::{self, Candidate, Demand};
+use crate::store::{self, Change, Committed, Lease, NewEvent, Outcome, Row, Unit, Waiting, Write};
 use crate::task::{self, Command, Holder, Refusal, State};
 
 /// How often the store is asked for what the queue may have lost.
 const SWEEP: Duration = Duration::from_secs(5);
-/// Most tasks one sweep hints.
+/// Tasks of one sweep. The next one goes on where it ended, so that those nobody can run hide no others.
 const SWEEP_LIMIT: usize = 1000;
 /// Hints tried beyond the free slots: some are stale, some fit no worker.
 const SPARE: usize = 64;
+/// Between two tries of a claim that the store did not answer.
+const RETRY: Duration = Duration::from_millis(500);
 
 /// The hint of a queued task.
 pub(super) fn hint(task: &task::Task) -> Option<(Class, Hint)> {
@@ -32,96 +36,127 @@ pub(super) fn hint(task: &task::Task) -> Option<(Class, Hint)> {
     Some((class, Hint { score: store::score(not_before, task.spec.priority), task: task.id }))
 }
 
-/// Gives the queue the hints of rows that may be claimed.
+/// Gives the queue the hints of rows that are queued.
 pub(super) async fn give_hints(shared: &Shared, rows: &[Row]) {
+    give(shared, rows.iter().filter_map(|row| hint(&row.task))).await;
+}
+
+async fn give(shared: &Shared, hints: impl IntoIterator<Item = (Class, Hint)>) {
+    if let Err(error) = push(shared, hints).await {
+        tracing::warn!(%error, "hints are lost until the sweep finds them");
+    }
+}
+
+async fn push(shared: &Shared, hints: impl IntoIterator<Item = (Class, Hint)>) -> Result<(), queue::Error> {
     let mut classes: BTreeMap<Class, Vec<Hint>> = BTreeMap::new();
-    for (class, hint) in rows.iter().filter_map(|row| hint(&row.task)) {
+    for (class, hint) in hints {
         classes.entry(class).or_default().push(hint);
     }
     for (class, hints) in classes {
-        if let Err(error) = shared.queue.push(&class, &hints).await {
-            tracing::warn!(%error, "hints are lost until the next sweep");
-        }
+        shared.queue.push(&class, &hints).await?;
     }
+    Ok(())
 }
 
 /// Runs until the controller stops.
 pub(super) async fn run(shared: Shared) {
     let mut sweep = tokio::time::interval(SWEEP);
     sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut due = sweep_once(&shared).await;
-    // Hints that fitted nobody. They come back when the fleet changes, or by the sweep: giving them back at once would
-    // only wake this loop again.
-    let mut unplaced = Unplaced::new();
+    let mut swept = None;
+    let mut aside = Aside::default();
     loop {
-        place_all(&shared, &mut unplaced).await;
-        let until_due = async {
-            match due {
-                Some(wait) => tokio::time::sleep(wait).await,
-                None => std::future::pending().await,
-            }
-        };
+        place_all(&shared, &mut aside).await;
+        let fitting = aside.take_fitting(&shared.fleet.candidates());
+        if !fitting.is_empty() && !shared.tasks.is_stopping() {
+            give(&shared, fitting).await;
+            continue;
+        }
         tokio::select! {
             biased;
             () = shared.tasks.stopping() => return,
-            _ = sweep.tick() => {
-                unplaced.clear();
-                due = sweep_once(&shared).await;
-            }
-            () = until_due => due = sweep_once(&shared).await,
-            () = shared.fleet.chance() => {
-                give_back(&shared, &mut unplaced).await;
-                due = next_due(&shared).await;
-            }
+            _ = sweep.tick() => swept = sweep_once(&shared, swept).await,
+            due = due(&shared, aside.next_due()) => give(&shared, aside.take_due(due)).await,
+            () = shared.fleet.chance() => {}
             () = shared.queue.pushed() => {}
         }
     }
 }
 
-type Unplaced = BTreeMap<Class, Vec<Hint>>;
-
-async fn give_back(shared: &Shared, unplaced: &mut Unplaced) {
-    for (class, hints) in std::mem::take(unplaced) {
-        if let Err(error) = shared.queue.push(&class, &hints).await {
-            tracing::warn!(%error, "hints are lost until the next sweep");
+/// Resolves at an instant, with the store's time then.
+async fn due(shared: &Shared, at: Option<Timestamp>) -> Timestamp {
+    let Some(at) = at else { return std::future::pending().await };
+    loop {
+        match shared.store.now().await {
+            Ok(now) if now >= at => return now,
+            // Looks again every now and then: the store's clock may be set.
+            Ok(now) => tokio::time::sleep(at.since(now).clamp(Duration::from_millis(1), SWEEP)).await,
+            Err(_) => tokio::time::sleep(RETRY).await,
         }
     }
 }
 
-/// Hints everything claimable. Returns how long until the next delayed task is due.
-async fn sweep_once(shared: &Shared) -> Option<Duration> {
-    match shared.store.claimable(SWEEP_LIMIT).await {
-        Ok(rows) => give_hints(shared, &rows).await,
-        Err(error) => tracing::warn!(%error, "cannot look for queued tasks"),
+/// Where a sweep ended: score and id.
+type Place = Option<(i64, TaskId)>;
+
+/// Hints what the store says waits, from a place on: one page, or everything when the queue has lost its hints.
+async fn sweep_once(shared: &Shared, from: Place) -> Place {
+    match try_sweep(shared, from).await {
+        Ok(place) => place,
+        Err(error) => {
+            tracing::warn!(%error, "cannot look for queued tasks");
+            from
+        }
     }
-    next_due(shared).await
 }
 
-async fn next_due(shared: &Shared) -> Option<Duration> {
-    let due = shared.store.next_due().await.ok().flatten()?;
-    let now = shared.store.now().await.ok()?;
-    // A millisecond more: timers may fire early by less than their resolution.
-    Some(due.since(now) + Duration::from_millis(1))
+async fn try_sweep(shared: &Shared, from: Place) -> Result<Place, Box<dyn std::error::Error + Send + Sync>> {
+    let intact = shared.queue.is_intact().await?;
+    let mut from = from.filter(|_| intact);
+    loop {
+        let page = shared.store.waiting(from, SWEEP_LIMIT).await?;
+        let last = page.last().filter(|_| page.len() == SWEEP_LIMIT);
+        from = last.map(|waiting| (waiting.score, waiting.id));
+        push(shared, page.into_iter().map(hint_of)).await?;
+        if intact {
+            return Ok(from);
+        }
+        if from.is_none() {
+            shared.queue.mark_rebuilt().await?;
+            return Ok(None);
+        }
+    }
 }
 
-/// Tries hints until there are no free slots or no fitting hints.
-async fn place_all(shared: &Shared, unplaced: &mut Unplaced) {
-    let classes = match shared.queue.classes().await {
-        Ok(classes) => classes,
-        Err(error) => return tracing::warn!(%error, "cannot read the queue"),
-    };
-    for class in classes {
-        loop {
+fn hint_of(waiting: Waiting) -> (Class, Hint) {
+    let Waiting { score, id, namespace, pool, agent } = waiting;
+    (Class { namespace, pool, agent }, Hint { score, task: id })
+}
+
+/// Tries hints until there are no free slots or no fitting hints. The classes take turns: a long one hides no other.
+async fn place_all(shared: &Shared, aside: &mut Aside) {
+    loop {
+        let classes = match shared.queue.classes().await {
+            Ok(classes) => classes,
+            Err(error) => return tracing::warn!(%error, "cannot read the queue"),
+        };
+        let mut tried = false;
+        for class in classes {
             let fleet = shared.fleet.candidates();
             let free = free_slots(&fleet, &class);
-            if free == 0 || shared.tasks.is_stopping() {
-                break;
+            if shared.tasks.is_stopping() {
+                return;
+            }
+            if free == 0 {
+                continue;
             }
             let hints = shared.queue.pop(&class, free + SPARE).await.unwrap_or_default();
-            if hints.is_empty() {
-                break;
+            if !hints.is_empty() {
+                tried = true;
+                claim(shared, fleet, &class, hints, aside).await;
             }
-            claim(shared, fleet, &class, hints, unplaced).await;
+        }
+        if !tried {
+            return;
         }
     }
 }
@@ -133,8 +168,10 @@ fn free_slots(fleet: &[Candidate], class: &Class) -> usize {
     fleet.iter().filter(serves).map(|worker| worker.free() as usize).sum()
 }
 
-/// Claims what can be placed. Hints beyond the free slots go back to the queue, those that fit nobody are set aside.
-async fn claim(shared: &Shared, fleet: Vec<Candidate>, class: &Class, hints: Vec<Hint>, unplaced: &mut Unplaced) {
+/// Claims what can be placed. The other hints are set aside.
+async fn claim(shared: &Shared, fleet: Vec<Candidate>, class: &Class, hints: Vec<Hint>, aside: &mut Aside) {
+    // Before the decisions: what is not due by this time was not due for them, or is tried again at once.
+    let Ok(now) = shared.store.now().await else { return };
     let fleet = Arc::new(Mutex::new(fleet));
     // Leases of this commit begin after this.
     let begun = Instant::now();
@@ -144,7 +181,7 @@ async fn claim(shared: &Shared, fleet: Vec<Candidate>, class: &Class, hints: Vec
         Ok(_) => return,
         Err(error) => {
             tracing::warn!(%error, "cannot claim");
-            return unplaced.entry(class.clone()).or_default().extend(hints);
+            return hints.into_iter().for_each(|hint| aside.early(now.after(RETRY), class, hint));
         }
     };
     for (hint, outcome) in hints.into_iter().zip(outcomes) {
@@ -152,18 +189,22 @@ async fn claim(shared: &Shared, fleet: Vec<Candidate>, class: &Class, hints: Vec
             Outcome::Applied(write) => {
                 assign(shared, &write.row, shared.timing.lease().saturating_sub(begun.elapsed()));
             }
-            Outcome::Locked => unplaced.entry(class.clone()).or_default().push(hint),
-            // Still claimable: no worker with a free slot fits.
-            Outcome::Refused(Refusal::NotClaimable, row) if hint_is_live(&row) => {
-                unplaced.entry(class.clone()).or_default().push(hint);
-            }
-            Outcome::Refused(..) | Outcome::Missing => {}
+            Outcome::Locked => aside.early(now.after(RETRY), class, hint),
+            Outcome::Refused(Refusal::NotClaimable, row) => match row.task.state {
+                State::Queued { not_before } if row.task.desired == Desired::Running => {
+                    if not_before > now {
+                        aside.early(not_before, class, hint);
+                    } else {
+                        aside.unfit(class, row.task.spec.labels, hint);
+                    }
+                }
+                // Claimed meanwhile, over, or not wanted: whoever wants it again gives another hint.
+                _ => {}
+            },
+            Outcome::Refused(refusal, _) => tracing::error!(task = %hint.task, %refusal, "cannot be claimed"),
+            Outcome::Missing => {}
         }
     }
-}
-
-fn hint_is_live(row: &Row) -> bool {
-    matches!(row.task.state, State::Queued { .. }) && row.task.desired == ado_proto::record::Desired::Running
 }
 
 fn claim_one(shared: &Shared, id: TaskId, fleet: Arc<Mutex<Vec<Candidate>>>) -> Change {
@@ -173,7 +214,8 @@ fn claim_one(shared: &Shared, id: TaskId, fleet: Arc<Mutex<Vec<Candidate>>>) -> 
             return Err(Refusal::NotClaimable);
         }
         let mut fleet = fleet.lock().unwrap_or_else(PoisonError::into_inner);
-        let chosen = scheduler::place(&mut fleet, &row.task.namespace, &row.task.spec).ok_or(Refusal::NotClaimable)?;
+        let chosen = scheduler::place(&mut fleet, &Demand::of(&row.task.namespace, &row.task.spec));
+        let chosen = chosen.ok_or(Refusal::NotClaimable)?;
         let (worker, name) = (chosen.id, chosen.name.clone());
         let command = Command::Claim { worker: Holder { id: worker, name: name.clone() } };
         let decision = task::decide(&row.task, command, now, &policy, 0.0)?;

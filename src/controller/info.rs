@@ -5,7 +5,7 @@ use ado_proto::record::Desired;
 use ado_proto::request::{TaskInfo, WorkerInfo};
 
 use super::fleet::Fleet;
-use crate::scheduler::{self, Candidate};
+use crate::scheduler::{self, Candidate, Demand};
 use crate::store::{Row, Worker};
 use crate::task::State;
 
@@ -53,7 +53,7 @@ fn reason(row: &Row, fleet: &[Candidate], now: Timestamp) -> Option<String> {
         (State::Queued { not_before }, _) if *not_before > now => {
             format!("tried again in {} s, after {} failed attempts", not_before.since(now).as_secs() + 1, task.failures)
         }
-        (State::Queued { .. }, _) => scheduler::why_waiting(fleet, &task.namespace, &task.spec),
+        (State::Queued { .. }, _) => scheduler::why_waiting(fleet, &Demand::of(&task.namespace, &task.spec)),
         (State::Starting | State::Running | State::Paused, _) if !is_connected(row, fleet) => {
             "its worker is not connected: it goes on there, or elsewhere when the lease has ended".into()
         }

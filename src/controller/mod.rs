@@ -4,6 +4,7 @@
 //! Must never know: SQL text, frame bytes, argv.
 
 mod access;
+mod aside;
 mod authority;
 mod commit;
 mod dispatch;

@@ -32,6 +32,26 @@ pub struct Candidate {
     pub silent: bool,
 }
 
+/// What a task asks of a worker.
+#[derive(Debug, Clone, Copy)]
+pub struct Demand<'a> {
+    /// Where the task lives.
+    pub namespace: &'a Namespace,
+    /// The worker's template.
+    pub pool: &'a str,
+    /// The agent it runs.
+    pub agent: &'a str,
+    /// Labels the worker must have.
+    pub labels: &'a BTreeMap<String, String>,
+}
+
+impl<'a> Demand<'a> {
+    /// Of a task of this namespace.
+    pub fn of(namespace: &'a Namespace, spec: &'a TaskSpec) -> Self {
+        Self { namespace, pool: &spec.pool, agent: &spec.agent, labels: &spec.labels }
+    }
+}
+
 impl Candidate {
     /// Slots that are free for new work.
     pub fn free(&self) -> u32 {
@@ -39,17 +59,18 @@ impl Candidate {
     }
 
     /// Why it cannot run such a task, however long one waits; `None`: it can.
-    pub fn unfit(&self, namespace: &Namespace, spec: &TaskSpec) -> Option<String> {
-        if self.namespace != *namespace {
+    pub fn unfit(&self, demand: &Demand<'_>) -> Option<String> {
+        if self.namespace != *demand.namespace {
             return Some(format!("belongs to namespace {}", self.namespace));
         }
-        if self.pool != spec.pool {
-            return Some(format!("is of pool {}, not {}", self.pool, spec.pool));
+        if self.pool != demand.pool {
+            return Some(format!("is of pool {}, not {}", self.pool, demand.pool));
         }
-        if !self.agents.contains(&spec.agent) {
-            return Some(format!("cannot run {}", spec.agent));
+        if !self.agents.iter().any(|agent| agent == demand.agent) {
+            return Some(format!("cannot run {}", demand.agent));
         }
-        spec.labels
+        demand
+            .labels
             .iter()
             .find(|(key, value)| self.labels.get(*key) != Some(*value))
             .map(|(key, value)| format!("lacks the label {key}={value}"))
@@ -58,29 +79,29 @@ impl Candidate {
 
 /// The worker for a task: of those that fit and have a free slot the one with the most free slots, so that work spreads;
 /// the lowest id among equals. Takes the slot.
-pub fn place<'a>(fleet: &'a mut [Candidate], namespace: &Namespace, spec: &TaskSpec) -> Option<&'a Candidate> {
+pub fn place<'a>(fleet: &'a mut [Candidate], demand: &Demand<'_>) -> Option<&'a Candidate> {
     let best = fleet
         .iter_mut()
-        .filter(|worker| worker.free() > 0 && worker.unfit(namespace, spec).is_none())
+        .filter(|worker| worker.free() > 0 && worker.unfit(demand).is_none())
         .max_by_key(|worker| (worker.free(), std::cmp::Reverse(worker.id)))?;
     best.busy += 1;
     Some(best)
 }
 
 /// One sentence: why a task that could run now does not, and what to do.
-pub fn why_waiting(fleet: &[Candidate], namespace: &Namespace, spec: &TaskSpec) -> String {
+pub fn why_waiting(fleet: &[Candidate], demand: &Demand<'_>) -> String {
     if fleet.is_empty() {
         return format!(
             "no worker is connected: start one with `ado worker`, or get a join string with `ado token create --role {}`",
             Role::Worker
         );
     }
-    let fit: Vec<_> = fleet.iter().filter(|worker| worker.unfit(namespace, spec).is_none()).collect();
+    let fit: Vec<_> = fleet.iter().filter(|worker| worker.unfit(demand).is_none()).collect();
     if fit.is_empty() {
         let each: Vec<_> = fleet
             .iter()
             .take(3)
-            .filter_map(|worker| worker.unfit(namespace, spec).map(|why| format!("{} {why}", worker.name)))
+            .filter_map(|worker| worker.unfit(demand).map(|why| format!("{} {why}", worker.name)))
             .collect();
         return format!("none of {} connected workers can run it: {}", fleet.len(), each.join("; "));
     }
@@ -127,7 +148,7 @@ mod tests {
     fn spreads_and_takes_the_slot() {
         let mut fleet = [worker(1, 2, 0), worker(2, 2, 0), worker(3, 4, 3)];
         let mut order = Vec::new();
-        while let Some(chosen) = place(&mut fleet, &Namespace::default(), &spec()) {
+        while let Some(chosen) = place(&mut fleet, &Demand::of(&Namespace::default(), &spec())) {
             order.push(chosen.name.clone());
         }
         assert_eq!(order, ["w1", "w2", "w1", "w2", "w3"]);
@@ -138,9 +159,9 @@ mod tests {
         let check = |change: &dyn Fn(&mut Candidate, &mut TaskSpec), says: &str| {
             let (mut candidate, mut spec) = (worker(1, 1, 0), spec());
             change(&mut candidate, &mut spec);
-            let why = why_waiting(&[candidate.clone()], &Namespace::default(), &spec);
+            let why = why_waiting(&[candidate.clone()], &Demand::of(&Namespace::default(), &spec));
             assert!(why.contains(says), "{why}");
-            assert_eq!(place(&mut [candidate], &Namespace::default(), &spec), None);
+            assert_eq!(place(&mut [candidate], &Demand::of(&Namespace::default(), &spec)), None);
         };
         check(&|worker, _| worker.namespace = Namespace("other".into()), "belongs to namespace other");
         check(&|_, spec| spec.pool = "gpu".into(), "is of pool default, not gpu");

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use ado_proto::record::Record;
 use ado_proto::{Offset, TaskId, Timestamp};
 
-use super::{Change, NewEvent, Outcome, Row, Unit, Write};
+use super::{Audit, Change, NewEvent, Outcome, Row, Unit, Write};
 use crate::task::{FoldError, Refusal, Task};
 
 /// The tasks that a batch changes, as they are now.
@@ -30,6 +30,20 @@ pub(super) struct Staged {
 pub(super) fn ids(units: &[Unit]) -> BTreeSet<TaskId> {
     let changes = units.iter().flat_map(|unit| &unit.changes);
     changes.map(|(Change::Create { id, .. } | Change::Update { id, .. })| *id).collect()
+}
+
+/// The line of the audit log of a unit with these outcomes.
+pub(super) fn audited(audit: Audit, outcomes: &[Outcome]) -> Audit {
+    let refused = |outcome: &Outcome| match outcome {
+        Outcome::Applied(_) => None,
+        Outcome::Refused(refusal, _) => Some(refusal.to_string()),
+        Outcome::Missing => Some("no such task".into()),
+        Outcome::Locked => Some("locked".into()),
+    };
+    match outcomes.iter().map(refused).collect::<Option<Vec<_>>>().unwrap_or_default().into_iter().next() {
+        Some(result) => Audit { result, ..audit },
+        None => audit,
+    }
 }
 
 impl Batch {
@@ -87,7 +101,7 @@ impl Batch {
     }
 }
 
-/// Whether the records are dense from the end of the log and lead to the row.
+/// Whether the records can be read again, are dense from the end of the log and lead to the row.
 fn check(id: TaskId, before: Option<&Task>, write: &Write) -> Result<(), FoldError> {
     if before.is_none() && write.records.is_empty() {
         return Err(FoldError::NotTheBeginning);
@@ -96,6 +110,10 @@ fn check(id: TaskId, before: Option<&Task>, write: &Write) -> Result<(), FoldErr
     for record in &write.records {
         if record.offset != next {
             return Err(FoldError::Offset { found: record.offset, expected: next });
+        }
+        // Nobody could read it again, nor what lies beside it.
+        if !record.body.is_readable() {
+            return Err(FoldError::TooLong(record.offset));
         }
         next = next.next();
     }

@@ -17,7 +17,7 @@ use super::batch::{self, Batch};
 use super::clock::Clock;
 use super::{
     Audit, Certificate, Committed, EVENT_RETENTION, Find, KEY_RETENTION, ListFilter, NewEvent, Page, Renewal, Result,
-    Row, Store, Token, TokenRefusal, Unit, Worker, is_claimable, log, rules, score,
+    Row, Store, Token, TokenRefusal, Unit, Waiting, Worker, WorkerEvent, log, rules, score,
 };
 use crate::env::Env;
 use crate::task::State;
@@ -36,6 +36,7 @@ struct Held {
     logs: BTreeMap<TaskId, Vec<Record>>,
     requests: BTreeMap<(String, u16, RequestId), Answered>,
     workers: BTreeMap<WorkerId, Worker>,
+    lost: BTreeSet<WorkerId>,
     loops: BTreeMap<String, Loop>,
     tokens: BTreeMap<String, Token>,
     certificates: BTreeMap<String, Certificate>,
@@ -89,7 +90,7 @@ impl Held {
             self.requests.insert(key, Answered { body: once.body, answer: answer.clone(), at: now });
             answer
         });
-        self.audit.extend(unit.audit.map(|audit| (now, audit)));
+        self.audit.extend(unit.audit.map(|audit| (now, batch::audited(audit, &outcomes))));
         Committed::Done(outcomes, answer)
     }
 
@@ -217,22 +218,23 @@ impl Store for Memory {
         Ok(Some(first.map_or(row.task.next_offset, |record| record.offset)))
     }
 
-    async fn claimable(&self, limit: usize) -> Result<Vec<Row>> {
-        let now = self.clock.now();
-        let order = |row: &Row| match row.task.state {
-            State::Queued { not_before } => (score(not_before, row.task.spec.priority), row.task.id),
-            _ => (i64::MAX, row.task.id),
-        };
-        Ok(self.held().pick(|row| is_claimable(&row.task, now), order, limit))
-    }
-
-    async fn next_due(&self) -> Result<Option<Timestamp>> {
-        let now = self.clock.now();
-        let due = |row: &Row| match row.task.state {
-            State::Queued { not_before } if row.task.desired == Desired::Running => Some(not_before),
+    async fn waiting(&self, after: Option<(i64, TaskId)>, limit: usize) -> Result<Vec<Waiting>> {
+        let waiting = |row: &Row| match row.task.state {
+            State::Queued { not_before } if row.task.desired == Desired::Running => Some(Waiting {
+                score: score(not_before, row.task.spec.priority),
+                id: row.task.id,
+                namespace: row.task.namespace.clone(),
+                pool: row.task.spec.pool.clone(),
+                agent: row.task.spec.agent.clone(),
+            }),
             _ => None,
         };
-        Ok(self.held().rows.values().filter_map(due).filter(|due| *due > now).min())
+        let place = |waiting: &Waiting| (waiting.score, waiting.id);
+        let mut all: Vec<_> = self.held().rows.values().filter_map(waiting).collect();
+        all.retain(|waiting| after.is_none_or(|after| place(waiting) > after));
+        all.sort_by_key(place);
+        all.truncate(limit);
+        Ok(all)
     }
 
     async fn expired(&self, before: Timestamp, limit: usize) -> Result<Vec<Row>> {
@@ -248,6 +250,8 @@ impl Store for Memory {
     async fn register(&self, mut worker: Worker) -> Result<Option<Worker>> {
         let mut held = self.held();
         worker.seen_at = self.clock.now();
+        worker.draining |= rules::still_drains(held.workers.get(&worker.id), &worker);
+        held.lost.remove(&worker.id);
         Ok(held.workers.insert(worker.id, worker))
     }
 
@@ -265,6 +269,7 @@ impl Store for Memory {
         let Some(registered) = registered else { return Ok(None) };
         registered.seen_at = now;
         registered.draining = draining;
+        held.lost.remove(&worker);
         let rows = held.held_by(worker);
         let renewal = rules::renewal(rows, holds.iter().copied().collect(), incarnation, now.after(lease));
         held.rows.extend(renewal.renewed.iter().map(|row| (row.task.id, row.clone())));
@@ -275,8 +280,20 @@ impl Store for Memory {
         Ok(self.held().workers.values().cloned().collect())
     }
 
+    async fn lose_workers(&self, before: Timestamp, event: WorkerEvent<'_>) -> Result<Vec<Worker>> {
+        let mut held = self.held();
+        let now = self.clock.now();
+        let silent = held.workers.values().filter(|worker| worker.seen_at < before && !held.lost.contains(&worker.id));
+        let silent: Vec<_> = silent.cloned().collect();
+        held.lost.extend(silent.iter().map(|worker| worker.id));
+        held.add_events(silent.iter().map(event).collect(), now);
+        Ok(silent)
+    }
+
     async fn remove_worker(&self, id: WorkerId) -> Result<()> {
-        self.held().workers.remove(&id);
+        let mut held = self.held();
+        held.workers.remove(&id);
+        held.lost.remove(&id);
         Ok(())
     }
 
@@ -355,10 +372,13 @@ impl Store for Memory {
     async fn revoke_identity(&self, identity: &str, audit: Audit) -> Result<Vec<String>> {
         let mut held = self.held();
         let now = self.clock.now();
-        held.revoked.insert(identity.into());
-        held.audit.push((now, audit));
         let live = held.certificates.values().filter(|one| one.identity == identity && one.not_after > now);
-        Ok(live.map(|one| one.serial.clone()).collect())
+        let live: Vec<_> = live.map(|one| one.serial.clone()).collect();
+        if !live.is_empty() {
+            held.revoked.insert(identity.into());
+            held.audit.push((now, audit));
+        }
+        Ok(live)
     }
 
     async fn denied(&self) -> Result<Vec<String>> {
@@ -398,6 +418,14 @@ impl Store for Memory {
         held.events.retain(|_, (_, event)| event.time >= events);
         held.tokens.retain(|_, token| token.expires_at > now);
         held.certificates.retain(|_, certificate| certificate.not_after > now);
+        let gone = |worker: &&Worker| {
+            worker.seen_at < events && held.lost.contains(&worker.id) && held.held_by(worker.id).is_empty()
+        };
+        let gone: Vec<_> = held.workers.values().filter(gone).map(|worker| worker.id).collect();
+        for id in gone {
+            held.workers.remove(&id);
+            held.lost.remove(&id);
+        }
         Ok(())
     }
 

@@ -54,6 +54,9 @@ pub struct Lease {
 /// A pure decision, run under the row's lock with the store's clock.
 pub type Decide = Box<dyn FnOnce(&Row, Timestamp) -> std::result::Result<Write, Refusal> + Send>;
 
+/// Says what happened to a worker.
+pub type WorkerEvent<'a> = &'a (dyn Fn(&Worker) -> NewEvent + Send + Sync);
+
 /// Makes a task with the store's clock.
 pub type Make = Box<dyn FnOnce(Timestamp) -> Write + Send>;
 
@@ -148,7 +151,7 @@ pub struct Audit {
     pub action: &'static str,
     /// Of what.
     pub target: String,
-    /// `ok`, or why not.
+    /// `ok`, or why not. A store puts the refusal here when it refuses everything that was asked.
     pub result: String,
 }
 
@@ -231,6 +234,21 @@ pub struct Worker {
     pub draining: bool,
     /// Last heartbeat, on the store's clock.
     pub seen_at: Timestamp,
+}
+
+/// A queued task that is wanted running.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Waiting {
+    /// Its place in the order of claims; see [`score`].
+    pub score: i64,
+    /// Which.
+    pub id: TaskId,
+    /// Where it lives.
+    pub namespace: Namespace,
+    /// Which workers may take it.
+    pub pool: String,
+    /// Which agent it needs.
+    pub agent: String,
 }
 
 /// A lease renewal's result.
@@ -350,11 +368,8 @@ pub trait Store: Send + Sync + 'static {
     /// The first offset committed at or after `since`; the log's length if there is none.
     async fn offset_since(&self, task: TaskId, since: Timestamp) -> Result<Option<Offset>>;
 
-    /// Tasks that may be claimed now (queued, due, wanted running), by score: `not_before - priority * 60 s`.
-    async fn claimable(&self, limit: usize) -> Result<Vec<Row>>;
-
-    /// When the next queued task that is not due yet will be.
-    async fn next_due(&self) -> Result<Option<Timestamp>>;
+    /// Queued tasks that are wanted running, due or not, by [`score`] and id; those after a place in this order.
+    async fn waiting(&self, after: Option<(i64, TaskId)>, limit: usize) -> Result<Vec<Waiting>>;
 
     /// Held tasks whose lease ended before `before`.
     async fn expired(&self, before: Timestamp, limit: usize) -> Result<Vec<Row>>;
@@ -362,7 +377,8 @@ pub trait Store: Send + Sync + 'static {
     /// Held tasks of a worker.
     async fn held_by(&self, worker: WorkerId) -> Result<Vec<Row>>;
 
-    /// Registers a worker's start, or the worker anew. Sets `seen_at`. Returns the former row.
+    /// Registers a worker's start, or the worker anew. Sets `seen_at`. A start that was draining still is. Returns the
+    /// former row.
     async fn register(&self, worker: Worker) -> Result<Option<Worker>>;
 
     /// One heartbeat: extends leases of the named pairs by `lease` from now and binds them to this start, if the worker
@@ -379,6 +395,9 @@ pub trait Store: Send + Sync + 'static {
 
     /// All workers.
     async fn workers(&self) -> Result<Vec<Worker>>;
+
+    /// Finds the workers not seen since `before` and adds an event for each: one for every silence. Returns them.
+    async fn lose_workers(&self, before: Timestamp, event: WorkerEvent<'_>) -> Result<Vec<Worker>>;
 
     /// Forgets a worker.
     async fn remove_worker(&self, id: WorkerId) -> Result<()>;
@@ -405,7 +424,8 @@ pub trait Store: Send + Sync + 'static {
     /// Remembers an issued certificate. `false`: its identity has been revoked, and the certificate must not be used.
     async fn put_certificate(&self, certificate: Certificate) -> Result<bool>;
 
-    /// Denies every live certificate of an identity. Returns their serials. The identity itself is denied renewal.
+    /// Denies every live certificate of an identity. Returns their serials. The identity itself is denied renewal. One
+    /// without a live certificate is left alone.
     async fn revoke_identity(&self, identity: &str, audit: Audit) -> Result<Vec<String>>;
 
     /// Serials that are denied and have not expired.
@@ -420,8 +440,8 @@ pub trait Store: Send + Sync + 'static {
     /// The audit log, newest first.
     async fn audit(&self, limit: usize) -> Result<Vec<(Timestamp, String, String, String, String)>>;
 
-    /// Deletes what has outlived its retention: idempotency keys (24 h), events (7 days), expired tokens and
-    /// certificates.
+    /// Deletes what has outlived its retention: idempotency keys (24 h), events and lost workers that hold nothing
+    /// (7 days), expired tokens and certificates.
     async fn sweep(&self) -> Result<()>;
 
     /// Whether the store answers: for `/ready`.
@@ -433,7 +453,7 @@ pub trait Store: Send + Sync + 'static {
 
 /// How long an idempotency key is kept. A request id older than this (its UUIDv7 tells) is refused.
 pub const KEY_RETENTION: Duration = Duration::from_secs(24 * 3600);
-/// How long system events are kept.
+/// How long system events are kept, and workers that have gone without a word.
 pub const EVENT_RETENTION: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// The order of claims: earlier is lower. One step of priority is worth one minute of waiting, so that nothing starves.

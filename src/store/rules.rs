@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use ado_proto::{Audience, Epoch, Incarnation, Namespace, TaskId, Timestamp};
 
-use super::{Lease, Renewal, Row, Token, TokenRefusal};
+use super::{Lease, Renewal, Row, Token, TokenRefusal, Worker};
 use crate::env::Env;
 
 /// A new generation id: random, not zero, and small enough for a signed column.
@@ -49,6 +49,11 @@ pub(super) fn renewal(
     }
     renewal.lost.extend(named);
     renewal
+}
+
+/// Whether a worker that registers is the start that was draining already: it does not take work again.
+pub(super) fn still_drains(former: Option<&Worker>, worker: &Worker) -> bool {
+    former.is_some_and(|former| former.draining && former.incarnation == worker.incarnation)
 }
 
 /// The token after one use.

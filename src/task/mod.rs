@@ -22,7 +22,7 @@ pub use decide::{Command, Decision, Refusal, decide, submit};
 pub use retry::backoff;
 
 /// The fold of a task's log.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Task {
     /// Its id.
     pub id: TaskId,
@@ -156,6 +156,9 @@ pub enum FoldError {
     /// The log has ended.
     #[error("a record after the end of the log")]
     AfterEnd,
+    /// Longer than anybody would read.
+    #[error("record {0} is longer than a record may be")]
+    TooLong(Offset),
 }
 
 impl Task {

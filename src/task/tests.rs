@@ -495,8 +495,8 @@ fn long_errors_do_not_make_a_log_unreadable() {
     for exit in [Exit::NotStarted { error: error.clone(), permanent: true }, Exit::Lost { error }] {
         let decision = append(&run, 0, vec![exited(exit)]).expect("an exit");
         assert_eq!(decode_all(encode_all(&decision.records)).expect("every record decodes"), decision.records);
-        let row = serde_json::to_vec(&decision.task).expect("a row");
-        assert!(row.len() < 16 * 1024, "the row has {} bytes", row.len());
+        let row = serde_json::to_vec(&decision.task.state).expect("a state");
+        assert!(row.len() < 16 * 1024, "the state has {} bytes", row.len());
     }
 }
 

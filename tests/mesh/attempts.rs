@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ado_proto::Epoch;
 use ado_proto::record::{Body, Exited, Loss, Output, Started, Stream};
-use ado_proto::request::{ErrorCode, GetTasks};
+use ado_proto::request::{ErrorCode, GetTasks, Submit};
 use ado_proto::session::{Draining, FromWorker, ToAttempt};
 use ado_proto::spec::{Containment, Exit};
 use bytes::Bytes;
@@ -250,4 +250,22 @@ async fn a_restarted_controller_goes_on_with_running_tasks() {
         ["Submitted", "Assigned", "Started", "Output", "Output", "Exited", "Ended"]
     );
     tokio::time::timeout(Duration::from_secs(20), mesh.controller.stop()).await.expect("it stops");
+}
+
+#[tokio::test]
+async fn tasks_nobody_can_run_hide_no_others() {
+    let mesh = Mesh::start().await;
+    let admin = mesh.admin();
+    let mut elsewhere = spec();
+    elsewhere.pool = "gpu".into();
+    let mut picky = spec();
+    picky.labels.insert("zone".into(), "moon".into());
+    for spec in [elsewhere, picky] {
+        ask(&admin, Submit { name: None, specs: vec![spec; 1000] }).await.unwrap();
+    }
+    let last = mesh.submit(&admin, spec()).await;
+    // The hints are gone, and the store has to be asked what waits.
+    let mesh = mesh.restart().await;
+    let mut worker = mesh.worker(1).await;
+    assert_eq!(worker.assignment().await.task, last);
 }

@@ -12,6 +12,7 @@ use super::{Asked, MAX_ROWS, info, unavailable};
 use crate::controller::dispatch;
 use crate::controller::fleet::want;
 use crate::controller::session::event_of;
+use crate::scheduler::{Candidate, Demand};
 use crate::store::{
     Audit, Change, Committed, Find, KEY_RETENTION, ListFilter, NewEvent, Once, Outcome, Row, Unit, Write,
 };
@@ -156,8 +157,8 @@ impl Asked<'_> {
         let count = request.specs.len();
         let group = (count > 1).then(|| GroupId(self.shared.env.uuid()));
         let fleet = self.shared.fleet.candidates();
-        let fits = |worker: &&crate::scheduler::Candidate| {
-            request.specs.iter().any(|spec| worker.unfit(&self.access.namespace, spec).is_none())
+        let fits = |worker: &&Candidate| {
+            request.specs.iter().any(|spec| worker.unfit(&Demand::of(&self.access.namespace, spec)).is_none())
         };
         let eligible = u32::try_from(fleet.iter().filter(fits).count()).unwrap_or(u32::MAX);
         let mut tasks = Vec::with_capacity(count);

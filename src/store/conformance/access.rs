@@ -86,7 +86,12 @@ pub(super) async fn revoked_identities_are_denied_for_ever(bed: Bed) {
     assert_eq!(bed.store.denied().await.unwrap(), ["a3"], "expired ones need no denying");
     bed.store.sweep().await.unwrap();
     assert_eq!(bed.store.denied().await.unwrap(), ["a3"]);
-    assert_eq!(bed.store.revoke_identity("ado://default/user/eve", audit("x")).await.unwrap(), Vec::<String>::new());
+    let eve = "ado://default/user/eve";
+    let lines = bed.store.audit(10).await.unwrap().len();
+    assert_eq!(bed.store.revoke_identity(eve, audit("x")).await.unwrap(), Vec::<String>::new());
+    assert_eq!(bed.store.audit(10).await.unwrap().len(), lines, "nothing happened");
+    put("e1", eve, 100).await;
+    assert_eq!(bed.store.denied().await.unwrap(), ["a3"], "who had nothing to lose may come later");
 }
 
 pub(super) async fn events_are_seen_by_their_audience_in_order(bed: Bed) {
@@ -123,6 +128,16 @@ pub(super) async fn the_audit_log_is_newest_first(bed: Bed) {
     let at = |seconds: i64| Timestamp(bed.hand.time().0 - seconds * 1_000_000);
     let line = |at, action: &str| (at, "ado://default/user/ann".into(), action.into(), "it".into(), "ok".into());
     assert_eq!(lines, [line(at(1), "c"), line(at(2), "b")]);
+}
+
+pub(super) async fn the_audit_log_says_why_nothing_was_done(bed: Bed) {
+    bed.create(task(1)).await;
+    let cancel = |n| update(task(n), desire(Desired::Cancelled));
+    for changes in [vec![cancel(1)], vec![cancel(1)], vec![cancel(2)], vec![cancel(1), create(task(3), new_task())]] {
+        bed.store.commit(vec![Unit { changes, once: None, audit: Some(audit("SetDesired")) }]).await.unwrap();
+    }
+    let results: Vec<_> = bed.store.audit(10).await.unwrap().into_iter().map(|line| line.4).collect();
+    assert_eq!(results, ["ok", "no such task", "already cancelled", "ok"]);
 }
 
 pub(super) async fn sweeping_deletes_what_has_outlived_its_retention(bed: Bed) {

@@ -119,3 +119,47 @@ pub(super) async fn a_loop_has_one_holder_and_rising_terms(bed: Bed) {
     assert_eq!(hold(1).await, Some(3), "given back");
     bed.store.release_loop("nothing", incarnation(2)).await.unwrap();
 }
+
+pub(super) async fn a_start_that_drains_goes_on_draining(bed: Bed) {
+    bed.store.register(registered(1, 10)).await.unwrap();
+    bed.store.renew(worker(1), incarnation(10), &[], LEASE, true).await.unwrap().unwrap();
+    bed.store.register(registered(1, 10)).await.unwrap();
+    assert!(bed.store.workers().await.unwrap()[0].draining, "it has only connected again");
+    bed.store.register(registered(1, 11)).await.unwrap();
+    assert!(!bed.store.workers().await.unwrap()[0].draining, "it has been started again");
+}
+
+pub(super) async fn a_silent_worker_is_lost_once_a_silence(bed: Bed) {
+    let at = bed.hand.time();
+    bed.store.register(registered(1, 10)).await.unwrap();
+    bed.hand.advance(Duration::from_secs(1));
+    bed.store.register(registered(2, 20)).await.unwrap();
+    let event = |worker: &Worker| NewEvent {
+        audience: Audience::Namespace(worker.namespace.clone()),
+        kind: "worker.lost",
+        task: None,
+        worker: Some(worker.id),
+        text: worker.name.clone(),
+    };
+    let lose = async |before| {
+        let lost = bed.store.lose_workers(before, &event).await.unwrap();
+        lost.iter().map(|worker| worker.id).collect::<Vec<_>>()
+    };
+    assert_eq!(lose(at).await, [], "seen since");
+    assert_eq!(lose(Timestamp(at.0 + 1)).await, [worker(1)]);
+    assert_eq!(lose(Timestamp(at.0 + 1)).await, []);
+    assert_eq!(lose(Timestamp(i64::MAX)).await, [worker(2)]);
+    bed.store.renew(worker(1), incarnation(10), &[], LEASE, false).await.unwrap().unwrap();
+    bed.store.register(registered(2, 20)).await.unwrap();
+    assert_eq!(lose(Timestamp(i64::MAX)).await, [worker(1), worker(2)], "they were seen, and are silent again");
+    let events = bed.store.events(&Audience::Everywhere, 0, 10).await.unwrap();
+    let said: Vec<_> = events.iter().map(|event| (event.kind.as_str(), event.worker)).collect();
+    assert_eq!(said, [1, 2, 1, 2].map(|n| ("worker.lost", Some(worker(n)))));
+
+    bed.create(task(1)).await;
+    bed.start(task(1), worker(2)).await;
+    bed.hand.advance(EVENT_RETENTION + Duration::from_secs(1));
+    bed.store.sweep().await.unwrap();
+    let known: Vec<_> = bed.store.workers().await.unwrap().iter().map(|worker| worker.id).collect();
+    assert_eq!(known, [worker(2)], "forgotten, unless it holds something");
+}

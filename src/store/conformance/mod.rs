@@ -273,7 +273,8 @@ suite! {
         lists_are_newest_first_and_paged
         lists_are_of_states_and_namespaces
         claims_come_in_order_of_score
-        what_is_not_due_or_not_wanted_is_not_claimable
+        what_shall_run_waits_whether_due_or_not
+        a_record_nobody_could_read_again_is_refused
         rows_come_back_whole;
     logs:
         a_log_is_read_from_any_offset
@@ -289,6 +290,8 @@ suite! {
         a_heartbeat_of_another_start_renews_nothing
         leases_expire
         workers_are_registered_and_forgotten
+        a_start_that_drains_goes_on_draining
+        a_silent_worker_is_lost_once_a_silence
         a_loop_has_one_holder_and_rising_terms;
     access:
         tokens_are_used_up
@@ -297,6 +300,7 @@ suite! {
         revoked_identities_are_denied_for_ever
         events_are_seen_by_their_audience_in_order
         the_audit_log_is_newest_first
+        the_audit_log_says_why_nothing_was_done
         sweeping_deletes_what_has_outlived_its_retention
         the_store_answers;
 }

@@ -190,8 +190,13 @@ async fn holds(bed: &Bed, model: &Model) -> TestCaseResult {
 /// Both stores answer every question about tasks alike.
 async fn agree(beds: &[Bed; 2], model: &Model) -> TestCaseResult {
     let [a, b] = beds.each_ref().map(|bed| &bed.store);
-    prop_assert_eq!(a.claimable(10).await.unwrap(), b.claimable(10).await.unwrap());
-    prop_assert_eq!(a.next_due().await.unwrap(), b.next_due().await.unwrap());
+    let all = a.waiting(None, 10).await.unwrap();
+    prop_assert_eq!(&b.waiting(None, 10).await.unwrap(), &all);
+    for (index, waiting) in all.iter().enumerate() {
+        let after = Some((waiting.score, waiting.id));
+        prop_assert_eq!(&a.waiting(after, 10).await.unwrap(), &all[index + 1..]);
+        prop_assert_eq!(&b.waiting(after, 10).await.unwrap(), &all[index + 1..]);
+    }
     for n in 1..3 {
         prop_assert_eq!(a.held_by(worker(n)).await.unwrap(), b.held_by(worker(n)).await.unwrap());
     }

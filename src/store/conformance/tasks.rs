@@ -1,7 +1,7 @@
 //! Changing and finding tasks.
 
 use super::*;
-use crate::task::{FoldError, State};
+use crate::task::FoldError;
 
 pub(super) async fn a_task_is_created_once_and_changed(bed: Bed) {
     bed.create(task(1)).await;
@@ -58,6 +58,24 @@ pub(super) async fn a_refused_change_fails_nothing_else(bed: Bed) {
     applied(&outcomes[2]);
     assert_eq!(bed.row(task(2)).await.task.state_word(), "queued");
     assert_eq!(bed.log(task(1)).await.len(), 2);
+}
+
+pub(super) async fn a_record_nobody_could_read_again_is_refused(bed: Bed) {
+    bed.create(task(1)).await;
+    let epoch = bed.start(task(1), worker(1)).await;
+    let note = |len| ado_proto::record::Note { text: "x".repeat(len) }.into();
+    for (first, body) in
+        [(1, note(ado_proto::record::MAX_BODY)), (1, output(vec![0; ado_proto::record::MAX_OUTPUT + 1]))]
+    {
+        let outcome = bed.run(task(1), append(epoch, first, vec![body])).await;
+        assert!(matches!(outcome, Outcome::Refused(Refusal::Fold(FoldError::TooLong(_)), _)), "{outcome:?}");
+    }
+    let claim_as = |name: String| Command::Claim { worker: Holder { id: worker(1), name } };
+    bed.create(task(2)).await;
+    let outcome = bed.run(task(2), claim_as("n".repeat(ado_proto::record::MAX_BODY))).await;
+    assert!(matches!(outcome, Outcome::Refused(Refusal::Fold(FoldError::TooLong(_)), _)), "{outcome:?}");
+    applied(&bed.run(task(1), append(epoch, 1, vec![note(ado_proto::record::MAX_BODY - 8)])).await);
+    assert_eq!(bed.log(task(1)).await.len(), 4);
 }
 
 pub(super) async fn a_write_that_does_not_continue_the_log_is_refused(bed: Bed) {
@@ -241,38 +259,44 @@ pub(super) async fn claims_come_in_order_of_score(bed: Bed) {
     bed.create_as(task(5), with_priority(1)).await;
     bed.create_as(task(6), with_priority(0)).await;
     let order = [4, 1, 3, 5, 2, 6].map(task);
-    assert_eq!(ids(&bed.store.claimable(10).await.unwrap()), order);
-    assert_eq!(ids(&bed.store.claimable(2).await.unwrap()), order[..2]);
+    let waiting = async |after, limit| bed.store.waiting(after, limit).await.unwrap();
+    let ids = |waiting: &[Waiting]| waiting.iter().map(|waiting| waiting.id).collect::<Vec<_>>();
+    let all = waiting(None, 10).await;
+    assert_eq!(ids(&all), order);
+    assert_eq!(
+        (all[0].pool.as_str(), all[0].agent.as_str(), &all[0].namespace),
+        ("default", "shell", &namespace("default"))
+    );
+    assert_eq!(waiting(None, 2).await, all[..2]);
+    for (index, one) in all.iter().enumerate() {
+        assert_eq!(
+            waiting(Some((one.score, one.id)), 2).await,
+            all[index + 1..].iter().take(2).cloned().collect::<Vec<_>>()
+        );
+    }
     bed.start(task(4), worker(1)).await;
-    assert_eq!(ids(&bed.store.claimable(10).await.unwrap()), order[1..]);
+    assert_eq!(waiting(None, 10).await, all[1..]);
 }
 
-pub(super) async fn what_is_not_due_or_not_wanted_is_not_claimable(bed: Bed) {
+pub(super) async fn what_shall_run_waits_whether_due_or_not(bed: Bed) {
+    let waiting = async || {
+        let waiting = bed.store.waiting(None, 10).await.unwrap();
+        waiting.iter().map(|waiting| waiting.id).collect::<Vec<_>>()
+    };
     for n in 1..=3 {
         bed.create(task(n)).await;
     }
-    assert_eq!(bed.store.next_due().await.unwrap(), None);
     applied(&bed.run(task(1), desire(Desired::Paused)).await);
     for n in [2, 3] {
         let epoch = bed.start(task(n), worker(1)).await;
         applied(&bed.run(task(n), append(epoch, 1, vec![exited(3)])).await);
         bed.hand.advance(Duration::from_millis(100));
     }
-    let due = |row: Row| match row.task.state {
-        State::Queued { not_before } => not_before,
-        other => panic!("{other:?}"),
-    };
-    let (second, third) = (due(bed.row(task(2)).await), due(bed.row(task(3)).await));
-    assert!(bed.hand.time() < second && second < third);
-    assert_eq!(ids(&bed.store.claimable(10).await.unwrap()), []);
-    assert_eq!(bed.store.next_due().await.unwrap(), Some(second));
-    bed.hand.set(second);
-    assert_eq!(ids(&bed.store.claimable(10).await.unwrap()), [task(2)]);
-    assert_eq!(bed.store.next_due().await.unwrap(), Some(third));
+    assert!(!is_claimable(&bed.row(task(2)).await.task, bed.hand.time()));
+    assert_eq!(waiting().await, [task(2), task(3)]);
     applied(&bed.run(task(3), desire(Desired::Paused)).await);
-    assert_eq!(bed.store.next_due().await.unwrap(), None);
     applied(&bed.run(task(1), desire(Desired::Running)).await);
-    assert_eq!(ids(&bed.store.claimable(10).await.unwrap()), [task(1), task(2)]);
+    assert_eq!(waiting().await, [task(1), task(2)]);
 }
 
 pub(super) async fn rows_come_back_whole(bed: Bed) {

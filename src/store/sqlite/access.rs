@@ -152,15 +152,19 @@ impl Sqlite {
 
     pub(super) async fn deny_identity(&self, identity: &str, audit: Audit) -> Result<Vec<String>> {
         let mut tx = self.write().await?;
-        query("INSERT INTO revoked (identity, at) VALUES (?, ?) ON CONFLICT DO NOTHING")
-            .bind(identity)
-            .bind(tx.now.0)
-            .execute(&mut tx.connection)
-            .await?;
         let live = query("SELECT serial FROM certificate WHERE identity = ? AND not_after > ? ORDER BY serial")
             .bind(identity)
             .bind(tx.now.0)
             .fetch_all(&mut tx.connection)
+            .await?;
+        if live.is_empty() {
+            tx.undo().await?;
+            return Ok(Vec::new());
+        }
+        query("INSERT INTO revoked (identity, at) VALUES (?, ?) ON CONFLICT DO NOTHING")
+            .bind(identity)
+            .bind(tx.now.0)
+            .execute(&mut tx.connection)
             .await?;
         insert_audit(&mut tx.connection, tx.now, &audit).await?;
         tx.commit().await?;
@@ -214,6 +218,11 @@ impl Sqlite {
             ("DELETE FROM event WHERE at < ?", rules::cutoff(tx.now, EVENT_RETENTION)),
             ("DELETE FROM token WHERE expires_at <= ?", tx.now),
             ("DELETE FROM certificate WHERE not_after <= ?", tx.now),
+            (
+                "DELETE FROM worker WHERE lost AND seen_at < ? \
+                 AND NOT EXISTS (SELECT 1 FROM task WHERE lease_worker = worker.id)",
+                rules::cutoff(tx.now, EVENT_RETENTION),
+            ),
         ] {
             query(sql).bind(before.0).execute(&mut tx.connection).await?;
         }

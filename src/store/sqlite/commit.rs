@@ -67,7 +67,7 @@ async fn run(tx: &mut Writing<'_>, batch: &mut Batch, unit: Unit, wrote: &mut bo
         *wrote = true;
     }
     if let Some(audit) = audit {
-        access::insert_audit(&mut tx.connection, tx.now, &audit).await?;
+        access::insert_audit(&mut tx.connection, tx.now, &batch::audited(audit, &outcomes)).await?;
         *wrote = true;
     }
     Ok(Committed::Done(outcomes, answer))

@@ -9,9 +9,9 @@ use serde::de::DeserializeOwned;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row as _, SqliteConnection, query};
 
-use super::super::{Error, Renewal, Result, Worker, rules};
-use super::Sqlite;
+use super::super::{Error, Renewal, Result, Worker, WorkerEvent, rules};
 use super::tasks::{self, blob, uuid};
+use super::{Sqlite, access};
 
 const CONTAINMENTS: [Containment; 3] = [Containment::Cgroup, Containment::Subreaper, Containment::Group];
 
@@ -61,6 +61,7 @@ impl Sqlite {
     pub(super) async fn register_worker(&self, worker: Worker) -> Result<Option<Worker>> {
         let mut tx = self.write().await?;
         let former = one(&mut tx.connection, worker.id).await?;
+        let draining = worker.draining || rules::still_drains(former.as_ref(), &worker);
         query(
             "INSERT OR REPLACE INTO worker (id, incarnation, name, namespace, pool, slots, agents, labels, containment, \
              build, draining, seen_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -75,7 +76,7 @@ impl Sqlite {
         .bind(serde_json::to_string(&worker.labels).expect("a map of strings is JSON"))
         .bind(worker.containment.as_str())
         .bind(worker.build)
-        .bind(worker.draining)
+        .bind(draining)
         .bind(tx.now.0)
         .execute(&mut tx.connection)
         .await?;
@@ -98,7 +99,7 @@ impl Sqlite {
             tx.undo().await?;
             return Ok(None);
         }
-        query("UPDATE worker SET seen_at = ?, draining = ? WHERE id = ?")
+        query("UPDATE worker SET seen_at = ?, draining = ?, lost = 0 WHERE id = ?")
             .bind(tx.now.0)
             .bind(draining)
             .bind(blob(worker.0))
@@ -118,6 +119,23 @@ impl Sqlite {
     pub(super) async fn all_workers(&self) -> Result<Vec<Worker>> {
         let found = select!("ORDER BY id").fetch_all(&self.readers).await?;
         found.iter().map(worker).collect()
+    }
+
+    pub(super) async fn silent_workers(&self, before: Timestamp, event: WorkerEvent<'_>) -> Result<Vec<Worker>> {
+        // Asked often, and nearly always in vain: that writes nothing.
+        let any = query("SELECT 1 FROM worker WHERE NOT lost AND seen_at < ?").bind(before.0);
+        if any.fetch_optional(&self.readers).await?.is_none() {
+            return Ok(Vec::new());
+        }
+        let mut tx = self.write().await?;
+        let found = select!("WHERE NOT lost AND seen_at < ? ORDER BY id").bind(before.0);
+        let found = found.fetch_all(&mut tx.connection).await?;
+        let silent = found.iter().map(worker).collect::<Result<Vec<_>>>()?;
+        query("UPDATE worker SET lost = 1 WHERE seen_at < ?").bind(before.0).execute(&mut tx.connection).await?;
+        let events: Vec<_> = silent.iter().map(event).collect();
+        access::insert_events(&mut tx.connection, tx.now, &events).await?;
+        tx.commit().await?;
+        Ok(silent)
     }
 
     pub(super) async fn forget_worker(&self, id: WorkerId) -> Result<()> {

@@ -27,7 +27,7 @@ use tokio::sync::{Mutex, MutexGuard};
 use super::clock::Clock;
 use super::{
     Audit, Certificate, Committed, Error, Find, ListFilter, NewEvent, Page, Renewal, Result, Row, Store, Token,
-    TokenRefusal, Unit, Worker, rules,
+    TokenRefusal, Unit, Waiting, Worker, WorkerEvent, rules,
 };
 use crate::env::Env;
 
@@ -196,12 +196,8 @@ impl Store for Sqlite {
         self.first_since(task, since).await
     }
 
-    async fn claimable(&self, limit: usize) -> Result<Vec<Row>> {
-        self.claimable_rows(limit).await
-    }
-
-    async fn next_due(&self) -> Result<Option<Timestamp>> {
-        self.due_next().await
+    async fn waiting(&self, after: Option<(i64, TaskId)>, limit: usize) -> Result<Vec<Waiting>> {
+        self.waiting_after(after, limit).await
     }
 
     async fn expired(&self, before: Timestamp, limit: usize) -> Result<Vec<Row>> {
@@ -229,6 +225,10 @@ impl Store for Sqlite {
 
     async fn workers(&self) -> Result<Vec<Worker>> {
         self.all_workers().await
+    }
+
+    async fn lose_workers(&self, before: Timestamp, event: WorkerEvent<'_>) -> Result<Vec<Worker>> {
+        self.silent_workers(before, event).await
     }
 
     async fn remove_worker(&self, id: WorkerId) -> Result<()> {

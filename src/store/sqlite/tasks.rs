@@ -1,18 +1,20 @@
 //! Task rows: their columns, and the questions asked of them.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 
-use ado_proto::record::Desired;
-use ado_proto::{Audience, Incarnation, TaskId, Timestamp, WorkerId};
+use ado_proto::record::{Body, Desired};
+use ado_proto::{Audience, Epoch, Incarnation, Namespace, Offset, Seq, TaskId, Timestamp, WorkerId};
+use serde::{Deserialize, Serialize};
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Executor, Row as _, SqliteConnection, query};
 use uuid::Uuid;
 
-use super::super::{Error, Find, Lease, ListFilter, Result, Row, score};
+use super::super::{Error, Find, Lease, ListFilter, Result, Row, Waiting, log, score};
 use super::{Sqlite, int, scope, size};
-use crate::task::{State, Task};
+use crate::task::{Holder, State, Task};
 
-/// First byte of a stored task; the rest is the task in postcard form. Another form gets another byte.
+/// First byte of a stored fold; the rest is the fold in postcard form. Another form gets another byte.
 const FOLD: u8 = 1;
 /// Higher than every id.
 const PAST_ALL_IDS: [u8; 17] = [0xff; 17];
@@ -20,7 +22,11 @@ const PAST_ALL_IDS: [u8; 17] = [0xff; 17];
 /// A query for whole rows; [`row`] reads them.
 macro_rules! select {
     ($rest:literal) => {
-        concat!("SELECT no, fold, lease_worker, lease_incarnation, lease_expires_at FROM task ", $rest)
+        concat!(
+            "SELECT no, fold, lease_worker, lease_incarnation, lease_expires_at, id, next_offset, \
+             (SELECT record FROM lifecycle WHERE task = no AND offset = 0) FROM task ",
+            $rest
+        )
     };
 }
 
@@ -40,11 +46,10 @@ pub(super) const BY_NAME: &str =
 pub(super) const LIST: &str = select!("WHERE id < ?1 AND (?2 IS NULL OR namespace = ?2) ORDER BY id DESC LIMIT ?3");
 pub(super) const LIST_STATE: &str =
     select!("WHERE state = ?4 AND id < ?1 AND (?2 IS NULL OR namespace = ?2) ORDER BY id DESC LIMIT ?3");
-// The `+` keeps the planner from sorting all that is due: nearly everything is.
-pub(super) const CLAIMABLE: &str = select!("WHERE score IS NOT NULL AND +not_before <= ? ORDER BY score, id LIMIT ?");
+pub(super) const WAITING: &str = "SELECT score, id, namespace, pool, agent FROM task WHERE score IS NOT NULL \
+     AND (score, id) > (?, ?) ORDER BY score, id LIMIT ?";
 pub(super) const EXPIRED: &str = select!("WHERE lease_expires_at < ? ORDER BY lease_expires_at, id LIMIT ?");
 pub(super) const HELD: &str = select!("WHERE lease_worker = ? ORDER BY id");
-pub(super) const NEXT_DUE: &str = "SELECT min(not_before) FROM task WHERE not_before > ?";
 
 /// A stored task.
 pub(super) struct Stored {
@@ -57,9 +62,7 @@ pub(super) struct Stored {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Columns {
     state: &'static str,
-    epoch: i64,
     ended_at: Option<Timestamp>,
-    not_before: Option<Timestamp>,
     score: Option<i64>,
     lease: Option<(WorkerId, Option<Incarnation>, Timestamp)>,
 }
@@ -67,16 +70,16 @@ pub(super) struct Columns {
 impl Columns {
     pub(super) fn of(row: &Row) -> Self {
         let task = &row.task;
-        let not_before = match task.state {
-            State::Queued { not_before } if task.desired == Desired::Running => Some(not_before),
+        let score = match task.state {
+            State::Queued { not_before } if task.desired == Desired::Running => {
+                Some(score(not_before, task.spec.priority))
+            }
             _ => None,
         };
         Self {
             state: task.state_word(),
-            epoch: int(task.epoch.0),
             ended_at: task.ended_at,
-            not_before,
-            score: not_before.map(|not_before| score(not_before, task.spec.priority)),
+            score,
             lease: row.lease.as_ref().map(|lease| (lease.worker, lease.incarnation, lease.expires_at)),
         }
     }
@@ -90,11 +93,44 @@ pub(super) fn uuid(bytes: &[u8]) -> Result<Uuid> {
     Uuid::from_slice(bytes).map_err(|error| Error::Damaged(format!("an id: {error}")))
 }
 
-fn encode(task: &Task) -> Vec<u8> {
-    postcard::to_extend(task, vec![FOLD]).expect("serialising a task to memory cannot fail")
+/// The part of a task that records after the first may change. Without the log's length, which is a column.
+#[derive(Serialize, Deserialize)]
+struct Fold<'a> {
+    state: Cow<'a, State>,
+    desired: Desired,
+    generation: u64,
+    force: bool,
+    epoch: Epoch,
+    failures: u32,
+    charged_losses: u32,
+    uncharged_losses: u32,
+    worker: Cow<'a, Option<Holder>>,
+    next_seq: Seq,
+    agent_started: bool,
+    started_at: Option<Timestamp>,
+    ended_at: Option<Timestamp>,
 }
 
-fn decode(bytes: &[u8]) -> Result<Task> {
+fn encode(task: &Task) -> Vec<u8> {
+    let fold = Fold {
+        state: Cow::Borrowed(&task.state),
+        desired: task.desired,
+        generation: task.generation,
+        force: task.force,
+        epoch: task.epoch,
+        failures: task.failures,
+        charged_losses: task.charged_losses,
+        uncharged_losses: task.uncharged_losses,
+        worker: Cow::Borrowed(&task.worker),
+        next_seq: task.next_seq,
+        agent_started: task.agent_started,
+        started_at: task.started_at,
+        ended_at: task.ended_at,
+    };
+    postcard::to_extend(&fold, vec![FOLD]).expect("serialising to memory cannot fail")
+}
+
+fn decode(bytes: &[u8]) -> Result<Fold<'static>> {
     match bytes {
         [FOLD, bytes @ ..] => {
             postcard::from_bytes(bytes).map_err(|error| Error::Damaged(format!("a task's row: {error}")))
@@ -103,8 +139,41 @@ fn decode(bytes: &[u8]) -> Result<Task> {
     }
 }
 
+/// The task of a row: its log's first record and the fold of the others.
+fn task(columns: &SqliteRow) -> Result<Task> {
+    let fold = decode(columns.try_get(1)?)?;
+    let id = TaskId(uuid(columns.try_get(5)?)?);
+    let next_offset = Offset(columns.try_get::<i64, _>(6)?.unsigned_abs());
+    let first = log::decode_one(columns.try_get(7)?)?;
+    let (Body::Submitted(submitted), created_at) = (first.body, first.time) else {
+        return Err(Error::Damaged(format!("the log of {id} begins with something else")));
+    };
+    Ok(Task {
+        id,
+        namespace: submitted.namespace,
+        owner: submitted.owner,
+        name: submitted.name,
+        group: submitted.group,
+        spec: submitted.spec,
+        state: fold.state.into_owned(),
+        desired: fold.desired,
+        generation: fold.generation,
+        force: fold.force,
+        epoch: fold.epoch,
+        failures: fold.failures,
+        charged_losses: fold.charged_losses,
+        uncharged_losses: fold.uncharged_losses,
+        worker: fold.worker.into_owned(),
+        next_offset,
+        next_seq: fold.next_seq,
+        agent_started: fold.agent_started,
+        created_at,
+        started_at: fold.started_at,
+        ended_at: fold.ended_at,
+    })
+}
+
 fn stored(columns: &SqliteRow) -> Result<Stored> {
-    let task = decode(columns.try_get(1)?)?;
     let worker: Option<&[u8]> = columns.try_get(2)?;
     let incarnation: Option<&[u8]> = columns.try_get(3)?;
     let expires_at: Option<i64> = columns.try_get(4)?;
@@ -116,7 +185,7 @@ fn stored(columns: &SqliteRow) -> Result<Stored> {
         }),
         _ => None,
     };
-    Ok(Stored { no: columns.try_get(0)?, row: Row { task, lease } })
+    Ok(Stored { no: columns.try_get(0)?, row: Row { task: task(columns)?, lease } })
 }
 
 fn row(columns: &SqliteRow) -> Result<Row> {
@@ -137,23 +206,21 @@ pub(super) async fn insert(connection: &mut SqliteConnection, row: &Row) -> Resu
     let columns = Columns::of(row);
     let group = task.group.as_ref();
     let insert = query(
-        "INSERT INTO task (id, short, namespace, owner, name, group_id, group_index, group_short, created_at, state, \
-         epoch, ended_at, not_before, score, lease_worker, lease_incarnation, lease_expires_at, next_offset, fold) \
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO task (id, short, namespace, pool, agent, name, group_id, group_index, group_short, state, \
+         ended_at, score, lease_worker, lease_incarnation, lease_expires_at, next_offset, fold) \
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
     )
     .bind(blob(task.id.0))
     .bind(tail(task.id.short()))
     .bind(&task.namespace.0)
-    .bind(&task.owner)
+    .bind(&task.spec.pool)
+    .bind(&task.spec.agent)
     .bind(&task.name)
     .bind(group.map(|group| blob(group.id.0)))
     .bind(group.map(|group| i64::from(group.index)))
     .bind(group.map(|group| tail(group.id.short())))
-    .bind(task.created_at.0)
     .bind(columns.state)
-    .bind(columns.epoch)
     .bind(columns.ended_at.map(|at| at.0))
-    .bind(columns.not_before.map(|at| at.0))
     .bind(columns.score)
     .bind(columns.lease.map(|(worker, _, _)| blob(worker.0)))
     .bind(columns.lease.and_then(|(_, incarnation, _)| incarnation).map(|incarnation| blob(incarnation.0)))
@@ -182,13 +249,11 @@ pub(super) async fn update(connection: &mut SqliteConnection, no: i64, before: C
         return Ok(());
     }
     query(
-        "UPDATE task SET state = ?, epoch = ?, ended_at = ?, not_before = ?, score = ?, lease_worker = ?, \
-         lease_incarnation = ?, lease_expires_at = ?, next_offset = ?, fold = ? WHERE no = ?",
+        "UPDATE task SET state = ?, ended_at = ?, score = ?, lease_worker = ?, lease_incarnation = ?, \
+         lease_expires_at = ?, next_offset = ?, fold = ? WHERE no = ?",
     )
     .bind(columns.state)
-    .bind(columns.epoch)
     .bind(columns.ended_at.map(|at| at.0))
-    .bind(columns.not_before.map(|at| at.0))
     .bind(columns.score)
     .bind(columns.lease.map(|(worker, _, _)| blob(worker.0)))
     .bind(columns.lease.and_then(|(_, incarnation, _)| incarnation).map(|incarnation| blob(incarnation.0)))
@@ -268,14 +333,19 @@ impl Sqlite {
         Ok(all)
     }
 
-    pub(super) async fn claimable_rows(&self, limit: usize) -> Result<Vec<Row>> {
-        let found = query(CLAIMABLE).bind(self.clock.now().0).bind(size(limit)).fetch_all(&self.readers).await?;
-        found.iter().map(row).collect()
-    }
-
-    pub(super) async fn due_next(&self) -> Result<Option<Timestamp>> {
-        let next = query(NEXT_DUE).bind(self.clock.now().0).fetch_one(&self.readers).await?;
-        Ok(next.try_get::<Option<i64>, _>(0)?.map(Timestamp))
+    pub(super) async fn waiting_after(&self, after: Option<(i64, TaskId)>, limit: usize) -> Result<Vec<Waiting>> {
+        let (score, id) = after.map_or((i64::MIN, Vec::new()), |(score, id)| (score, blob(id.0)));
+        let found = query(WAITING).bind(score).bind(id).bind(size(limit)).fetch_all(&self.readers).await?;
+        let waiting = |columns: &SqliteRow| {
+            Ok(Waiting {
+                score: columns.try_get(0)?,
+                id: TaskId(uuid(columns.try_get(1)?)?),
+                namespace: Namespace(columns.try_get(2)?),
+                pool: columns.try_get(3)?,
+                agent: columns.try_get(4)?,
+            })
+        };
+        found.iter().map(waiting).collect()
     }
 
     pub(super) async fn expired_rows(&self, before: Timestamp, limit: usize) -> Result<Vec<Row>> {

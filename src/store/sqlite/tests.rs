@@ -264,20 +264,9 @@ async fn questions_asked_often_use_indexes() {
     let store = file.open().await.unwrap();
     use super::logs::CHUNKS_SINCE;
     use super::tasks::*;
-    for sql in [
-        LOAD,
-        BY_PREFIX,
-        BY_GROUP,
-        BY_GROUP_PREFIX,
-        BY_NAME,
-        LIST,
-        LIST_STATE,
-        CLAIMABLE,
-        EXPIRED,
-        HELD,
-        NEXT_DUE,
-        CHUNKS_SINCE,
-    ] {
+    for sql in
+        [LOAD, BY_PREFIX, BY_GROUP, BY_GROUP_PREFIX, BY_NAME, LIST, LIST_STATE, WAITING, EXPIRED, HELD, CHUNKS_SINCE]
+    {
         let explain = sqlx::AssertSqlSafe(format!("EXPLAIN QUERY PLAN {sql}"));
         let plan: Vec<String> = query(explain)
             .fetch_all(&store.readers)

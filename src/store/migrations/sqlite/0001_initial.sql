@@ -8,23 +8,22 @@ CREATE TABLE meta (
     clock      INTEGER NOT NULL
 ) STRICT;
 
--- `fold` is the task; the columns before it are derived from it, for indexes. The lease columns are the lease.
+-- A task is its log's first record, which holds all that never changes, and `fold`, which holds the rest and is small:
+-- every append rewrites it. The other columns are derived from the two, for indexes. The lease columns are the lease.
 CREATE TABLE task (
     no                INTEGER PRIMARY KEY,
     id                BLOB    NOT NULL UNIQUE,
     short             TEXT    NOT NULL,
     namespace         TEXT    NOT NULL,
-    owner             TEXT    NOT NULL,
+    pool              TEXT    NOT NULL,
+    agent             TEXT    NOT NULL,
     name              TEXT,
     group_id          BLOB,
     group_index       INTEGER,
     group_short       TEXT,
-    created_at        INTEGER NOT NULL,
     state             TEXT    NOT NULL,
-    epoch             INTEGER NOT NULL,
     ended_at          INTEGER,
-    -- Both only while it is queued and wanted running.
-    not_before        INTEGER,
+    -- Only while it is queued and wanted running.
     score             INTEGER,
     lease_worker      BLOB,
     lease_incarnation BLOB,
@@ -37,8 +36,7 @@ CREATE INDEX task_state   ON task (state, id, namespace);
 CREATE INDEX task_name    ON task (name, id)                WHERE name IS NOT NULL;
 CREATE INDEX task_group   ON task (group_id, group_index)   WHERE group_id IS NOT NULL;
 CREATE INDEX task_groups  ON task (group_short)             WHERE group_short IS NOT NULL;
-CREATE INDEX task_score   ON task (score, id, not_before)   WHERE score IS NOT NULL;
-CREATE INDEX task_due     ON task (not_before)              WHERE not_before IS NOT NULL;
+CREATE INDEX task_score   ON task (score, id)               WHERE score IS NOT NULL;
 CREATE INDEX task_worker  ON task (lease_worker, id)        WHERE lease_worker IS NOT NULL;
 CREATE INDEX task_expires ON task (lease_expires_at, id)    WHERE lease_expires_at IS NOT NULL;
 
@@ -78,7 +76,9 @@ CREATE TABLE worker (
     containment TEXT    NOT NULL,
     build       TEXT    NOT NULL,
     draining    INTEGER NOT NULL,
-    seen_at     INTEGER NOT NULL
+    seen_at     INTEGER NOT NULL,
+    -- It has been said that it is.
+    lost        INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 
 -- A loop that one controller at a time runs. The row stays when it is given back: terms only rise.
