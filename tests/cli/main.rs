@@ -3,6 +3,7 @@
 mod promises;
 mod support;
 mod tour;
+mod workers;
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
