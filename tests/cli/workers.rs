@@ -265,32 +265,66 @@ fn a_worker_that_was_stopped_is_fenced() {
     assert_eq!(lines(&late), ["2"], "what came too late did not begin");
 }
 
+/// A task that counts, in its output and in a file, and what is expected of it.
+struct Counting {
+    effects: PathBuf,
+    expected: Vec<String>,
+}
+
+impl Counting {
+    fn begin(mesh: &Mesh) -> Self {
+        let effects = mesh.env.work().join("effects");
+        let text = format!("for i in $(seq 1 300); do echo $i; echo $i >> {}; sleep 0.01; done", effects.display());
+        mesh.submit("count", &text);
+        let counting = Self { effects, expected: (1..=300).map(|number| number.to_string()).collect() };
+        eventually("it runs", || counting.reached() > 20);
+        counting
+    }
+
+    fn reached(&self) -> usize {
+        lines(&self.effects).len()
+    }
+
+    fn assert_done_by_the_first_attempt(self, mesh: &Mesh) {
+        let (code, shown) = mesh.output("count");
+        assert_eq!(code, Some(0));
+        assert_eq!(shown.lines().collect::<Vec<_>>(), self.expected);
+        assert_eq!(lines(&self.effects), self.expected);
+        assert_eq!(mesh.told("count", "assigned", "epoch"), [1], "nothing was given to anybody else");
+        assert!(mesh.told("count", "worker_lost", "epoch").is_empty());
+    }
+}
+
 #[test]
 fn a_controller_that_was_stopped_finds_everything_as_it_was() {
     let mesh = Mesh::start("outage");
-    let worker = mesh.worker("worker", &["--slots", "2"]);
-    let effects = mesh.env.work().join("effects");
-    mesh.submit(
-        "count",
-        &format!("for i in $(seq 1 300); do echo $i; echo $i >> {}; sleep 0.01; done", effects.display()),
-    );
-    eventually("it runs", || lines(&effects).len() > 20);
+    let worker = mesh.worker("worker", &[]);
+    let counting = Counting::begin(&mesh);
     mesh.controller.signal(Signal::SIGSTOP);
-    let begun = lines(&effects).len();
-    eventually("it goes on alone", || lines(&effects).len() > begun + 10);
+    let begun = counting.reached();
+    eventually("it goes on alone", || counting.reached() > begun + 10);
     eventually("it is frozen when its lease ends", || mesh.are_frozen());
-    pause(LOST_AFTER);
-    let frozen_at = lines(&effects).len();
-    assert!(frozen_at < 300);
+    assert!(counting.reached() < 300);
     assert_eq!(worker.get("/health"), 200);
+    pause(LOST_AFTER);
     mesh.controller.signal(Signal::SIGCONT);
-    let (code, shown) = mesh.output("count");
-    assert_eq!(code, Some(0));
-    let expected: Vec<_> = (1..=300).map(|number| number.to_string()).collect();
-    assert_eq!(shown.lines().collect::<Vec<_>>(), expected);
-    assert_eq!(lines(&effects), expected);
-    assert_eq!(mesh.told("count", "assigned", "epoch"), [1], "nothing was given to anybody else");
-    assert!(mesh.told("count", "worker_lost", "epoch").is_empty());
+    counting.assert_done_by_the_first_attempt(&mesh);
+}
+
+#[test]
+fn a_machine_that_slept_goes_on() {
+    let mesh = Mesh::start("sleep");
+    let worker = mesh.worker("worker", &[]);
+    let counting = Counting::begin(&mesh);
+    worker.signal(Signal::SIGSTOP);
+    mesh.controller.signal(Signal::SIGSTOP);
+    eventually("the guard froze its agent", || mesh.are_frozen());
+    pause(LOST_AFTER);
+    // The controller wakes first. It has not listened, so it cannot tell who was silent.
+    mesh.controller.signal(Signal::SIGCONT);
+    pause(LOST_AFTER / 4);
+    worker.signal(Signal::SIGCONT);
+    counting.assert_done_by_the_first_attempt(&mesh);
 }
 
 #[test]
