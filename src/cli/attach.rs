@@ -31,7 +31,7 @@ pub(crate) struct Args {
 
 pub(crate) async fn run(global: Global, args: Args) -> Result<u8, Error> {
     let app = App::new(global, Flags::default())?;
-    let session = app.session(false).await?;
+    let session = app.session().await?;
     let info = one_task(&session, &args.task).await?;
     let start = args.start.resolve(std::io::stdout().is_terminal(), app.env.now());
     let mut signals = Signals::catch()?;

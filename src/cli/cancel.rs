@@ -26,7 +26,7 @@ pub(crate) struct Args {
 /// Every reference is tried; the first failure is told after the results of the others.
 pub(crate) async fn run(global: Global, args: Args) -> Result<u8, Error> {
     let app = App::new(global, Flags::default())?;
-    let session = app.session(false).await?;
+    let session = app.session().await?;
     let mut done: Vec<DesiredSet> = Vec::new();
     let mut failed: Option<Error> = None;
     for reference in &args.tasks {

@@ -1,6 +1,6 @@
 //! `ado controller`: keep tasks and logs, in the foreground.
 
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
@@ -26,7 +26,7 @@ pub(crate) struct Args {
     /// Serve health and metrics here, TCP
     #[arg(long, value_name = "IP:PORT")]
     http: Option<String>,
-    /// Tell others to reach it here
+    /// Tell others to reach it here; default: where it listens, with this machine's own address for 0.0.0.0
     #[arg(long, value_name = "HOST:PORT,…")]
     advertise: Option<String>,
     /// Keep everything here
@@ -89,7 +89,12 @@ fn config(app: &App, dir: &Path, local: bool) -> controller::Config {
         dir: dir.into(),
         listen: if local { vec![loopback(former_port(app))] } else { settings.listen.value.clone() },
         http: Some(if local && !settings.http.is_explicit() { loopback(0) } else { settings.http.value }),
-        advertise: settings.advertise.iter().map(ToString::to_string).collect(),
+        advertise: match &settings.advertise[..] {
+            [] if !local => {
+                settings.listen.value.iter().filter_map(|address| reachable(*address, own_address)).collect()
+            }
+            given => given.iter().map(ToString::to_string).collect(),
+        },
         timing: Timing {
             heartbeat: app.config.communication.heartbeat_interval,
             lost_after: app.config.failover.heartbeat_timeout,
@@ -97,6 +102,27 @@ fn config(app: &App, dir: &Path, local: bool) -> controller::Config {
         policy: Policy::default(),
         local: local.then(|| LocalIdentities { admin: app.home.admin(), worker: app.home.worker_identity() }),
     }
+}
+
+/// Where others reach what listens at `address`: nobody can dial "any address", so this machine's own stands for it.
+/// `None` when the port is not known yet.
+fn reachable(address: SocketAddr, own: impl FnOnce(IpAddr) -> Option<IpAddr>) -> Option<String> {
+    if address.port() == 0 {
+        return None;
+    }
+    let ip = if address.ip().is_unspecified() { own(address.ip())? } else { address.ip() };
+    Some(SocketAddr::new(ip, address.port()).to_string())
+}
+
+/// The address packets to elsewhere leave from; loopback where there is no way to elsewhere. Nothing is sent.
+fn own_address(any: IpAddr) -> Option<IpAddr> {
+    let (elsewhere, loopback) = match any {
+        IpAddr::V4(_) => (IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), IpAddr::V4(Ipv4Addr::LOCALHOST)),
+        IpAddr::V6(_) => (IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)), IpAddr::V6(Ipv6Addr::LOCALHOST)),
+    };
+    let socket = UdpSocket::bind((any, 0)).ok()?;
+    let routed = socket.connect((elsewhere, 9)).and_then(|()| socket.local_addr());
+    Some(routed.map_or(loopback, |address| address.ip()))
 }
 
 /// The port of the former life, so that whoever is connected finds this one at once; any port if another has it now.
@@ -136,4 +162,20 @@ async fn greet(app: &App, dir: &Path, handle: &Handle) -> Result<(), Error> {
 
 fn cannot_start(error: controller::Error) -> Error {
     Error::new(Kind::Local, "the controller cannot start").because(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_is_told_to_dial_any_address() {
+        let own = |_: IpAddr| Some(IpAddr::from([10, 0, 0, 5]));
+        let told = |address: &str| reachable(address.parse().unwrap(), own);
+        assert_eq!(told("0.0.0.0:4433").as_deref(), Some("10.0.0.5:4433"));
+        assert_eq!(told("192.0.2.7:4433").as_deref(), Some("192.0.2.7:4433"));
+        assert_eq!(told("127.0.0.1:0"), None);
+        let found = own_address(IpAddr::V4(Ipv4Addr::UNSPECIFIED)).unwrap();
+        assert!(!found.is_unspecified());
+    }
 }

@@ -128,13 +128,18 @@ impl Error {
     }
 
     fn chain(&self) -> String {
-        let mut text = self.message.clone();
-        let mut source = self.source.as_deref().map(|source| source as &dyn std::error::Error);
-        while let Some(error) = source {
-            let _ = write!(text, ": {error}");
-            source = error.source();
+        match &self.source {
+            Some(source) => format!("{}: {}", self.message, causes(source.as_ref())),
+            None => self.message.clone(),
         }
-        text
+    }
+}
+
+/// An error and all that caused it, in one line.
+fn causes(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        Some(source) => format!("{error}: {}", causes(source)),
+        None => error.to_string(),
     }
 }
 
@@ -158,7 +163,7 @@ impl From<net::Error> for Error {
             net::Error::Version(text) => {
                 Self::new(Kind::Network, text).hint("install the same version of ado on both sides")
             }
-            error => Self::new(Kind::Network, error.to_string()),
+            error => Self::new(Kind::Network, causes(&error)),
         }
     }
 }
@@ -171,7 +176,7 @@ impl From<ErrorReply> for Error {
 
 impl From<ado_certs::Error> for Error {
     fn from(error: ado_certs::Error) -> Self {
-        Self::new(Kind::Identity, error.to_string())
+        Self::new(Kind::Identity, causes(&error))
     }
 }
 
@@ -182,14 +187,9 @@ impl From<local::Error> for Error {
             local::Error::Silent(_) | local::Error::NotReady { .. } => Some("ado down; ado up".into()),
             _ => None,
         };
-        let message = error.to_string();
-        let mut own = Self::new(Kind::Local, message);
+        let mut own = Self::new(Kind::Local, causes(&error));
         own.hints.extend(hint);
-        match error {
-            local::Error::Io { source, .. } | local::Error::Start { source, .. } => own.because(source),
-            local::Error::Silent(source) => own.because(source),
-            _ => own,
-        }
+        own
     }
 }
 
@@ -225,5 +225,9 @@ mod tests {
         assert_eq!(error.render(Format::Text), "error: cannot write the log: disk \u{fffd}]0;gone\u{fffd}\n");
         assert_eq!(error.code(), 125);
         assert_eq!(Error::new(Kind::Interrupted, "stopped").code(), 130);
+        let io = std::io::Error::other("no space");
+        let folder = ado_certs::Error::Io { doing: "create", path: "/x".into(), source: io };
+        let expected = "error: cannot create /x: no space\n";
+        assert_eq!(Error::from(local::Error::Certs(folder)).render(Format::Text), expected);
     }
 }

@@ -5,7 +5,7 @@
 
 use ado_proto::record::{Body, Desired, Ended, Loss, Outcome, Output, Record, Stream};
 use ado_proto::spec::Exit;
-use ado_proto::{Origin, TaskId};
+use ado_proto::{Offset, Origin, TaskId};
 use base64::Engine;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -54,6 +54,13 @@ impl Events {
     /// Appends the event of a log that begins anew.
     pub(crate) fn write_reset(&self, generation: u64, out: &mut Vec<u8>) {
         let event = json!({ "type": "log_reset", "taskId": self.task, "generation": generation });
+        out.extend_from_slice(event.to_string().as_bytes());
+        out.push(b'\n');
+    }
+
+    /// Appends word of a viewer that leaves: `command` continues.
+    pub(crate) fn write_detached(&self, next: Option<Offset>, command: &str, out: &mut Vec<u8>) {
+        let event = json!({ "type": "detached", "taskId": self.task, "next": next, "command": command });
         out.extend_from_slice(event.to_string().as_bytes());
         out.push(b'\n');
     }
@@ -217,7 +224,7 @@ fn loss_word(why: Loss) -> &'static str {
 mod tests {
     use ado_proto::record::{Assigned, Started};
     use ado_proto::spec::Containment;
-    use ado_proto::{Epoch, Offset, Seq, Timestamp, WorkerId};
+    use ado_proto::{Epoch, Seq, Timestamp, WorkerId};
     use bytes::Bytes;
     use uuid::Uuid;
 

@@ -41,6 +41,13 @@ pub(crate) async fn run(mut global: Global, args: Args) -> Result<u8, Error> {
     }
     let (who, until) = (identity.principal().to_string(), rfc3339(identity.not_after()));
     let json = json!({ "context": context, "identity": who, "controllers": joined.controllers, "notAfter": until });
-    print(app.global.output, &json, || format!("joined {} as {who}\n", joined.controllers.join(", ")))?;
+    let meant = if current(&app.home).as_deref() == Some(&*context) {
+        "--remote".into()
+    } else {
+        format!("--context {context}")
+    };
+    print(app.global.output, &json, || {
+        format!("joined {} as {who}\ntry it: ado run {meant} 'echo hello'\n", joined.controllers.join(", "))
+    })?;
     Ok(0)
 }

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::Global;
 use super::error::Error;
-use super::output::{age, one_line, print};
+use super::output::{Format, age, one_line, print};
 use super::session::App;
 use super::status::to_json;
 use crate::config::Flags;
@@ -38,7 +38,7 @@ const STATES: [&str; 8] = ["queued", "starting", "running", "paused", "waiting",
 
 pub(crate) async fn run(global: Global, args: Args) -> Result<u8, Error> {
     let app = App::new(global, Flags::default())?;
-    let session = app.session(false).await?;
+    let session = app.session().await?;
     let wanted = if args.all { usize::MAX } else { args.limit as usize };
     let mut tasks: Vec<TaskInfo> = Vec::new();
     while tasks.len() < wanted {
@@ -55,6 +55,9 @@ pub(crate) async fn run(global: Global, args: Args) -> Result<u8, Error> {
     let json: Vec<Value> = tasks.iter().map(to_json).collect();
     let width = terminal_size::terminal_size().map_or(WIDTH, |(width, _)| usize::from(width.0));
     print(app.global.output, &json, || table(&tasks, app.env.now(), width))?;
+    if tasks.is_empty() && app.global.output == Format::Text && !app.global.quiet {
+        eprintln!("no tasks");
+    }
     Ok(0)
 }
 

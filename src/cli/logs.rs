@@ -47,7 +47,7 @@ enum Only {
 
 pub(crate) async fn run(global: Global, args: Args) -> Result<u8, Error> {
     let app = App::new(global, Flags::default())?;
-    let session = app.session(false).await?;
+    let session = app.session().await?;
     let info = one_task(&session, &args.task).await?;
     let general = look(&app.global, args.raw);
     let look = Look {

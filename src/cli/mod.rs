@@ -32,6 +32,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
+use clap::error::{ContextKind, ErrorKind};
 
 use crate::telemetry;
 use error::{ADO_ERROR, Error};
@@ -42,7 +43,7 @@ use output::Format;
 /// Exit codes of commands that watch a task: the task's own; 128 + n when signal n killed it; 124 when it ran longer than
 /// its time limit; 125 when ado itself failed; 130 when it was cancelled; 0 after detaching.
 #[derive(Debug, Parser)]
-#[command(name = "ado", version, verbatim_doc_comment, disable_help_subcommand = true)]
+#[command(name = "ado", version, verbatim_doc_comment)]
 pub struct Cli {
     #[command(flatten)]
     global: Global,
@@ -56,6 +57,9 @@ pub(crate) struct Global {
     /// Talk to this mesh: `local`, `remote`, a configured or a joined one [env: ADO_CONTEXT]
     #[arg(long, global = true, value_name = "NAME")]
     pub(crate) context: Option<String>,
+    /// Talk to the configured remote mesh, or the first one that was joined
+    #[arg(long, global = true, conflicts_with = "context")]
+    pub(crate) remote: bool,
     /// Read this configuration file [env: ADO_CONFIG]
     #[arg(long, global = true, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
@@ -105,18 +109,30 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, ExitCode> 
             let _ = error.print();
             return ExitCode::SUCCESS;
         }
+        let advice = advice(&error);
         match wants_json(&args) {
             true => {
                 let text = error.to_string();
                 let first = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
-                eprint!("{}", Error::usage(first).hint("ado --help").render(Format::Json));
+                eprint!("{}", Error::usage(first).hint(advice.unwrap_or("ado --help")).render(Format::Json));
             }
             false => {
                 let _ = error.print();
+                if let Some(advice) = advice {
+                    eprintln!("hint: {advice}");
+                }
             }
         }
         ExitCode::from(ADO_ERROR)
     })
+}
+
+/// What to type instead, where the parser of the command line cannot know.
+fn advice(error: &clap::Error) -> Option<&'static str> {
+    let text = |kind| error.get(kind).map(ToString::to_string).unwrap_or_default();
+    let word = error.kind() == ErrorKind::UnknownArgument && !text(ContextKind::InvalidArg).starts_with('-');
+    (word && text(ContextKind::Usage).contains("ado run"))
+        .then_some("quote a command line: ado run 'echo hello'; or put `--` before a program: ado run -- echo hello")
 }
 
 /// Whether errors in the command line itself are for programs.
@@ -181,6 +197,13 @@ mod tests {
     fn the_command_line_is_consistent() {
         use clap::CommandFactory;
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_command_line_that_is_not_quoted_gets_advice() {
+        let advised = |line: &str| advice(&Cli::try_parse_from(line.split(' ')).unwrap_err()).is_some();
+        assert!(advised("ado run echo hello"));
+        assert!(!advised("ado run --tiem-limit 3s echo") && !advised("ado run") && !advised("ado list x"));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 
 use ado_proto::record::{Body, Record, Stream};
-use ado_proto::{Epoch, Origin, TaskId};
+use ado_proto::{Epoch, Offset, Origin, TaskId};
 
 use super::event::Events;
 use super::filter::Filter;
@@ -139,10 +139,18 @@ impl Painter {
         }
     }
 
-    /// Adds the last line: it is told whatever was asked for.
-    pub(crate) fn farewell(&mut self, text: &str, batch: &mut Batch) {
-        self.look.lines = Lines::Fitting;
-        self.line(text, true, batch);
+    /// Adds word that the viewer leaves and how to continue, at `next`: it is told whatever was asked for, on stderr.
+    pub(crate) fn farewell(&mut self, next: Option<Offset>, command: &str, batch: &mut Batch) {
+        self.finish(batch);
+        match self.look.format {
+            Format::Json => batch.add(Stream::Stderr, |out| self.events.write_detached(next, command, out)),
+            Format::Text => {
+                self.look.lines = Lines::Fitting;
+                // The terminal has echoed what the user typed.
+                self.at_line_start = false;
+                self.line(&format!("detached: the task goes on; continue with\n  {command}"), true, batch);
+            }
+        }
     }
 
     /// Adds what leaves the terminal as it was found.
@@ -214,7 +222,7 @@ fn index(stream: Stream) -> usize {
 #[cfg(test)]
 mod tests {
     use ado_proto::record::{Assigned, Note, Output};
-    use ado_proto::{Offset, Seq, Timestamp, WorkerId};
+    use ado_proto::{Seq, Timestamp, WorkerId};
     use bytes::Bytes;
     use uuid::Uuid;
 

@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::Global;
 use super::error::{Error, Kind};
-use super::output::print;
+use super::output::{Format, print};
 use super::painter::{Lines, Look};
 use super::session::{App, Session};
 use super::signals::Signals;
@@ -31,12 +31,9 @@ pub(crate) struct Args {
     /// Program and arguments
     #[arg(last = true, value_name = "PROGRAM")]
     argv: Vec<String>,
-    /// Who does it: shell, claude-code, gemini-cli, cursor-cli, noop
+    /// Who does it: shell, noop (does nothing); default: shell
     #[arg(long, short)]
     agent: Option<String>,
-    /// Run it on the configured remote mesh
-    #[arg(long)]
-    remote: bool,
     /// Set a variable of its environment (public: shown to whoever may see the task)
     #[arg(long, short, value_name = "NAME=VALUE", value_parser = values::pair)]
     env: Vec<(String, String)>,
@@ -77,7 +74,7 @@ pub(crate) struct Args {
 
 pub(crate) async fn run(global: Global, args: Args) -> Result<u8, Error> {
     let app = App::new(global, Flags::default())?;
-    let session = app.session(args.remote).await?;
+    let session = app.session().await?;
     let key = args.idempotency_key.unwrap_or_else(|| session.client.request_id());
     let spec = spec(&args, &app.config, session.is_local())?;
     // Until here Ctrl-C ends the process as it always does: nothing is lost yet.
@@ -93,7 +90,8 @@ pub(crate) async fn run(global: Global, args: Args) -> Result<u8, Error> {
     };
     // This machine's own worker may only just have been started.
     let sure = session.is_local() && args.pool == "default" && args.label.is_empty();
-    if submitted.eligible_workers == 0 && !sure && !app.global.quiet {
+    let people = app.global.output == Format::Text && !app.global.quiet;
+    if submitted.eligible_workers == 0 && !sure && people {
         eprintln!("{}: no worker can take it now; it waits for one", task.short());
     }
     if args.detach {
@@ -172,7 +170,6 @@ fn cwd(given: Option<&str>, local: bool) -> Result<Option<String>, Error> {
 mod tests {
     use clap::Parser;
 
-    use super::super::output::Format;
     use super::*;
 
     #[derive(Debug, Parser)]

@@ -7,18 +7,23 @@ use std::time::Duration;
 
 use ado_certs::{Identity, JoinString};
 use ado_proto::Namespace;
+use ado_proto::ids::is_name;
 use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
 
 use super::Global;
 use super::error::{Error, Kind};
+use super::output::Format;
 use crate::client::{self, Client};
-use crate::config::{self, Config, Flags};
+use crate::config::{self, Config, Flags, Secret};
 use crate::env::Env;
 use crate::local::{self, Home, Role};
 use crate::tasks::Tasks;
 
 /// Longest wait for an answer of a mesh elsewhere.
 pub(crate) const ANSWER_PATIENCE: Duration = Duration::from_secs(30);
+/// How long nobody may answer before people are told.
+const WORTH_A_WORD: Duration = Duration::from_secs(3);
 /// How long ending a command waits for its background work.
 pub(crate) const END_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -61,7 +66,10 @@ impl App {
             Err(error) => return Err(error.into()),
         };
         let home = Home::at(&config.home)
-            .map_err(|error| Error::new(Kind::Local, "cannot find the current directory").because(error))?;
+            .map_err(|error| Error::new(Kind::Local, format!("cannot use {}", config.home.display())).because(error))?;
+        if let Some(name) = global.namespace.as_deref().filter(|name| !is_name(name)) {
+            return Err(Error::usage(format!("--namespace: `{name}` is no name: 1 to 63 of a-z A-Z 0-9 . _ @ -")));
+        }
         let context = match (unknown, named) {
             (Some(error), Some(name)) if joined(&home, &name).is_none() => {
                 return Err(Error::from(error).hint(format!("ado join <join string> --context-name {name}")));
@@ -72,9 +80,9 @@ impl App {
         Ok(Self { global, config, home, env: Env::system(), context })
     }
 
-    /// A session with the mesh meant; `remote` asks for one elsewhere.
-    pub(crate) async fn session(&self, remote: bool) -> Result<Session, Error> {
-        let context = if remote { self.remote()? } else { self.context.clone() };
+    /// A session with the mesh meant.
+    pub(crate) async fn session(&self) -> Result<Session, Error> {
+        let context = if self.global.remote { self.remote()? } else { self.context.clone() };
         let tasks = Tasks::new();
         let namespace = self.global.namespace.clone().map(Namespace);
         let local = context == config::LOCAL;
@@ -85,16 +93,23 @@ impl App {
         } else {
             self.connect(&context, namespace, &tasks).await?
         };
-        if client.identity().should_renew(self.env.now()) {
-            // Its failure matters when the certificate ends, not before.
-            match client.renew().await {
-                Ok(renewed) => save(&renewed, &identity),
-                Err(error) => tracing::warn!(%error, "the certificate could not be renewed"),
-            }
+        let renewed = Arc::new(Notify::new());
+        // In the background: its failure matters when the certificate ends, not before.
+        let (renewing, told) = (client.clone(), renewed.clone());
+        tasks.spawn_until_stop("renewal", async move {
+            let keep = |new: &Identity| {
+                save(new, &identity);
+                told.notify_one();
+            };
+            renewing.keep_renewed(keep).await;
+        });
+        if !local && self.global.output == Format::Text && !self.global.quiet {
+            tasks.spawn_until_stop("patience", say_when_it_takes_long(client.clone(), context.clone()));
         }
         Ok(Session {
+            renewal_due: client.identity().should_renew(self.env.now()),
+            renewed,
             client,
-            identity,
             local: local.then(|| self.home.clone()),
             named: context != self.config.context,
             context,
@@ -114,6 +129,10 @@ impl App {
     async fn connect(&self, context: &str, namespace: Option<Namespace>, tasks: &Tasks) -> Result<Client, Error> {
         let controllers = self.controllers(context)?;
         let identity = match Identity::load(&self.identity_dir(context)) {
+            // One that has ended is as good as none for whoever has a key to get another.
+            Ok(ended) if ended.not_after() <= self.env.now() && self.key(context).is_some() => {
+                self.enrol_by_key(context, ado_certs::Error::NoIdentity(self.identity_dir(context))).await?
+            }
             Ok(identity) => identity,
             Err(error) => self.enrol_by_key(context, error).await?,
         };
@@ -135,11 +154,17 @@ impl App {
         joined.ok_or_else(|| Error::usage(format!("there is no context `{context}`")).hint("ado join <join string>"))
     }
 
+    /// The API key configured for a context.
+    fn key(&self, context: &str) -> Option<&Secret> {
+        self.config.auth.key.as_ref().filter(|_| context == config::REMOTE)
+    }
+
     /// A configured join string stands for an identity until it was exchanged for one.
     async fn enrol_by_key(&self, context: &str, missing: ado_certs::Error) -> Result<Identity, Error> {
-        let unknown = || Error::from(missing).hint(format!("ado join <join string> --context-name {context}"));
-        let Some(key) = self.config.auth.key.as_ref().filter(|_| context == config::REMOTE) else {
-            return Err(unknown());
+        let Some(key) = self.key(context) else {
+            let error = Error::from(missing).hint(format!("ado join <join string> --context-name {context}"));
+            let key = "or give an API key in `distributed.controller.auth.key` (ADO_API_KEY)";
+            return Err(if context == config::REMOTE { error.hint(key) } else { error });
         };
         let join: JoinString = key.reveal().parse().map_err(|_| {
             Error::usage(
@@ -157,6 +182,11 @@ impl App {
         let tasks = Tasks::new();
         let enrolment = client::enrol(join, name, ANSWER_PATIENCE, self.env.clone(), &tasks).await?;
         tasks.stop(END_PATIENCE).await;
+        if enrolment.identity.principal().role == ado_proto::Role::Worker {
+            return Err(Error::usage("the join string is one for workers, and used up now")
+                .hint("ado token create --role user, and `ado join` with that")
+                .hint("ado token create --role worker, and `ado worker --join` with that"));
+        }
         enrolment.identity.save(&self.identity_dir(context))?;
         let joined = Joined { controllers: enrolment.controllers };
         let file = context_file(&self.home, context);
@@ -178,6 +208,14 @@ pub(crate) fn environment() -> BTreeMap<String, String> {
     std::env::vars_os().filter_map(text).collect()
 }
 
+/// A word for people when nobody answers yet; how it ends is an error's to say.
+async fn say_when_it_takes_long(client: Client, context: String) {
+    tokio::time::sleep(WORTH_A_WORD).await;
+    if let Some(problem) = client.problem() {
+        eprintln!("{context}: not connected yet; {problem}");
+    }
+}
+
 /// Keeps a new certificate. One that cannot be kept serves this process only.
 pub(crate) fn save(identity: &Identity, dir: &Path) {
     if let Err(error) = identity.save(dir) {
@@ -188,8 +226,10 @@ pub(crate) fn save(identity: &Identity, dir: &Path) {
 /// A session and what belongs to it.
 pub(crate) struct Session {
     pub(crate) client: Client,
-    /// Where the identity is kept.
-    identity: PathBuf,
+    /// Whether the certificate was due to be renewed at the start.
+    renewal_due: bool,
+    /// Told when it has been.
+    renewed: Arc<Notify>,
     /// The home, when the mesh is the one on this machine.
     local: Option<Home>,
     /// Whether the context has to be named to be meant.
@@ -209,12 +249,8 @@ impl Session {
         if self.named { format!("ado --context {} {words}", self.context) } else { format!("ado {words}") }
     }
 
-    /// Keeps alive what a long look needs: the certificate, and the processes if they are on this machine.
+    /// Keeps alive what a long look needs: the processes, if they are on this machine.
     pub(crate) fn stay(&self) {
-        let (client, dir) = (self.client.clone(), self.identity.clone());
-        self.tasks.spawn_until_stop("renewal", async move {
-            client.keep_renewed(|renewed| save(renewed, &dir)).await;
-        });
         if let Some(home) = self.local.clone() {
             self.tasks.spawn_until_stop("supervise", async move {
                 local::supervise(home, &[Role::Controller, Role::Worker]).await;
@@ -222,8 +258,19 @@ impl Session {
         }
     }
 
-    /// Ends it.
+    /// Resolves when the processes it needs were stopped on purpose. Cancel safe.
+    pub(crate) async fn taken_down(&self) {
+        match &self.local {
+            Some(home) => local::taken_down(home).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Ends it. A certificate that was due gets a moment to be renewed: short commands have no other.
     pub(crate) async fn close(self) {
+        if self.renewal_due {
+            let _ = tokio::time::timeout(END_PATIENCE, self.renewed.notified()).await;
+        }
         self.client.close().await;
         self.tasks.stop(END_PATIENCE).await;
     }
@@ -231,7 +278,7 @@ impl Session {
 
 /// What is kept of a joined mesh.
 pub(crate) fn joined(home: &Home, context: &str) -> Option<Joined> {
-    if !ado_proto::ids::is_name(context) {
+    if !is_name(context) {
         return None;
     }
     local::read_json(&context_file(home, context))
@@ -250,5 +297,5 @@ pub(crate) fn current(home: &Home) -> Option<String> {
 /// What this user would like to be called.
 pub(crate) fn user_name() -> String {
     let name = std::env::var("USER").or_else(|_| std::env::var("LOGNAME")).unwrap_or_default();
-    if ado_proto::ids::is_name(&name) { name } else { "user".into() }
+    if is_name(&name) { name } else { "user".into() }
 }

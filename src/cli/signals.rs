@@ -19,7 +19,8 @@ pub(crate) enum Signal {
 pub(crate) struct Signals {
     interrupt: Stream,
     terminate: Stream,
-    hang_up: Stream,
+    /// `None` where whoever started this process wants it to go on without its terminal (`nohup`).
+    hang_up: Option<Stream>,
 }
 
 impl Signals {
@@ -29,17 +30,33 @@ impl Signals {
         Ok(Self {
             interrupt: catch(SignalKind::interrupt())?,
             terminate: catch(SignalKind::terminate())?,
-            hang_up: catch(SignalKind::hangup())?,
+            hang_up: if hang_up_is_ignored() { None } else { Some(catch(SignalKind::hangup())?) },
         })
     }
 
     /// The next one. Cancel safe.
     pub(crate) async fn next(&mut self) -> Signal {
+        let hang_up = async {
+            match &mut self.hang_up {
+                Some(hang_up) => hang_up.recv().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             biased;
-            _ = self.hang_up.recv() => Signal::HangUp,
+            _ = hang_up => Signal::HangUp,
             _ = self.terminate.recv() => Signal::Terminate,
             _ = self.interrupt.recv() => Signal::Interrupt,
         }
+    }
+}
+
+#[expect(unsafe_code, reason = "the disposition of a signal is only to be had from the C library")]
+fn hang_up_is_ignored() -> bool {
+    let mut now = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: nothing is set, and what is read is written whole when the call succeeds.
+    unsafe {
+        libc::sigaction(libc::SIGHUP, std::ptr::null(), now.as_mut_ptr()) == 0
+            && now.assume_init().sa_sigaction == libc::SIG_IGN
     }
 }

@@ -27,7 +27,7 @@ pub(crate) struct Args {
 
 pub(crate) async fn run(global: Global, args: Args) -> Result<u8, Error> {
     let app = App::new(global, Flags::default())?;
-    let session = app.session(false).await?;
+    let session = app.session().await?;
     let tasks = session.client.tasks(&args.task).await?;
     session.close().await;
     let json = match &tasks[..] {

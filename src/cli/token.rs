@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use ado_proto::request::{CreateToken, TokenInfo};
-use ado_proto::{Namespace, Principal, Role};
+use ado_proto::{Namespace, Principal, Role, Timestamp};
 use serde_json::{Value, json};
 
 use super::Global;
@@ -59,7 +59,7 @@ struct Create {
 
 pub(crate) async fn run(global: Global, args: Args) -> Result<u8, Error> {
     let app = App::new(global, Flags::default())?;
-    let session = app.session(false).await?;
+    let session = app.session().await?;
     let format = app.global.output;
     match args.command {
         Command::Create(create) => {
@@ -77,7 +77,7 @@ pub(crate) async fn run(global: Global, args: Args) -> Result<u8, Error> {
         Command::List => {
             let tokens = session.client.list_tokens().await?;
             let json: Vec<Value> = tokens.iter().map(to_json).collect();
-            print(format, &json, || tokens.iter().map(to_text).collect())?;
+            print(format, &json, || table(&tokens))?;
         }
         Command::Revoke { id } => {
             session.client.revoke_token(&id).await?;
@@ -107,15 +107,40 @@ fn to_json(token: &TokenInfo) -> Value {
     })
 }
 
-fn to_text(token: &TokenInfo) -> String {
-    let uses = token.uses_left.map_or("any".into(), |uses| uses.to_string());
-    let name = token.name.as_deref().unwrap_or("-");
-    let line = format!(
-        "{}  {}  {name}  uses left: {uses}  until {}  by {}",
-        token.id,
-        token.role,
-        rfc3339(token.expires_at),
-        token.created_by,
-    );
-    one_line(&line, 400) + "\n"
+fn table(tokens: &[TokenInfo]) -> String {
+    let line = |id: &str, role: &str, uses: &str, until: &str, name: &str, by: &str| {
+        format!("{id:<11}  {role:<6}  {uses:>4}  {until:<20}  {name:<20}  {by}\n")
+    };
+    let rows = tokens.iter().map(|token| {
+        let uses = token.uses_left.map_or("any".into(), |uses| uses.to_string());
+        // A second is close enough for people.
+        let until = rfc3339(Timestamp(token.expires_at.0 - token.expires_at.0.rem_euclid(1_000_000)));
+        let name = one_line(token.name.as_deref().unwrap_or("-"), 63);
+        line(&token.id, token.role.as_str(), &uses, &until, &name, &one_line(&token.created_by, 100))
+    });
+    std::iter::once(line("TOKEN", "ROLE", "USES", "UNTIL", "NAME", "BY")).chain(rows).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_stand_in_columns() {
+        let token = TokenInfo {
+            id: "eda133672d".into(),
+            role: Role::Worker,
+            namespace: Namespace::default(),
+            name: None,
+            uses_left: None,
+            created_at: Timestamp(0),
+            expires_at: Timestamp(86_400_123_456),
+            created_by: "admin/ann".into(),
+        };
+        assert_eq!(
+            table(&[token]),
+            "TOKEN        ROLE    USES  UNTIL                 NAME                  BY\n\
+             eda133672d   worker   any  1970-01-02T00:00:00Z  -                     admin/ann\n",
+        );
+    }
 }

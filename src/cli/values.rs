@@ -68,7 +68,7 @@ pub(crate) fn since(text: &str) -> Result<Since, String> {
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Start {
     /// Begin at this offset, or at the `start`
-    #[arg(long, value_name = "OFFSET|start", value_parser = from)]
+    #[arg(long, value_name = "OFFSET|start", value_parser = from, allow_negative_numbers = true)]
     from: Option<Offset>,
     /// Begin this many lines before the end
     #[arg(long, value_name = "LINES", conflicts_with = "from")]

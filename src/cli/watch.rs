@@ -12,6 +12,7 @@ use futures_util::future::BoxFuture;
 
 use super::error::{Error, Kind};
 use super::lifecycle::exit_code;
+use super::output::Format;
 use super::painter::{Batch, Look, Painter};
 use super::session::Session;
 use super::signals::{Signal, Signals};
@@ -93,8 +94,14 @@ impl<'a> Watch<'a> {
         }
         let stream = self.session.client.follow(self.task, self.start, self.follow);
         let painter = Painter::new(self.task, self.worker.clone(), self.look);
-        let wishes =
-            Wishes { session: self.session, task: self.task, on: self.on_interrupt, signals, cancelling: None };
+        let wishes = Wishes {
+            session: self.session,
+            task: self.task,
+            on: self.on_interrupt,
+            format: self.look.format,
+            signals,
+            cancelling: None,
+        };
         Show { stream, painter, wishes, ended: None, written: None }.run().await
     }
 }
@@ -117,8 +124,14 @@ enum Read {
 
 impl Show<'_> {
     async fn run(mut self) -> Result<Finish, Error> {
+        let session = self.wishes.session;
         loop {
-            let Some(step) = self.wishes.unless_leaving(self.stream.next()).await else { return Ok(self.leave()) };
+            let step = tokio::select! {
+                biased;
+                step = self.wishes.unless_leaving(self.stream.next()) => step,
+                () = session.taken_down() => return Err(self.taken_down()),
+            };
+            let Some(step) = step else { return Ok(self.leave()) };
             let mut batch = Batch::default();
             let read = self.gather(step, &mut batch);
             if !matches!(read, Read::More) {
@@ -184,11 +197,19 @@ impl Show<'_> {
     fn leave(mut self) -> Finish {
         let command = self.wishes.continuation(self.written);
         let mut batch = Batch::default();
-        self.painter.finish(&mut batch);
-        self.painter.farewell(&format!("detached: the task goes on; continue with\n  {command}"), &mut batch);
+        self.painter.farewell(self.written, &command, &mut batch);
         // Whoever closed stderr does not want to know.
         let _ = batch.write();
         Finish::Detached
+    }
+
+    /// Nobody will write more, however long one waits.
+    fn taken_down(mut self) -> Error {
+        let mut batch = Batch::default();
+        self.painter.finish(&mut batch);
+        let _ = batch.write();
+        let text = "the controller and the worker of this machine were stopped (`ado down`): the task waits for them";
+        self.wishes.with_continuation(Error::new(Kind::Local, text), self.written)
     }
 }
 
@@ -205,6 +226,7 @@ struct Wishes<'a> {
     session: &'a Session,
     task: TaskId,
     on: OnInterrupt,
+    format: Format,
     signals: &'a mut Signals,
     cancelling: Option<BoxFuture<'static, Result<(), client::Error>>>,
 }
@@ -226,7 +248,7 @@ impl Wishes<'_> {
                 result = cancelled => {
                     self.cancelling = None;
                     if let Err(error) = result {
-                        eprint!("{}", Error::from(error).render(super::output::Format::Text));
+                        eprint!("{}", Error::from(error).render(self.format));
                         self.on = OnInterrupt::Detach;
                     }
                 }
@@ -240,7 +262,9 @@ impl Wishes<'_> {
             return true;
         }
         self.on = OnInterrupt::Detach;
-        eprintln!("\ncancelling {}; Ctrl-C again leaves", self.task.short());
+        if self.format == Format::Text {
+            eprintln!("\ncancelling {}; Ctrl-C again leaves", self.task.short());
+        }
         let (client, task) = (self.session.client.clone(), self.task.to_string());
         self.cancelling =
             Some(Box::pin(async move { client.set_desired(&task, Desired::Cancelled, false).await.map(drop) }));

@@ -11,8 +11,8 @@ use std::time::Duration;
 use ado_certs::{ClientTls, Clock, Identity, JoinString, KeyRequest};
 use ado_proto::record::Desired;
 use ado_proto::request::{
-    CreateToken, CreatedToken, DesiredSet, Enrol, GetTasks, Hello, ListTasks, ListTokens, Renew, Request,
-    RevokeIdentity, RevokeToken, RevokedIdentity, SetDesired, StartAt, Submit, Submitted, TaskInfo, TokenInfo, Welcome,
+    CreateToken, CreatedToken, DesiredSet, Enrol, GetTasks, Hello, ListTasks, ListTokens, Request, RevokeIdentity,
+    RevokeToken, RevokedIdentity, SetDesired, StartAt, Submit, Submitted, TaskInfo, TokenInfo, Welcome,
 };
 use ado_proto::spec::TaskSpec;
 use ado_proto::{Namespace, RequestId, TaskId};
@@ -20,7 +20,7 @@ use rustls::pki_types::CertificateDer;
 
 use crate::BUILD;
 use crate::env::Env;
-use crate::net::{self, Call, Link, LinkConfig, Priority};
+use crate::net::{self, Call, Link, LinkConfig, LinkState, Priority};
 use crate::tasks::Tasks;
 
 pub use cursor::Violation;
@@ -155,12 +155,12 @@ impl Client {
         self.tls.identity().expect("a client is a member of its mesh")
     }
 
-    /// Uses a new certificate from now on, and returns it.
-    pub async fn renew(&self) -> Result<Arc<Identity>, Error> {
-        let key = KeyRequest::new()?;
-        let renewed = self.read(&Renew { csr: key.csr_der().to_vec() }).await?;
-        self.tls.replace(key.into_identity(certificates(renewed.chain))?)?;
-        Ok(self.identity())
+    /// Why there is no connection yet, for people; `None` when there is one, or when there will be none.
+    pub fn problem(&self) -> Option<String> {
+        match &*self.link.state().borrow() {
+            LinkState::Connecting(last) => Some(last.clone().unwrap_or_else(|| "nobody has answered".into())),
+            LinkState::Connected { .. } | LinkState::Closed(_) => None,
+        }
     }
 
     /// Renews the certificate whenever it is due, until the session ends. `save` is told every new one.

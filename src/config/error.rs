@@ -111,7 +111,7 @@ pub enum Error {
         advice: &'static str,
     },
     /// The context is not defined.
-    #[error("{place}: there is no context `{name}`: there are {}", known.join(", "))]
+    #[error("{place}: there is no context `{name}`; known: {}", known.join(", "))]
     UnknownContext {
         /// Where it is named.
         place: Place,

@@ -279,7 +279,7 @@ fn contexts_and_the_remote() {
     assert!(missing(two), "nobody says which");
     assert!(missing("distributed: {enabled: false, controller: {url: c}}"));
     assert!(missing("context: remote"));
-    assert_eq!(refused(&format!("{two}context: c")), "/c.yaml: there is no context `c`: there are local, a, b");
+    assert_eq!(refused(&format!("{two}context: c")), "/c.yaml: there is no context `c`; known: local, a, b");
     assert!(refused("contexts: {local: {controllers: [a]}}").contains("choose another name"));
     assert!(refused(&format!("contexts: {{remote: {{controllers: [a]}}}}\n{url}")).contains("differ"));
 }

@@ -121,7 +121,11 @@ pub(super) fn read(file: &Path, text: &str, env: &BTreeMap<String, String>) -> R
     let options = serde_saphyr::options! { with_snippet: false, strict_booleans: true };
     let tree: Option<Tree> = serde_saphyr::from_str_with_options(text, options).map_err(|error| {
         let line = error.location().map_or(0, |location| location.line());
-        Error::Syntax { place: place(file, line), problem: error.to_string() }
+        let problem = match &error {
+            serde_saphyr::Error::DuplicateMappingKey { key: Some(key), .. } => format!("`{key}` is given twice"),
+            other => other.to_string(),
+        };
+        Error::Syntax { place: place(file, line), problem }
     })?;
     let mut raw = Raw::default();
     match tree.map(|tree| tree.0) {

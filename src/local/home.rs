@@ -6,6 +6,9 @@ use std::path::{Path, PathBuf};
 use ado_proto::Timestamp;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+/// Longest path of a home, in bytes: SQLite takes 512, the names in it included.
+const LONGEST: usize = 400;
+
 /// The directory of one user's ado.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Home(PathBuf);
@@ -46,9 +49,15 @@ impl Home {
     /// A home at `path`. Relative paths are taken from the current directory, once.
     ///
     /// # Errors
-    /// When the current directory cannot be read.
+    /// When the current directory cannot be read, or the path is longer than a store's may be.
     pub fn at(path: impl AsRef<Path>) -> io::Result<Self> {
-        std::path::absolute(path).map(Self)
+        let path = std::path::absolute(path)?;
+        let length = path.as_os_str().len();
+        if length > LONGEST {
+            let text = format!("its path has {length} bytes; {LONGEST} are the most");
+            return Err(io::Error::new(io::ErrorKind::InvalidFilename, text));
+        }
+        Ok(Self(path))
     }
 
     /// The directory itself.
@@ -155,5 +164,11 @@ mod tests {
         assert_eq!(home.endpoint(), Some(endpoint));
         std::fs::write(home.endpoint_path(), "{").unwrap();
         assert_eq!(home.endpoint(), None);
+    }
+
+    #[test]
+    fn a_path_that_no_store_takes_is_refused() {
+        assert!(Home::at(format!("/{}", "x/".repeat(200))).is_err());
+        assert!(Home::at(format!("/{}", "x/".repeat(199))).is_ok());
     }
 }

@@ -38,6 +38,8 @@ const ANSWER_PATIENCE: Duration = Duration::from_secs(30);
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// How often a supervisor looks.
 const SUPERVISE_EVERY: Duration = Duration::from_millis(500);
+/// Looks in a row that find the two taken down: one may fall between a [`down`] and the [`ensure`] right after it.
+const LOOKS_TAKEN_DOWN: u32 = 2;
 
 /// Why the local processes are not there, or do not go.
 #[derive(Debug, thiserror::Error)]
@@ -156,6 +158,16 @@ pub async fn supervise(home: Home, roles: &[Role]) {
                 restart(&home, *role).await;
             }
         }
+    }
+}
+
+/// Resolves when [`down`] was asked for, the controller is gone, and nobody brings it back. Cancel safe.
+pub async fn taken_down(home: &Home) {
+    let mut seen = 0;
+    while seen < LOOKS_TAKEN_DOWN {
+        tokio::time::sleep(SUPERVISE_EVERY).await;
+        let down = home.down_marker().exists() && holder(&home.lock(Role::Controller)) == Holder::Nobody;
+        seen = if down { seen + 1 } else { 0 };
     }
 }
 

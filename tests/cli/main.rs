@@ -1,12 +1,15 @@
 //! The command line as people use it: the real binary, its real background processes, nothing else on the machine.
 
 mod promises;
+mod remote;
 mod support;
 mod tour;
+mod workers;
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
-use support::TestEnv;
+use std::process::Stdio;
+use support::{Running, TestEnv};
 
 #[test]
 fn a_bare_machine_runs_a_task() {
@@ -58,7 +61,9 @@ fn events_have_the_names_of_the_product() {
     let offsets: Vec<_> = events.iter().map(|event| event["offset"].as_u64().unwrap()).collect();
     assert_eq!(offsets, [0, 1, 2, 3, 4, 5]);
     assert_eq!(events[2]["workerId"], events[1]["workerId"]);
-    assert_eq!(events[3]["data"], "hi\n");
+    assert_eq!((&events[3]["stream"], &events[3]["data"]), (&json!("stdout"), &json!("hi\n")));
+    assert!(events.iter().all(|event| event["taskId"].is_string() && event["taskId"] == events[0]["taskId"]));
+    assert!(events[5]["error"].is_string());
     assert_eq!(events[5]["result"], json!({ "outcome": "failed", "exitCode": 2 }));
 }
 
@@ -135,6 +140,9 @@ fn lists_and_status_are_for_programs_too() {
     for key in ["taskId", "workerId", "createdAt", "startedAt", "completedAt"] {
         assert!(status[key].is_string(), "{key}: {status}");
     }
+    let (progress, step) = (status["progress"].is_number(), status["currentStep"].is_string());
+    let checkpoint = (status.get("lastCheckpoint"), &status["checkpointData"]);
+    assert!(progress && step && checkpoint == (Some(&Value::Null), &json!({})), "{status}");
 }
 
 #[test]
@@ -204,6 +212,33 @@ fn killed_processes_come_back_and_nothing_is_lost() {
 }
 
 #[test]
+fn viewers_leave_when_nobody_is_to_write_more() {
+    let env = TestEnv::new();
+    let mut running = env.start(["run", "echo one; sleep 600"]);
+    assert_eq!(running.line(), "one\n");
+    env.ado(["down"]).assert_code(0);
+    let (code, _, stderr) = running.end();
+    assert_eq!(code, Some(125), "{stderr}");
+    assert!(stderr.contains("`ado down`") && stderr.contains("hint: ado attach task-"), "{stderr}");
+}
+
+#[test]
+fn without_its_terminal_nohup_goes_on() {
+    let env = TestEnv::new();
+    env.ado(["up"]).assert_code(0);
+    let direct = env.command(["run", "echo one; while [ ! -e gate ]; do sleep 0.02; done; echo two"]);
+    let mut nohup = std::process::Command::new("/bin/sh");
+    nohup.args(["-c", "trap '' HUP; exec \"$@\"", "sh"]).arg(direct.get_program()).args(direct.get_args());
+    nohup.env_clear().envs(direct.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    nohup.current_dir(env.work()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut running = Running::start(nohup);
+    assert_eq!(running.line(), "one\n");
+    running.signal(Signal::SIGHUP);
+    std::fs::write(env.work().join("gate"), "").unwrap();
+    assert_eq!(running.end(), (Some(0), "two\n".into(), String::new()));
+}
+
+#[test]
 fn down_stays_down_until_something_is_wanted() {
     let env = TestEnv::new();
     assert_eq!(env.ado(["down"]).stdout(), "nothing was running\n");
@@ -239,20 +274,4 @@ fn the_configuration_is_checked_before_anything_happens() {
     assert!(!env.home().join("controller").exists(), "nothing was started");
     env.ado(["run"]).assert_code(125);
     env.ado(["--help"]).assert_code(0);
-}
-
-#[test]
-fn a_token_lets_another_machine_in() {
-    let env = TestEnv::new();
-    let join = env.ado(["token", "create", "--role", "user", "--name", "ann"]).stdout().trim().to_owned();
-    let other = TestEnv::new();
-    let joined = other.ado(["join", &join, "-o", "json"]);
-    joined.assert_code(0);
-    assert_eq!(joined.json()["identity"], "ado://default/user/ann");
-    let ran = other.ado(["run", "--remote", "echo hi"]);
-    ran.assert_code(0);
-    assert_eq!(ran.stdout(), "hi\n");
-    other.ado(["join", &join, "--context-name", "again"]).assert_code(125);
-    env.ado(["token", "revoke-identity", "ado://default/user/ann"]).assert_code(0);
-    other.ado(["run", "--remote", "echo hi"]).assert_code(125);
 }

@@ -53,9 +53,7 @@ impl TestEnv {
 
     /// Starts a command that is watched while it runs.
     pub(crate) fn start(&self, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Running {
-        let mut child = self.command(args).spawn().expect("ado starts");
-        let stdout = BufReader::new(child.stdout.take().expect("it is piped"));
-        Running { child, stdout }
+        Running::start(self.command(args))
     }
 
     /// Submits a task and returns its id.
@@ -80,10 +78,54 @@ impl Drop for TestEnv {
     }
 }
 
+/// A controller or a worker in the foreground; killed at the end of the test unless it was stopped.
+pub(crate) struct Service {
+    child: Child,
+    stdout: BufReader<std::process::ChildStdout>,
+}
+
+impl Service {
+    /// Starts it; what it logs is shown when the test fails.
+    pub(crate) fn start(env: &TestEnv, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Self {
+        let mut child = env.command(args).stderr(Stdio::inherit()).spawn().expect("ado starts");
+        let stdout = BufReader::new(child.stdout.take().expect("it is piped"));
+        Self { child, stdout }
+    }
+
+    /// Waits for the next line it prints, as JSON.
+    #[track_caller]
+    pub(crate) fn json(&mut self) -> Value {
+        let mut line = String::new();
+        self.stdout.read_line(&mut line).expect("its output");
+        serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}"))
+    }
+
+    /// Asks it to stop, and waits for that.
+    #[track_caller]
+    pub(crate) fn stop(mut self) {
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(self.child.id()).expect("a pid"));
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).expect("it runs");
+        let status = self.child.wait().expect("it ends");
+        assert!(status.success(), "{status}");
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
 /// A command that ended.
 pub(crate) struct Ran(Output);
 
 impl Ran {
+    /// Runs a command of [`TestEnv::command`] to its end.
+    pub(crate) fn of(command: &mut Command) -> Self {
+        Self(command.output().expect("ado starts"))
+    }
+
     /// Fails with all that was printed when the exit code is another.
     #[track_caller]
     pub(crate) fn assert_code(&self, code: i32) {
@@ -125,6 +167,13 @@ pub(crate) struct Running {
 }
 
 impl Running {
+    /// Starts a command of [`TestEnv::command`].
+    pub(crate) fn start(mut command: Command) -> Self {
+        let mut child = command.spawn().expect("ado starts");
+        let stdout = BufReader::new(child.stdout.take().expect("it is piped"));
+        Self { child, stdout }
+    }
+
     /// Waits for the next line of its output.
     #[track_caller]
     pub(crate) fn line(&mut self) -> String {
