@@ -29,7 +29,7 @@ pub(crate) struct Args {
     /// Tell others to reach it here; default: where it listens, with this machine's own address for 0.0.0.0
     #[arg(long, value_name = "HOST:PORT,…")]
     advertise: Option<String>,
-    /// Keep everything here
+    /// Keep everything here; default: serve/controller below ado's own directory
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
     /// Be the controller of this machine's user
@@ -54,7 +54,11 @@ pub(crate) async fn run(global: Global, args: Args) -> Result<u8, Error> {
         local::leave_session();
     }
     local::prepare(&app.home)?;
-    let dir = args.dir.clone().unwrap_or_else(|| app.home.dir(Role::Controller));
+    let dir = match &args.dir {
+        Some(dir) => dir.clone(),
+        None if args.local => app.home.dir(Role::Controller),
+        None => app.home.by_hand(Role::Controller),
+    };
     let _lock = own(&dir, Role::Controller).await?;
     let handle = controller::start(config(&app, &dir, args.local), app.env.clone()).await.map_err(cannot_start)?;
     if args.local {

@@ -36,7 +36,7 @@ pub(crate) struct Args {
     /// Join this mesh, unless the directory holds an identity already
     #[arg(long, value_name = "JOIN STRING", env = "ADO_JOIN", hide_env_values = true)]
     join: Option<JoinString>,
-    /// Keep identity and tasks' directories here
+    /// Keep identity and tasks' directories here; default: serve/worker below ado's own directory
     #[arg(long, value_name = "DIR")]
     dir: Option<String>,
     /// Be called this; default: the host's name
@@ -77,6 +77,8 @@ pub(crate) async fn run(global: Global, args: Args) -> Result<u8, Error> {
     local::prepare(&app.home)?;
     let place = Place::of(&app, args.local);
     let _lock = own(&place.lock, Role::Worker).await?;
+    // The work directory has one user, whichever kind of worker that is.
+    let _work = if place.work == place.lock { None } else { Some(own(&place.work, Role::Worker).await?) };
     let tasks = Tasks::new();
     let (identity, addresses) = place.membership(&app, &args).await?;
     let tls = ClientTls::mesh(identity)?;
@@ -144,10 +146,12 @@ struct Place {
 
 impl Place {
     fn of(app: &App, local: bool) -> Self {
-        let work = app.config.worker.dir.clone();
+        let given = app.config.worker.dir.clone();
         if local {
+            let work = given.unwrap_or_else(|| app.home.path().join("work"));
             Self { lock: app.home.dir(Role::Worker), work, identity: app.home.worker_identity(), local }
         } else {
+            let work = given.unwrap_or_else(|| app.home.by_hand(Role::Worker));
             Self { lock: work.clone(), identity: work.join("identity"), work, local }
         }
     }

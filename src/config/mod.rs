@@ -204,8 +204,8 @@ pub struct Worker {
     pub pool: String,
     /// Its labels.
     pub labels: BTreeMap<String, String>,
-    /// Where it keeps its tasks' directories.
-    pub dir: PathBuf,
+    /// Where it keeps its tasks' directories. `None`: below `home`.
+    pub dir: Option<PathBuf>,
     /// Container image, when launched.
     pub image: String,
     /// Processors, when launched. `None`: no limit.
@@ -343,7 +343,7 @@ impl Config {
                 slots: raw.worker_slots.map(|slots| slots.value.0),
                 pool: given(raw.worker_pool).0,
                 labels: raw.worker_labels.map(|labels| labels.value).unwrap_or_default(),
-                dir: raw.worker_dir.map_or_else(|| home.join("work"), |dir| dir.value),
+                dir: raw.worker_dir.map(|dir| dir.value),
                 image: given(raw.worker_image),
                 cpu: raw.worker_cpu.map(|cpu| cpu.value),
                 memory: raw.worker_memory.map(|memory| memory.value),

@@ -70,6 +70,12 @@ impl Home {
         self.0.join(role.as_str())
     }
 
+    /// Where a role that was started by hand keeps what is its own, unless it is told: never where the background
+    /// process of this user does.
+    pub fn by_hand(&self, role: Role) -> PathBuf {
+        self.0.join("serve").join(role.as_str())
+    }
+
     /// Held for life by a role's process, with its pid in it.
     pub fn lock(&self, role: Role) -> PathBuf {
         self.dir(role).join(format!("{}.lock", role.as_str()))

@@ -37,6 +37,10 @@ impl Priority {
     }
 }
 
+/// Turns a closing carrier gives others before it sleeps between looks: the packet usually leaves within microseconds, and
+/// the shortest sleep is a millisecond.
+const YIELDS: u32 = 100;
+
 /// A QUIC connection, held by everything that uses it: it closes when the last of them is dropped.
 pub(super) struct Carrier {
     pub(super) quic: quinn::Connection,
@@ -56,6 +60,26 @@ impl Carrier {
         self.arriving.close();
         // Whatever has not arrived by then is lost with the connection, like on any network.
         let _ = tokio::time::timeout(patience, self.arriving.wait()).await;
+    }
+
+    /// Closes the connection and waits until the packet that says so has left, at most `patience`. quinn tells nobody when
+    /// it has; waiting for the connection to be forgotten would take several round trips.
+    pub(super) async fn say_goodbye(&self, code: quinn::VarInt, patience: Duration) {
+        let sent = || self.quic.stats().udp_tx.datagrams;
+        let before = sent();
+        self.quic.close(code, b"");
+        let left = async {
+            for _ in 0..YIELDS {
+                tokio::task::yield_now().await;
+                if sent() > before {
+                    return;
+                }
+            }
+            while sent() == before {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        let _ = tokio::time::timeout(patience, left).await;
     }
 
     /// Opens a stream.

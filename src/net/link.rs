@@ -185,8 +185,9 @@ impl Link {
         self.shared.stop.cancel();
         if let Phase::Up(live) = last {
             live.carrier.drained(DRAIN_FOR).await;
+            live.carrier.say_goodbye(code::DONE, FAREWELL_FOR).await;
         }
-        self.shared.dialler.endpoints.close(FAREWELL_FOR).await;
+        self.shared.dialler.endpoints.close();
     }
 }
 

@@ -57,6 +57,20 @@ fn a_controller_a_worker_and_a_laptop() {
 }
 
 #[test]
+fn one_home_holds_all_of_it() {
+    let env = TestEnv::new();
+    env.ado(["up"]).assert_code(0);
+    let (controller, said) = controller(&env);
+    env.ado(["join", said["join"].as_str().expect("a join string")]).assert_code(0);
+    let join = token(&env, &["--role", "worker"]);
+    let worker = Service::start(&env, ["worker", "--join", &join, "--log-level", "error"]);
+    assert_eq!(env.ado(["run", "--remote", "echo there"]).stdout(), "there\n");
+    assert_eq!(env.ado(["run", "echo here"]).stdout(), "here\n");
+    worker.stop();
+    controller.stop();
+}
+
+#[test]
 fn an_api_key_is_good_for_many_machines_until_it_is_revoked() {
     let (server, admin) = (TestEnv::new(), TestEnv::new());
     let (_controller, said) = controller(&server);
@@ -100,7 +114,7 @@ fn a_certificate_that_is_due_is_renewed_by_any_command() {
 fn replace(server: &TestEnv, dir: &std::path::Path, life: impl Fn(Timestamp) -> (Timestamp, Duration)) -> Timestamp {
     let now = Env::system().now();
     let who = Identity::load(dir).expect("an identity").principal().clone();
-    let ca = Ca::open_or_create(&server.home().join("controller"), now).expect("the server's CA");
+    let ca = Ca::open_or_create(&server.home().join("serve/controller"), now).expect("the server's CA");
     let request = KeyRequest::new().expect("a key");
     let (from, lifetime) = life(now);
     let issued = ca.issue(request.csr_der(), &who, lifetime, from).expect("a certificate");
