@@ -427,6 +427,20 @@ async fn a_guard_that_is_killed_is_a_loss_and_leaves_nothing() {
     }
 }
 
+#[tokio::test]
+async fn who_else_holds_a_pipe_does_not_keep_the_attempt() {
+    let rig = Rig::new(Containment::Subreaper);
+    let mut run = rig.run(rig.shell("echo $$; until test -e $DIR/go; do sleep 0.01; done; echo end"));
+    run.until_output("\n").await;
+    let agent = stdout(&run.log.borrow()).trim().to_owned();
+    let foreign = fs::File::options().append(true).open(format!("/proc/{agent}/fd/1")).unwrap();
+    fs::write(rig.path("go"), "").unwrap();
+    let (exit, log) = run.exit().await;
+    assert_eq!((exit, stdout(&log)), (Exit::Code(0), format!("{agent}\nend\n")));
+    drop(foreign);
+    rig.assert_clean();
+}
+
 /// A guard spoken to directly.
 struct Direct {
     control: Option<UnixStream>,

@@ -153,7 +153,9 @@ pub struct Assignment {
     pub attempt: u32,
     /// What was asked.
     pub spec: TaskSpec,
-    /// How long the lease that came with the claim is good for, counted from receipt, milliseconds.
+    /// How long the lease that came with the claim is good for, milliseconds. Counted from when this was sent, which the
+    /// worker does not know: it counts from when it sent the last heartbeat that was answered before on the same stream,
+    /// and before there is one it has no lease.
     pub lease_ms: u64,
     /// What is wanted.
     pub desired: Desired,

@@ -15,7 +15,7 @@ use super::signals::Signals;
 use super::values;
 use crate::agents;
 use crate::client;
-use crate::config::Flags;
+use crate::config::{ByteSize, Flags};
 use crate::gateway::{Gateway, readiness};
 use crate::local::{self, Role};
 use crate::net::{self, Addresses, Link, LinkConfig};
@@ -60,6 +60,9 @@ pub(crate) struct Args {
     /// Let tasks go on this long once it is to stop
     #[arg(long, value_name = "DURATION", value_parser = values::duration, default_value = "20s")]
     drain_for: Duration,
+    /// Keep this much of each task's output on disk while no controller takes it; then the task waits
+    #[arg(long, value_name = "BYTES", default_value = "256Mi")]
+    spool_limit: ByteSize,
     /// Be the worker of this machine's user
     #[arg(long, hide = true, conflicts_with_all = ["join", "dir"])]
     local: bool,
@@ -90,7 +93,8 @@ pub(crate) async fn run(global: Global, args: Args) -> Result<u8, Error> {
     let link = Link::start(link, app.env.clone(), &tasks)?;
     tasks.spawn_until_stop("renewal", renewal(link.clone(), tls, place.identity.clone(), &app));
     let drain_for = if args.local { Duration::ZERO } else { args.drain_for };
-    let handle = worker::start(config(&app, &place, link, drain_for), app.env.clone()).await.map_err(cannot_start)?;
+    let handle =
+        worker::start(config(&app, &args, &place, link, drain_for), app.env.clone()).await.map_err(cannot_start)?;
     let http = match args.http {
         Some(address) => Some(health(address, handle.clone()).await?),
         None => None,
@@ -201,7 +205,7 @@ fn name(app: &App) -> String {
     app.config.worker.name.clone().or_else(host).unwrap_or_else(|| "worker".into())
 }
 
-fn config(app: &App, place: &Place, link: Link, drain_for: Duration) -> worker::Config {
+fn config(app: &App, args: &Args, place: &Place, link: Link, drain_for: Duration) -> worker::Config {
     let settings = &app.config.worker;
     let processors = || std::thread::available_parallelism().map_or(1, |count| u32::try_from(count.get()).unwrap_or(1));
     worker::Config {
@@ -213,7 +217,7 @@ fn config(app: &App, place: &Place, link: Link, drain_for: Duration) -> worker::
         labels: settings.labels.clone(),
         agents: settings.capabilities.clone().unwrap_or_else(|| agents::ALL.iter().map(ToString::to_string).collect()),
         executable: None,
-        spool_limit: worker::SPOOL_LIMIT,
+        spool_limit: args.spool_limit.0,
         drain_for,
         env_base: environment(),
     }

@@ -283,6 +283,14 @@ impl Setting for ByteSize {
     }
 }
 
+impl std::str::FromStr for ByteSize {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Self::from_text(text).ok_or_else(|| format!("expected {}", Self::EXPECTED))
+    }
+}
+
 /// Thousandths of a processor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MilliCpu(pub u32);

@@ -10,6 +10,7 @@ use std::time::Duration;
 use ado_proto::record::Desired;
 use ado_proto::session::Assignment;
 use ado_proto::{Audience, TaskId, Timestamp};
+use tokio::time::Instant;
 
 use super::Shared;
 use super::aside::Aside;
@@ -172,6 +173,8 @@ async fn claim(shared: &Shared, fleet: Vec<Candidate>, class: &Class, hints: Vec
     // Before the decisions: what is not due by this time was not due for them, or is tried again at once.
     let Ok(now) = shared.store.now().await else { return };
     let fleet = Arc::new(Mutex::new(fleet));
+    // Leases of this commit begin after this.
+    let begun = Instant::now();
     let changes = hints.iter().map(|hint| claim_one(shared, hint.task, fleet.clone())).collect();
     let outcomes = match shared.committer.commit(Unit { changes, once: None, audit: None }).await {
         Ok(Committed::Done(outcomes, _)) => outcomes,
@@ -183,7 +186,9 @@ async fn claim(shared: &Shared, fleet: Vec<Candidate>, class: &Class, hints: Vec
     };
     for (hint, outcome) in hints.into_iter().zip(outcomes) {
         match outcome {
-            Outcome::Applied(write) => assign(shared, &write.row),
+            Outcome::Applied(write) => {
+                assign(shared, &write.row, shared.timing.lease().saturating_sub(begun.elapsed()));
+            }
             Outcome::Locked => aside.early(now.after(RETRY), class, hint),
             Outcome::Refused(Refusal::NotClaimable, row) => match row.task.state {
                 State::Queued { not_before } if row.task.desired == Desired::Running => {
@@ -231,8 +236,9 @@ fn claim_one(shared: &Shared, id: TaskId, fleet: Arc<Mutex<Vec<Candidate>>>) -> 
     Change::Update { id, decide: Box::new(decide) }
 }
 
-/// Tells a worker that it holds a task. It may be said again: the worker knows the epoch then.
-pub(super) fn assign(shared: &Shared, row: &Row) {
+/// Tells a worker that it holds a task, by a lease that is good for `left` from now. It may be said again: the worker knows
+/// the epoch then.
+pub(super) fn assign(shared: &Shared, row: &Row, left: Duration) {
     let (task, Some(lease)) = (&row.task, &row.lease) else { return };
     let assignment = Assignment {
         task: task.id,
@@ -242,7 +248,7 @@ pub(super) fn assign(shared: &Shared, row: &Row) {
         group: task.group,
         attempt: task.attempt(),
         spec: task.spec.clone(),
-        lease_ms: u64::try_from(shared.timing.lease().as_millis()).unwrap_or(u64::MAX),
+        lease_ms: u64::try_from(left.as_millis()).unwrap_or(u64::MAX),
         desired: task.desired,
         generation: task.generation,
     };

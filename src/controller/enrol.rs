@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use ado_certs::{VerifiedPeer, secret};
 use ado_proto::request::{
-    CreateToken, CreatedToken, Enrol, Enrolled, ErrorCode, ErrorReply, Renew, Renewed, RevokeIdentity, RevokeToken,
-    RevokedIdentity, TokenInfo,
+    CreateToken, CreatedToken, Enrol, Enrolled, ErrorCode, ErrorReply, Renew, Renewed, Request, RevokeIdentity,
+    RevokeToken, RevokedIdentity, TokenInfo,
 };
 use ado_proto::{Audience, Namespace, Principal, Role, WorkerId, ids};
 
@@ -128,6 +128,9 @@ pub(super) async fn enrol(shared: &Shared, request: Enrol) -> Result<Enrolled, E
     let issued = shared.authority.issue(&*shared.store, &request.csr, &who, now).await.map_err(issue_error)?;
     let issued = issued.ok_or_else(|| revoked(&who))?;
     tracing::info!(%who, serial = issued.serial, token = token.id, "enrolled");
+    let target = format!("{} by token {}", issued.serial, token.id);
+    let line = Audit { principal: who.to_string(), action: Enrol::NAME, target, result: "ok".into() };
+    shared.audit(line).await.map_err(unavailable)?;
     Ok(Enrolled {
         identity: who.to_string(),
         chain: issued.chain.iter().map(|der| der.to_vec()).collect(),
@@ -146,6 +149,9 @@ pub(super) async fn renew(
     let now = shared.store.now().await.map_err(unavailable)?;
     let issued = shared.authority.issue(&*shared.store, &request.csr, who, now).await.map_err(issue_error)?;
     let issued = issued.ok_or_else(|| revoked(who))?;
+    let target = issued.serial.clone();
+    let line = Audit { principal: who.to_string(), action: Renew::NAME, target, result: "ok".into() };
+    shared.audit(line).await.map_err(unavailable)?;
     let chain = issued.chain.iter().map(|der| der.to_vec()).collect();
     Ok((Renewed { chain, not_after: issued.not_after }, issued))
 }

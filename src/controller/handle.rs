@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use ado_certs::ServerSecrets;
 use ado_proto::{Incarnation, Role};
+use tokio_util::sync::CancellationToken;
 
 use super::authority::{Authority, IssueError};
 use super::commit::Committer;
@@ -38,6 +39,8 @@ pub struct Handle {
     server: Arc<Server>,
     store: Arc<Sqlite>,
     http: Option<gateway::Gateway>,
+    /// Cancelled first of all when it stops.
+    leaving: CancellationToken,
     /// The group commit: it ends after everything it was given is durable.
     committing: Tasks,
 }
@@ -83,6 +86,7 @@ impl Handle {
 
     /// Stops: no new connections, then streams, then the store. Agents on workers do not notice.
     pub async fn stop(self) {
+        self.leaving.cancel();
         self.server.close(PATIENCE).await;
         self.shared.tasks.stop(PATIENCE).await;
         if let Some(http) = self.http {
@@ -137,12 +141,13 @@ pub async fn start(config: Config, env: Env) -> Result<Handle, Error> {
         env,
         tasks,
     };
+    let leaving = CancellationToken::new();
     let http = match config.http {
-        Some(address) => Some(serve_http(address, &shared).await?),
+        Some(address) => Some(serve_http(address, &shared, leaving.clone()).await?),
         None => None,
     };
     spawn_loops(&shared, &config);
-    Ok(Handle { shared, server, store, http, committing })
+    Ok(Handle { shared, server, store, http, leaving, committing })
 }
 
 fn bind(config: &Config, authority: &Authority, env: &Env, tasks: &Tasks) -> Result<Server, Error> {
@@ -160,12 +165,16 @@ fn bind(config: &Config, authority: &Authority, env: &Env, tasks: &Tasks) -> Res
     Ok(Server::bind(server, env.clone(), tasks)?)
 }
 
-async fn serve_http(address: SocketAddr, shared: &Shared) -> Result<gateway::Gateway, Error> {
-    let (store, tasks) = (shared.store.clone(), shared.tasks.clone());
+async fn serve_http(
+    address: SocketAddr,
+    shared: &Shared,
+    leaving: CancellationToken,
+) -> Result<gateway::Gateway, Error> {
+    let store = shared.store.clone();
     let ready = gateway::readiness(move || {
-        let (store, tasks) = (store.clone(), tasks.clone());
+        let (store, leaving) = (store.clone(), leaving.clone());
         async move {
-            if tasks.is_stopping() {
+            if leaving.is_cancelled() {
                 return Err("stopping".into());
             }
             store.ping().await.map_err(|error| error.to_string())

@@ -2,12 +2,62 @@
 
 use ado_proto::Timestamp;
 use ado_proto::record::Desired;
-use ado_proto::request::{TaskInfo, WorkerInfo};
+use ado_proto::request::{TaskInfo, WorkerInfo, encode_response};
+use ado_proto::spec::{Exit, Input};
+use serde::Serialize;
 
 use super::fleet::Fleet;
 use crate::scheduler::{self, Candidate, Demand};
 use crate::store::{Row, Worker};
 use crate::task::State;
+
+/// Most bytes of an answer; a frame's limit is a little more.
+const ANSWER: usize = 960 * 1024;
+/// What a task takes beside its texts: ids, names, numbers.
+const NAMES: usize = 640;
+
+/// How many of the first things fit one answer: at least one.
+pub(super) fn fitting<T: Serialize>(things: &[T]) -> usize {
+    let mut total = 0;
+    let fits = things.iter().take_while(|thing| {
+        total += encode_response(&Ok(thing)).len();
+        total <= ANSWER
+    });
+    fits.count().max(1)
+}
+
+/// Shortens the texts of tasks that would not fit one answer together: everything there is to know of a task is in an
+/// answer about it alone.
+pub(super) fn shorten(mut tasks: Vec<TaskInfo>) -> Vec<TaskInfo> {
+    if fitting(&tasks) >= tasks.len() {
+        return tasks;
+    }
+    let share = ANSWER / tasks.len();
+    for task in &mut tasks {
+        if encode_response(&Ok(&*task)).len() > share {
+            let most = share.saturating_sub(NAMES) / 4;
+            let spec = &mut task.spec;
+            spec.env.clear();
+            spec.labels.clear();
+            spec.input = Input::Text(cut(spec.input.summary(), most));
+            spec.cwd = spec.cwd.take().map(|text| cut(text, most));
+            task.error = task.error.take().map(|text| cut(text, most));
+            task.reason = task.reason.take().map(|text| cut(text, most));
+            if let Some(Exit::NotStarted { error, .. } | Exit::Lost { error }) = &mut task.exit {
+                *error = cut(std::mem::take(error), 0);
+            }
+        }
+    }
+    tasks
+}
+
+fn cut(mut text: String, most: usize) -> String {
+    if text.len() > most {
+        text.truncate(text.floor_char_boundary(most));
+        text.push('…');
+    }
+    text
+}
 
 /// A task as callers see it.
 pub(super) fn task(row: &Row, fleet: &[Candidate], now: Timestamp) -> TaskInfo {

@@ -3,6 +3,7 @@
 mod tasks;
 
 use ado_certs::{Peer, VerifiedPeer};
+use ado_proto::frame::Limits;
 use ado_proto::request::{
     CreateToken, Enrol, ErrorCode, ErrorReply, Events, Follow, GetTasks, Header, Hello, ListEvents, ListTasks,
     ListTokens, ListWorkers, Renew, Request, RevokeIdentity, RevokeToken, SetDesired, Submit, TaskOutput, Welcome,
@@ -13,7 +14,7 @@ use bytes::Bytes;
 use super::access::{self, Access};
 use super::{Shared, enrol, follow, info, session};
 use crate::net::{self, Channel, Connection, Incoming, Priority};
-use crate::store;
+use crate::store::{self, Audit, Unit};
 
 /// Most rows of one answer.
 const MAX_ROWS: u32 = 1000;
@@ -24,13 +25,21 @@ const SPARE_STREAMS: u32 = 32;
 /// The store's failures, as callers see them.
 pub(super) fn unavailable(error: store::Error) -> ErrorReply {
     match error {
-        store::Error::Unavailable(_) | store::Error::Full(_) => {
-            ErrorReply::new(ErrorCode::Unavailable, error.to_string()).hint("nothing was changed; try again")
-        }
+        store::Error::Unavailable(_) => ErrorReply::new(ErrorCode::Unavailable, error.to_string())
+            .hint("try again: under the same --idempotency-key it happens once"),
+        store::Error::Full(_) => ErrorReply::new(ErrorCode::Unavailable, error.to_string())
+            .hint("nothing was changed; make space where the controller keeps its data, and try again"),
         store::Error::Unusable(_) | store::Error::Damaged(_) => {
             tracing::error!(%error, "a request failed");
             ErrorReply::new(ErrorCode::Internal, error.to_string()).hint("the controller's log says more")
         }
+    }
+}
+
+impl Shared {
+    /// Adds a line to the audit log, for what is not a change of a task.
+    pub(super) async fn audit(&self, line: Audit) -> store::Result<()> {
+        self.committer.commit(Unit { changes: Vec::new(), once: None, audit: Some(line) }).await.map(drop)
     }
 }
 
@@ -78,7 +87,7 @@ async fn serve(shared: &Shared, connection: &Connection, incoming: Incoming) -> 
             let message = format!("the certificate of {} has been revoked", peer.principal());
             finish(&mut channel, Err(ErrorReply::new(ErrorCode::BadCertificate, message))).await
         }
-        Peer::Verified(peer) => match access::check(&peer, &header) {
+        Peer::Verified(peer) => match access::check(peer.principal(), &header) {
             Ok(access) => {
                 let asked = Asked { shared, connection, peer, access, header, body };
                 match asked.header.kind {
@@ -90,6 +99,17 @@ async fn serve(shared: &Shared, connection: &Connection, incoming: Incoming) -> 
             }
             Err(denied) => {
                 tracing::info!(peer = %peer.principal(), kind = header.kind, "denied");
+                if let Some(action) = access::mutation(header.kind) {
+                    let target = header.namespace.as_ref().map_or("", |namespace| &namespace.0);
+                    let line = Audit {
+                        principal: peer.principal().to_string(),
+                        action,
+                        // Somebody else's text.
+                        target: target.chars().take(64).collect(),
+                        result: denied.message.chars().take(256).collect(),
+                    };
+                    shared.audit(line).await.unwrap_or_else(|error| tracing::warn!(%error, "not in the audit log"));
+                }
                 finish(&mut channel, Err(denied)).await
             }
         },
@@ -98,6 +118,12 @@ async fn serve(shared: &Shared, connection: &Connection, incoming: Incoming) -> 
 
 /// Sends the only frame of an answer.
 async fn finish(channel: &mut Channel, answer: Result<Vec<u8>, ErrorReply>) -> Result<(), net::Error> {
+    let fits = |frame: &Vec<u8>| frame.len() < Limits::MESH.body;
+    let too_long = |frame: Vec<u8>| {
+        let message = format!("the answer takes {} bytes, more than a message may have", frame.len());
+        ErrorReply::new(ErrorCode::Invalid, message).hint("ask for less at once")
+    };
+    let answer = answer.and_then(|frame| if fits(&frame) { Ok(frame) } else { Err(too_long(frame)) });
     let frame = answer.unwrap_or_else(|refusal| encode_response::<()>(&Err(refusal)));
     channel.tx.send(&frame).await?;
     channel.tx.finish();
@@ -201,8 +227,9 @@ impl Asked<'_> {
 
     async fn list_events(&self, request: ListEvents) -> Result<Events, ErrorReply> {
         let limit = request.limit.min(MAX_ROWS) as usize;
-        let events =
+        let mut events =
             self.shared.store.events(&self.access.audience, request.after, limit).await.map_err(unavailable)?;
+        events.truncate(info::fitting(&events));
         let next = events.last().map_or(request.after, |event| event.cursor);
         Ok(Events { events, next })
     }

@@ -8,7 +8,7 @@ use ado_proto::request::{ErrorCode, ErrorReply, OutputAccepted, TaskOutput, Work
 use ado_proto::session::{
     Acknowledged, Draining, FromAttempt, FromWorker, Heartbeat, HeartbeatAnswer, Stale, ToAttempt, ToWorker,
 };
-use ado_proto::{Audience, Epoch, Incarnation, Origin, Seq, TaskId, WorkerId};
+use ado_proto::{Audience, Epoch, Incarnation, Origin, Seq, TaskId, Timestamp, WorkerId};
 use futures_util::FutureExt;
 use tokio::sync::mpsc;
 
@@ -59,7 +59,7 @@ pub(super) async fn open(
         containment: session.containment,
         build: session.build,
         draining: false,
-        seen_at: ado_proto::Timestamp(0),
+        seen_at: Timestamp(0),
     };
     let former = shared.store.register(worker.clone()).await.map_err(unavailable)?;
     let restarted = former.as_ref().is_some_and(|former| former.incarnation != worker.incarnation);
@@ -197,10 +197,12 @@ async fn beat(
     let renewed = shared.store.renew(worker.id, worker.incarnation, &heartbeat.holds, lease, draining).await?;
     let Some(renewal) = renewed else { return Ok(false) };
     shared.fleet.reported(session);
+    let now = if renewal.unnamed.is_empty() { Timestamp(0) } else { shared.store.now().await? };
     for row in &renewal.unnamed {
         // Only an attempt this start has never named can have got lost on the way.
         if row.lease.as_ref().is_some_and(|lease| lease.incarnation.is_none()) {
-            dispatch::assign(shared, row);
+            let left = row.lease.as_ref().map_or(Duration::ZERO, |lease| lease.expires_at.since(now));
+            dispatch::assign(shared, row, left);
         }
     }
     let answer = HeartbeatAnswer {

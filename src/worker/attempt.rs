@@ -18,6 +18,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::course::{Course, GiveUp, Orders};
 use super::former;
+use super::guard::BootTime;
 use super::guard::protocol::{FromGuard, Start, ToGuard};
 use super::keeper::Keeper;
 use super::outbox::SharedOutbox;
@@ -25,7 +26,7 @@ use super::pipes::Pipes;
 use crate::agents::{self, Plan};
 use crate::env::Env;
 
-/// After the death of a guard: what it held may hold the pipes open for ever.
+/// After the end of a guard: whoever else got hold of the pipes may keep them open for ever.
 const PIPES_AFTER_DEATH: Duration = Duration::from_secs(2);
 /// For delivering the output of an attempt that is handed back.
 const FLUSH_FOR: Duration = Duration::from_secs(2);
@@ -131,7 +132,7 @@ impl Attempt {
     /// Runs the agent to its end and puts all it says into the outbox.
     async fn work(&self, outbox: &SharedOutbox) -> GiveUp {
         let spec = &self.assignment.spec;
-        let orders = *self.orders.borrow();
+        let orders = self.leased().await;
         if orders.give_up > GiveUp::No {
             outbox.close();
             return orders.give_up;
@@ -154,12 +155,20 @@ impl Attempt {
         while !bodies.is_empty() {
             tokio::select! {
                 biased;
-                GiveUp::Discard = given_up(&mut orders) => return GiveUp::Discard,
+                Ok(_) = orders.wait_for(|orders| orders.give_up == GiveUp::Discard) => return GiveUp::Discard,
                 () = outbox.room() => outbox.push_all(&mut bodies, self.env.now()),
             }
         }
         outbox.close();
         give_up
+    }
+
+    /// Waits for the right to begin: a lease that is not over. What is wanted by then.
+    async fn leased(&self) -> Orders {
+        let mut orders = self.orders.subscribe();
+        let is_so = |orders: &Orders| orders.lease > BootTime::now() || orders.give_up > GiveUp::No;
+        let found = orders.wait_for(is_so).await.map(|orders| *orders);
+        found.expect("this attempt has the sender")
     }
 
     /// Makes the workspace, runs the agent in it, removes it. What is left to say.
@@ -232,7 +241,7 @@ struct Agent<'a> {
     /// Whether the guard has said whether there is an agent: its record comes before its output.
     begun: bool,
     guard_lives: bool,
-    /// Set by the death of a guard that had not reported the end.
+    /// Set by the end of the guard.
     close_pipes_at: Option<Instant>,
 }
 
@@ -287,7 +296,10 @@ impl<'a> Agent<'a> {
                 Step::Said(None) => self.guard_died(reported).await,
                 Step::Room => {}
                 Step::Output(output) => self.backlog.extend(output.map(Body::from)),
-                Step::PipesLate => self.pipes.close(),
+                Step::PipesLate => {
+                    self.close_pipes_at = None;
+                    self.pipes.last_call();
+                }
             }
             self.outbox.push_all(&mut self.backlog, self.attempt.env.now());
         }
@@ -321,6 +333,7 @@ impl<'a> Agent<'a> {
     async fn guard_died(&mut self, reported: bool) {
         self.guard_lives = false;
         self.begun = true;
+        self.close_pipes_at = Some(Instant::now() + PIPES_AFTER_DEATH);
         if !reported {
             let guard = self.keeper.id();
             tracing::error!(guard, "a guard died before its agent");
@@ -330,7 +343,6 @@ impl<'a> Agent<'a> {
             {
                 tracing::error!(%error, "what it held may live on");
             }
-            self.close_pipes_at = Some(Instant::now() + PIPES_AFTER_DEATH);
         }
     }
 }

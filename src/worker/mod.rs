@@ -36,8 +36,6 @@ use crate::env::Env;
 use crate::net;
 use crate::tasks::Tasks;
 
-/// Spool file of one attempt, unless said otherwise.
-pub const SPOOL_LIMIT: u64 = 256 * 1024 * 1024;
 /// For agents to die once they are killed, and for a controller to hear of it.
 const HAND_BACK_FOR: Duration = Duration::from_secs(10);
 const HEARD_WITHIN: Duration = Duration::from_secs(3);
@@ -62,7 +60,7 @@ pub struct Config {
     pub agents: Vec<String>,
     /// The program whose subcommand `guard` is the guard; `None`: this program.
     pub executable: Option<PathBuf>,
-    /// Bytes of one attempt's spool file; see [`SPOOL_LIMIT`].
+    /// Most bytes of one attempt's spool file. When it is full, what the agent writes next waits in its pipe.
     pub spool_limit: u64,
     /// How long attempts may go on once the worker is to leave.
     pub drain_for: Duration,

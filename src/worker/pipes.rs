@@ -1,5 +1,6 @@
 //! Reading an agent's two outputs, in the order in which they come.
 
+use std::future::ready;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -21,6 +22,8 @@ pub(super) struct Pipes {
     /// Whose turn it is when both have something, so that a flood of one does not hide the other.
     stderr_first: bool,
     collected: Option<Collected>,
+    /// Where nothing is waiting is the end.
+    last_call: bool,
 }
 
 #[derive(Debug)]
@@ -57,12 +60,18 @@ impl Pipes {
             stderr: pipe(Stream::Stderr, stderr)?,
             stderr_first: false,
             collected: None,
+            last_call: false,
         })
     }
 
     /// Nothing more comes.
     pub(super) fn is_ended(&self) -> bool {
         self.collected.is_none() && self.stdout.receiver.is_none() && self.stderr.receiver.is_none()
+    }
+
+    /// Nobody who writes now is the agent: what is in the pipes already is all there will be.
+    pub(super) fn last_call(&mut self) {
+        self.last_call = true;
     }
 
     /// Reads no more.
@@ -88,6 +97,10 @@ impl Pipes {
                 biased;
                 () = first.readable() => first,
                 () = second.readable() => second,
+                () = ready(()), if self.last_call => {
+                    self.close();
+                    return None;
+                }
             };
             if let Read::Some = pipe.try_read(&mut data) {
                 let stream = pipe.stream;
@@ -112,7 +125,7 @@ impl Pipes {
             match pipe.try_read(&mut collected.data) {
                 Read::Some => loaded = true,
                 Read::End => return,
-                Read::Nothing if !loaded => return,
+                Read::Nothing if !loaded || self.last_call => return,
                 Read::Nothing => {
                     tokio::select! {
                         biased;
@@ -221,6 +234,22 @@ mod tests {
         }
         writer.await.unwrap();
         assert!(read == expected);
+    }
+
+    #[tokio::test]
+    async fn the_last_call_waits_for_nobody_and_loses_nothing() {
+        let (mut pipes, out, err) = pipes();
+        write(&out, &[b'o'; 50_000]).unwrap();
+        write(&err, b"e").unwrap();
+        assert_eq!(pipes.next().await.unwrap().stream, Stream::Stdout);
+        pipes.last_call();
+        let mut rest = 0;
+        while let Some(output) = pipes.next().await {
+            rest += output.data.len();
+        }
+        assert_eq!(rest, 50_001 - MAX_OUTPUT);
+        assert!(pipes.is_ended());
+        drop((out, err));
     }
 
     #[tokio::test]

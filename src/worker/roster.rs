@@ -36,6 +36,8 @@ pub(super) struct Roster {
     number: u64,
     /// The unanswered ones: when they were sent, and what had been said about leaving before.
     sent: BTreeMap<u64, (BootTime, u64)>,
+    /// When the last heartbeat was sent that was answered on this stream. Whatever comes on it was said after that.
+    heard_since: Option<BootTime>,
     draining: bool,
     handed_back: Vec<Key>,
 }
@@ -60,10 +62,11 @@ impl Roster {
     pub(super) fn connected(&mut self, lease: Duration) {
         self.lease = lease;
         self.sent.clear();
+        self.heard_since = None;
     }
 
     /// Whether something is to be done about an assignment: nothing, if it is known.
-    pub(super) fn assign(&mut self, assignment: &Assignment, now: BootTime) -> Option<Begin> {
+    pub(super) fn assign(&mut self, assignment: &Assignment) -> Option<Begin> {
         let key = (assignment.task, assignment.epoch);
         if self.ended.contains(&key) {
             return None;
@@ -82,7 +85,7 @@ impl Roster {
         let task = (assignment.task, Epoch(0))..=(assignment.task, Epoch(u64::MAX));
         let others: Vec<_> = self.held.range(task).map(|(key, held)| (key.1, held.gone.clone())).collect();
         if others.iter().any(|(epoch, _)| *epoch > assignment.epoch) {
-            // An assignment that was under way for longer than it was good for.
+            // Long overtaken.
             return None;
         }
         if self.draining {
@@ -94,7 +97,10 @@ impl Roster {
         for (epoch, _) in &others {
             self.give_up((assignment.task, *epoch), GiveUp::Discard);
         }
-        let lease = deadline(now, Duration::from_millis(assignment.lease_ms));
+        // It may have been under way for longer than it is good for, so it does not count from now. With no lease left the
+        // attempt waits for a renewal.
+        let lease =
+            self.heard_since.map_or(BootTime(0), |since| deadline(since, Duration::from_millis(assignment.lease_ms)));
         let orders = watch::Sender::new(Orders::new(assignment, lease));
         self.held.insert(key, Held { orders: orders.clone(), gone: CancellationToken::new() });
         Some(Begin { orders, after: others.into_iter().map(|(_, gone)| gone).collect() })
@@ -137,6 +143,7 @@ impl Roster {
     pub(super) fn answered(&mut self, answer: &HeartbeatAnswer) -> Option<u64> {
         let (sent, told) = self.sent.get(&answer.number).copied()?;
         self.sent = self.sent.split_off(&(answer.number + 1));
+        self.heard_since = Some(sent);
         let lease = deadline(sent, self.lease);
         for want in &answer.renewed {
             if let Some(held) = self.held.get(&(want.task, want.epoch)) {
@@ -233,34 +240,34 @@ mod tests {
     #[test]
     fn an_epoch_is_started_once() {
         let mut roster = roster();
-        assert!(roster.assign(&assignment(1, 1), BootTime(0)).is_some());
-        assert!(roster.assign(&assignment(1, 1), BootTime(0)).is_none());
+        assert!(roster.assign(&assignment(1, 1)).is_some());
+        assert!(roster.assign(&assignment(1, 1)).is_none());
         roster.end((task(1), Epoch(1)), Ended::Reported);
-        assert!(roster.assign(&assignment(1, 1), BootTime(0)).is_none(), "it has ended already");
-        assert!(roster.assign(&assignment(1, 2), BootTime(0)).is_some());
-        assert!(roster.assign(&assignment(1, 1), BootTime(0)).is_none());
+        assert!(roster.assign(&assignment(1, 1)).is_none(), "it has ended already");
+        assert!(roster.assign(&assignment(1, 2)).is_some());
+        assert!(roster.assign(&assignment(1, 1)).is_none());
         assert_eq!(roster.load(), 1);
     }
 
     #[test]
     fn a_newer_epoch_waits_for_the_end_of_the_older_one() {
         let mut roster = roster();
-        let old = roster.assign(&assignment(1, 1), BootTime(0)).unwrap();
-        let new = roster.assign(&assignment(1, 2), BootTime(0)).unwrap();
+        let old = roster.assign(&assignment(1, 1)).unwrap();
+        let new = roster.assign(&assignment(1, 2)).unwrap();
         assert_eq!(old.orders.borrow().give_up, GiveUp::Discard);
         assert!(!new.after[0].is_cancelled());
         roster.end((task(1), Epoch(1)), Ended::Discarded);
         assert!(new.after[0].is_cancelled());
         let mut other = Roster::default();
-        other.assign(&assignment(1, 5), BootTime(0)).unwrap();
-        assert!(other.assign(&assignment(1, 4), BootTime(0)).is_none(), "an older one never comes after");
+        other.assign(&assignment(1, 5)).unwrap();
+        assert!(other.assign(&assignment(1, 4)).is_none(), "an older one never comes after");
     }
 
     #[test]
     fn a_lease_counts_from_when_the_heartbeat_was_sent() {
         let mut roster = roster();
-        let begin = roster.assign(&assignment(1, 1), BootTime(0)).unwrap();
-        assert_eq!(begin.orders.borrow().lease, BootTime(19 * SECOND), "a margin before its end");
+        let begin = roster.assign(&assignment(1, 1)).unwrap();
+        assert_eq!(begin.orders.borrow().lease, BootTime(0), "it may have been said long ago");
         let first = roster.heartbeat(BootTime(5 * SECOND), 0);
         assert_eq!(first.holds, [(task(1), Epoch(1))]);
         let second = roster.heartbeat(BootTime(10 * SECOND), 0);
@@ -277,10 +284,26 @@ mod tests {
     }
 
     #[test]
+    fn an_assignments_lease_counts_from_the_last_answered_heartbeat() {
+        let mut roster = roster();
+        let number = roster.heartbeat(BootTime(5 * SECOND), 0).number;
+        roster.answered(&HeartbeatAnswer { number, renewed: vec![], lost: vec![] });
+        roster.heartbeat(BootTime(10 * SECOND), 0);
+        let begin = roster.assign(&assignment(1, 1)).unwrap();
+        assert_eq!(begin.orders.borrow().lease, BootTime(24 * SECOND), "a margin before its end");
+        roster.connected(Duration::from_secs(20));
+        assert_eq!(
+            roster.assign(&assignment(2, 1)).unwrap().orders.borrow().lease,
+            BootTime(0),
+            "not of another stream"
+        );
+    }
+
+    #[test]
     fn answers_carry_what_is_wanted_and_what_is_lost() {
         let mut roster = roster();
-        let one = roster.assign(&assignment(1, 1), BootTime(0)).unwrap();
-        let two = roster.assign(&assignment(2, 1), BootTime(0)).unwrap();
+        let one = roster.assign(&assignment(1, 1)).unwrap();
+        let two = roster.assign(&assignment(2, 1)).unwrap();
         let number = roster.heartbeat(BootTime(0), 0).number;
         roster.answered(&HeartbeatAnswer {
             number,
@@ -297,10 +320,10 @@ mod tests {
     #[test]
     fn a_worker_that_leaves_hands_back() {
         let mut roster = roster();
-        let one = roster.assign(&assignment(1, 1), BootTime(0)).unwrap();
+        let one = roster.assign(&assignment(1, 1)).unwrap();
         assert_eq!(roster.draining(), None);
         roster.drain();
-        assert!(roster.assign(&assignment(2, 1), BootTime(0)).is_none());
+        assert!(roster.assign(&assignment(2, 1)).is_none());
         assert_eq!(roster.draining().unwrap().hand_back, [(task(2), Epoch(1))], "it ran nothing");
         roster.hand_back();
         assert_eq!(one.orders.borrow().give_up, GiveUp::HandBack);

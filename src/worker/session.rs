@@ -45,6 +45,8 @@ pub(super) struct Status {
     pub(super) leaving: u64,
     /// Up to which `leaving` a controller has heard.
     pub(super) heard: u64,
+    /// Rises with every assignment that came without a lease: the next heartbeat asks for one, and does not wait.
+    pub(super) unleased: u64,
 }
 
 impl Shared {
@@ -73,7 +75,7 @@ impl Shared {
         let result = change(&mut roster);
         let said = before != roster.draining();
         let load = roster.load();
-        drop(roster);
+        // While the roster is still locked: of two changes the later one's must be what is seen.
         self.status.send_if_modified(|status| {
             let changed = said || status.load != load;
             status.load = load;
@@ -143,14 +145,15 @@ async fn speak(shared: &Shared, accepted: &WorkerAccepted, mut tx: net::Sender) 
     let mut beat = interval(Duration::from_millis(accepted.heartbeat_ms.max(1)));
     // A late one makes no other early.
     beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut told = 0;
+    let (mut told, mut asked) = (0, status.borrow().unleased);
     loop {
         tokio::select! {
             biased;
-            Ok(_) = status.wait_for(|status| status.leaving > told) => {}
+            Ok(_) = status.wait_for(|status| status.leaving > told || status.unleased > asked) => {}
             _ = beat.tick() => {}
         }
-        let leaving = status.borrow().leaving;
+        let Status { leaving, unleased, .. } = *status.borrow();
+        asked = unleased;
         let draining = if leaving > told { shared.roster().draining() } else { None };
         if let Some(draining) = draining {
             if let Err(error) = tx.send_message(&FromWorker::from(draining)).await {
@@ -183,8 +186,11 @@ fn hear(shared: &Arc<Shared>, message: ToWorker) {
             });
         }
         ToWorker::Assign(assignment) => {
-            let begin = shared.change(|roster| roster.assign(&assignment, BootTime::now()));
+            let begin = shared.change(|roster| roster.assign(&assignment));
             if let Some(begin) = begin {
+                if begin.orders.borrow().lease <= BootTime::now() {
+                    shared.status.send_modify(|status| status.unleased += 1);
+                }
                 start(shared, assignment, begin);
             }
         }

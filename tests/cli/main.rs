@@ -4,6 +4,7 @@ mod promises;
 mod remote;
 mod support;
 mod tour;
+mod workers;
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};

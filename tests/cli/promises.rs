@@ -25,7 +25,7 @@ fn numbered(lines: u32) -> String {
 
 /// Checks again and again until it holds.
 #[track_caller]
-fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     #[expect(clippy::disallowed_methods, reason = "other processes are waited for, in real time")]
     let begun = Instant::now();
     while !holds() {
@@ -84,7 +84,7 @@ fn pid(env: &TestEnv, role: &str) -> Pid {
 }
 
 /// Processes that carry this marker in their environment.
-fn marked(marker: &str) -> Vec<i32> {
+pub(crate) fn marked(marker: &str) -> Vec<i32> {
     let entries = fs::read_dir("/proc").expect("/proc").flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     let carries = |pid: &i32| {
@@ -95,7 +95,7 @@ fn marked(marker: &str) -> Vec<i32> {
 }
 
 /// Most memory a process ever held, KiB.
-fn peak_memory(pid: Pid) -> u64 {
+pub(crate) fn peak_memory(pid: Pid) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
     let line = status.lines().find(|line| line.starts_with("VmHWM:")).expect("a peak");
     line.split_whitespace().nth(1).and_then(|number| number.parse().ok()).expect("a number")

@@ -9,6 +9,7 @@ use ado_proto::request::{
     CreateToken, ErrorCode, Follow, GetTasks, Hello, ListTasks, Renew, RevokeIdentity, RevokeToken, SetDesired,
     StartAt, Submit, WorkerSession,
 };
+use ado_proto::spec::Input;
 use ado_proto::{Incarnation, Namespace, Offset, Principal, RequestId, Role};
 
 use crate::mesh::{Mesh, ask, call, refusal, session, spec};
@@ -96,10 +97,64 @@ async fn a_request_said_twice_happens_once() {
     assert_eq!(listed.len(), 1);
     let other = Submit { name: Some("other".into()), ..submit };
     refusal(admin.call(&other, once()).await, ErrorCode::Conflict);
+    let elsewhere = Call { namespace: Some(Namespace("elsewhere".into())), ..once() };
+    refusal(admin.call(&Submit { name: None, specs: vec![spec()] }, elsewhere).await, ErrorCode::Conflict);
     let old = uuid::Builder::from_unix_timestamp_millis(1_700_000_000_000, &[7; 10]).into_uuid();
     let late = Call { id: Some(RequestId(old)), ..call() };
     let message = refusal(admin.call(&other, late).await, ErrorCode::Conflict);
     assert!(message.contains("hours old"), "{message}");
+}
+
+#[tokio::test]
+async fn what_was_asked_is_in_the_audit_log_also_when_it_was_denied() {
+    let mesh = Mesh::start().await;
+    let (vic, _) = mesh.member(Role::Viewer, "a", "vic").await;
+    let task = mesh.submit(&mesh.admin(), spec()).await;
+    refusal(ask(&vic, cancel(task.to_string())).await, ErrorCode::Denied);
+    refusal(ask(&vic, session(Incarnation(mesh.env.uuid()), 1)).await, ErrorCode::Denied);
+    ask(&mesh.admin(), cancel(task.to_string())).await.unwrap();
+    ask(&mesh.admin(), cancel(task.to_string())).await.unwrap();
+    let path = mesh.dir.path().join("controller/store.sqlite3");
+    let store = ado::store::Sqlite::open(&path, mesh.env.clone()).await.unwrap();
+    let lines = ado::store::Store::audit(&store, 100).await.unwrap();
+    let lines: Vec<_> = lines.iter().rev().map(|line| format!("{} {}: {}", line.1, line.2, line.4)).collect();
+    assert_eq!(
+        lines,
+        [
+            "ado://default/admin/local CreateToken: ok",
+            "ado://a/viewer/vic Enrol: ok",
+            "ado://default/admin/local Submit: ok",
+            "ado://a/viewer/vic SetDesired: ado://a/viewer/vic may not do that",
+            "ado://a/viewer/vic WorkerSession: ado://a/viewer/vic may not do that",
+            "ado://default/admin/local SetDesired: ok",
+            "ado://default/admin/local SetDesired: already cancelled",
+        ]
+    );
+}
+
+#[tokio::test]
+async fn an_answer_that_would_be_too_long_has_shorter_texts() {
+    let mesh = Mesh::start().await;
+    let admin = mesh.admin();
+    let mut long = spec();
+    long.input = Input::Text("ü".repeat(80_000));
+    let mut tasks = Vec::new();
+    let mut group = None;
+    // A request has a limit too.
+    for _ in 0..3 {
+        let submitted = ask(&admin, Submit { name: None, specs: vec![long.clone(); 6] }).await.unwrap();
+        group = submitted.group;
+        tasks.extend(submitted.tasks);
+    }
+    tasks.sort();
+    tasks.reverse();
+    let listed = ask(&admin, ListTasks { limit: 1000, ..ListTasks::default() }).await.unwrap();
+    assert_eq!(listed.iter().map(|info| info.id).collect::<Vec<_>>(), tasks);
+    assert!(listed.iter().all(|info| info.spec.input.summary().ends_with('…')));
+    let found = ask(&admin, GetTasks { reference: group.unwrap().short() }).await.unwrap();
+    assert_eq!(found.len(), 6);
+    let one = ask(&admin, GetTasks { reference: tasks[0].to_string() }).await.unwrap();
+    assert_eq!(one[0].spec.input, long.input, "alone it is whole");
 }
 
 #[tokio::test]

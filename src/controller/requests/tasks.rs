@@ -49,7 +49,12 @@ impl Asked<'_> {
         if let Find::Name(_) = find {
             rows.truncate(1);
         }
-        let different = distinct(&rows);
+        // The members of a group are one thing, but a task's short id means one task.
+        let mut different: Vec<_> = match find {
+            Find::Prefix(_) => rows.iter().map(|row| row.task.id.short()).collect(),
+            _ => rows.iter().map(name_of).collect(),
+        };
+        different.dedup();
         match different.len() {
             0 => Err(not_found()),
             1 => Ok(rows),
@@ -70,7 +75,7 @@ impl Asked<'_> {
     }
 
     async fn look(&self, find: &Find) -> Result<Vec<Row>, ErrorReply> {
-        self.shared.store.find(&self.access.audience, find, MAX_GROUP).await.map_err(unavailable)
+        self.shared.store.find(&self.access.audience, find, MAX_GROUP + 1).await.map_err(unavailable)
     }
 
     /// Checks that the caller may see a task.
@@ -83,7 +88,7 @@ impl Asked<'_> {
     async fn infos(&self, rows: &[Row]) -> Result<Vec<TaskInfo>, ErrorReply> {
         let now = self.shared.store.now().await.map_err(unavailable)?;
         let fleet = self.shared.fleet.candidates();
-        Ok(rows.iter().map(|row| info::task(row, &fleet, now)).collect())
+        Ok(info::shorten(rows.iter().map(|row| info::task(row, &fleet, now)).collect()))
     }
 
     pub(super) async fn get_tasks(&self, request: GetTasks) -> Result<Vec<TaskInfo>, ErrorReply> {
@@ -115,7 +120,12 @@ impl Asked<'_> {
     ) -> Result<Option<Once>, ErrorReply> {
         let Some(id) = self.header.id else { return Ok(None) };
         self.check_age(id).await?;
-        let digest = ring::digest::digest(&ring::digest::SHA256, &self.body);
+        let mut digest = ring::digest::Context::new(&ring::digest::SHA256);
+        // The same words about another namespace are another request.
+        digest.update(self.access.namespace.0.as_bytes());
+        digest.update(&[0]);
+        digest.update(&self.body);
+        let digest = digest.finish();
         Ok(Some(Once {
             principal: self.access.principal.clone(),
             kind: R::KIND,
@@ -225,14 +235,7 @@ impl Asked<'_> {
     }
 }
 
-/// The short ids of the tasks or groups that rows belong to, each once. The members of one group are one thing.
-fn distinct(rows: &[Row]) -> Vec<String> {
-    let mut names: Vec<_> =
-        rows.iter().map(|row| if rows.len() > 1 { name_of(row) } else { row.task.id.short() }).collect();
-    names.dedup();
-    names
-}
-
+/// The short id of the group that a row belongs to, or of the task if it is on its own.
 fn name_of(row: &Row) -> String {
     row.task.group.map_or_else(|| row.task.id.short(), |member| member.id.short())
 }

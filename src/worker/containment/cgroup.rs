@@ -21,6 +21,7 @@ const WAIT_MS: u8 = 50;
 #[derive(Debug)]
 pub(super) struct Cgroup {
     path: PathBuf,
+    dir: File,
     procs: File,
 }
 
@@ -32,17 +33,23 @@ impl Cgroup {
         OpenOptions::new().write(true).open(own.join("cgroup.procs"))?;
         let path = own.join(format!("{PREFIX}{}-{:x}", std::process::id(), BootTime::now().0));
         fs::create_dir(&path)?;
-        let opened = ["cgroup.kill", "cgroup.freeze", "cgroup.procs"]
-            .into_iter()
-            .map(|name| OpenOptions::new().write(true).open(path.join(name)))
-            .try_fold(None, |_, file| file.map(Some));
-        match opened {
-            Ok(procs) => Ok(Self { procs: procs.expect("the list is not empty"), path }),
+        let write = |name| OpenOptions::new().write(true).open(path.join(name));
+        let opened = || {
+            write("cgroup.kill")?;
+            write("cgroup.freeze")?;
+            io::Result::Ok((File::open(&path)?, write("cgroup.procs")?))
+        };
+        match opened() {
+            Ok((dir, procs)) => Ok(Self { dir, procs, path }),
             Err(error) => {
                 let _ = fs::remove_dir(&path);
                 Err(error)
             }
         }
+    }
+
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.dir.as_fd()
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -72,6 +79,8 @@ impl Cgroup {
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
+        // Whoever else came into the group.
+        self.kill();
         wait_for(&self.path, "populated 0");
         remove(&self.path);
     }

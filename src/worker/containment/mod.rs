@@ -112,7 +112,13 @@ impl Hold {
         None
     }
 
-    /// The file a process writes `0` into to be held. It must do so before it can start others.
+    /// The control group's directory, open: processes may be born there.
+    #[cfg(target_os = "linux")]
+    pub(super) fn group_fd(&self) -> Option<std::os::fd::BorrowedFd<'_>> {
+        self.cgroup.as_ref().map(Cgroup::fd)
+    }
+
+    /// The file a process writes `0` into to be held, if it was not born so. It must do so before it can start others.
     #[cfg(target_os = "linux")]
     pub(super) fn entrance(&self) -> Option<std::os::fd::BorrowedFd<'_>> {
         self.cgroup.as_ref().map(Cgroup::entrance)

@@ -38,12 +38,35 @@ pub(super) fn spawn(start: &Start, hold: &Hold) -> Result<Pid, Failure> {
     };
     let mut command = Command::new(program);
     command.args(arguments).env_clear().envs(&start.env).current_dir(&start.cwd).stdin(Stdio::null());
-    prepare_in_child(&mut command, hold);
-    match command.spawn() {
-        Ok(child) => Ok(Pid::from_raw(i32::try_from(child.id()).expect("the kernel's process ids are positive i32"))),
+    match born(&mut command, hold) {
+        Ok(agent) => Ok(agent),
         Err(error) if error.raw_os_error() == Some(NOT_HELD as i32) => Err(Failure::NotHeld),
         Err(error) => Err(refused(format!("cannot run `{program}`: {error}"), is_permanent(&error))),
     }
+}
+
+/// The process, held by `hold` from its first instruction on.
+fn born(command: &mut Command, hold: &Hold) -> io::Result<Pid> {
+    prepare_in_child(command);
+    #[cfg(target_os = "linux")]
+    if let Some(group) = hold.group_fd() {
+        return match birth::spawn_into(command, group) {
+            // No such call here, or a filter that knows none: it walks in by itself.
+            Err(birth::NotBorn) => {
+                enter_in_child(command, hold);
+                forked(command)
+            }
+            Ok(result) => result,
+        };
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = hold;
+    forked(command)
+}
+
+fn forked(command: &mut Command) -> io::Result<Pid> {
+    let child = command.spawn()?;
+    Ok(Pid::from_raw(i32::try_from(child.id()).expect("the kernel's process ids are positive i32")))
 }
 
 fn refused(error: String, permanent: bool) -> Failure {
@@ -58,29 +81,14 @@ fn is_permanent(error: &io::Error) -> bool {
 }
 
 #[expect(unsafe_code, reason = "what happens between fork and exec; it only makes system calls, and allocates nothing")]
-fn prepare_in_child(command: &mut Command, hold: &Hold) {
-    #[cfg(target_os = "linux")]
-    let entrance = {
-        use std::os::fd::AsRawFd;
-        hold.entrance().map(|fd| fd.as_raw_fd())
-    };
-    #[cfg(not(target_os = "linux"))]
-    let _ = hold;
-    // SAFETY: the closure runs in the child of a process with one thread, makes async-signal-safe calls only, and
-    // `entrance` is open until the spawn returns, since `hold` outlives it.
+fn prepare_in_child(command: &mut Command) {
+    // SAFETY: the closure runs in the child of a process with one thread, and makes async-signal-safe calls only.
     unsafe {
-        command.pre_exec(move || {
+        command.pre_exec(|| {
             setsid()?;
+            // If somebody kills the guard with SIGKILL, at least this process goes with it.
             #[cfg(target_os = "linux")]
-            {
-                if let Some(fd) = entrance
-                    && libc::write(fd, b"0".as_ptr().cast(), 1) != 1
-                {
-                    return Err(io::Error::from_raw_os_error(NOT_HELD as i32));
-                }
-                // If somebody kills the guard with SIGKILL, at least this process goes with it.
-                nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)?;
-            }
+            nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)?;
             // Some cannot be changed; those have their default.
             for signal in 1..=64 {
                 libc::signal(signal, libc::SIG_DFL);
@@ -88,6 +96,89 @@ fn prepare_in_child(command: &mut Command, hold: &Hold) {
             SigSet::empty().thread_set_mask()?;
             Ok(())
         });
+    }
+}
+
+/// Lets the child enter its control group by itself. The kernel may need some 20 ms for that.
+#[cfg(target_os = "linux")]
+#[expect(unsafe_code, reason = "what happens between fork and exec; it makes one system call")]
+fn enter_in_child(command: &mut Command, hold: &Hold) {
+    use std::os::fd::AsRawFd;
+    let Some(entrance) = hold.entrance().map(|fd| fd.as_raw_fd()) else { return };
+    // SAFETY: one async-signal-safe call, and `entrance` is open until the spawn returns, since `hold` outlives it.
+    unsafe {
+        command.pre_exec(move || match libc::write(entrance, b"0".as_ptr().cast(), 1) {
+            1 => Ok(()),
+            _ => Err(io::Error::from_raw_os_error(NOT_HELD as i32)),
+        });
+    }
+}
+
+/// Processes that begin their life in a control group (clone3(2)): moving one there afterwards makes the kernel wait for
+/// all of its processors.
+#[cfg(target_os = "linux")]
+mod birth {
+    use std::fs::File;
+    use std::io::{Read, Write};
+    use std::os::fd::{AsRawFd, BorrowedFd};
+
+    use nix::fcntl::OFlag;
+    use nix::sys::wait::waitpid;
+    use nix::unistd::pipe2;
+
+    use super::*;
+
+    /// The kernel does not do it.
+    pub(super) struct NotBorn;
+
+    /// Like [`Command::spawn`], in the group whose directory is open as `group`. Only for processes with one thread.
+    pub(super) fn spawn_into(command: &mut Command, group: BorrowedFd<'_>) -> Result<io::Result<Pid>, NotBorn> {
+        let (failure, report) = pipe2(OFlag::O_CLOEXEC).map_err(|_| NotBorn)?;
+        match clone_into(group)? {
+            None => {
+                let error = command.exec();
+                let code = error.raw_os_error().unwrap_or(Errno::EINVAL as i32);
+                let _ = File::from(report).write_all(&code.to_ne_bytes());
+                leave()
+            }
+            Some(child) => {
+                drop(report);
+                let mut code = [0; 4];
+                // It ends without a word when the program runs.
+                if File::from(failure).read_exact(&mut code).is_err() {
+                    return Ok(Ok(child));
+                }
+                let _ = waitpid(child, None);
+                Ok(Err(io::Error::from_raw_os_error(i32::from_ne_bytes(code))))
+            }
+        }
+    }
+
+    /// Forks; `None` in the child.
+    #[expect(unsafe_code, reason = "no wrapper has this system call")]
+    fn clone_into(group: BorrowedFd<'_>) -> Result<Option<Pid>, NotBorn> {
+        /// From linux/sched.h; the constant in `libc` is cut off.
+        const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+        // SAFETY: integers only, for which zero means "not used".
+        let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
+        arguments.flags = CLONE_INTO_CGROUP;
+        arguments.exit_signal = libc::SIGCHLD as u64;
+        arguments.cgroup = u64::try_from(group.as_raw_fd()).expect("an open descriptor is not negative");
+        // SAFETY: like fork(2), in a process with one thread: the child has its own copy of everything, no lock is held
+        // by another thread, and it goes on to exec or to `_exit`.
+        let result = unsafe { libc::syscall(libc::SYS_clone3, &raw const arguments, size_of_val(&arguments)) };
+        match Errno::result(result) {
+            Ok(0) => Ok(None),
+            Ok(child) => Ok(Some(Pid::from_raw(i32::try_from(child).expect("the kernel's process ids are i32")))),
+            Err(_) => Err(NotBorn),
+        }
+    }
+
+    /// Ends the child without what this program does at its end.
+    #[expect(unsafe_code, reason = "a child must not run its parent's destructors")]
+    fn leave() -> ! {
+        // SAFETY: takes a number and does not return.
+        unsafe { libc::_exit(127) }
     }
 }
 

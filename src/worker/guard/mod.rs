@@ -166,11 +166,9 @@ impl Running {
 
     /// Leaves nothing behind, then says how the agent's first process ended.
     fn end(mut self) -> io::Result<()> {
-        loop {
+        // They all are descendants of this process, their subreaper: with no child left there is nobody.
+        while self.reap() {
             self.hold.kill(self.agent);
-            if !self.reap() {
-                break;
-            }
             self.guard.wake.wait_for_child(BootTime::now().after(KILL_AGAIN_AFTER))?;
         }
         let status = self.status.take().unwrap_or(Exit::Lost { error: "the agent was reaped by another".into() });
