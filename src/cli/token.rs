@@ -33,7 +33,7 @@ enum Command {
     },
     /// Deny every certificate of an identity, at once
     RevokeIdentity {
-        /// Who: ado://<namespace>/<role>/<name>
+        /// Who: `ado://<namespace>/<role>/<name>`
         identity: Principal,
     },
 }

@@ -73,6 +73,9 @@ async fn references_are_prefixes_names_or_clear_errors() {
     for reference in [short.clone(), short[..9].into(), short[5..].into(), task.to_string(), "nightly".into()] {
         assert_eq!(ask(&admin, GetTasks { reference: reference.clone() }).await.unwrap()[0].id, task, "{reference}");
     }
+    let twin = ask(&admin, Submit { name: Some("nightly".into()), specs: vec![spec()] }).await.unwrap().tasks[0];
+    let message = refusal(ask(&admin, GetTasks { reference: "nightly".into() }).await, ErrorCode::Ambiguous);
+    assert!([twin, task].iter().all(|id| message.contains(&id.short())), "{message}");
     let message = refusal(ask(&admin, GetTasks { reference: "task-zz".into() }).await, ErrorCode::Invalid);
     assert!(message.contains("`task-zz` is too short"), "{message}");
     let message = refusal(ask(&admin, GetTasks { reference: "no such".into() }).await, ErrorCode::NotFound);

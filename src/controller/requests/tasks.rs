@@ -22,56 +22,44 @@ use crate::task::{self, Command};
 const MAX_GROUP: usize = 1000;
 
 impl Asked<'_> {
-    /// Finds tasks by what people type. "Not found" and "not permitted" answer alike.
+    /// Finds the task, or the tasks of the group, that people mean: an id, the beginning of one, or a label. What fits
+    /// several is refused, so that nobody cancels the wrong one. "Not found" and "not permitted" answer alike.
     async fn find(&self, text: &str) -> Result<Vec<Row>, ErrorReply> {
-        let not_found =
-            || ErrorReply::new(ErrorCode::NotFound, format!("there is no task `{text}`")).hint("ado list --all");
-        let (find, is_prefix) = match text.parse() {
-            Ok(Reference::Full(id)) => (Find::Id(TaskId(id)), false),
-            Ok(Reference::Task(tail)) => (Find::Prefix(tail), true),
-            Ok(Reference::Group(tail)) => (Find::GroupPrefix(tail), true),
-            Err(_) => (Find::Name(text.into()), false),
+        let reference = text.parse::<Reference>();
+        let by_id = match &reference {
+            Ok(Reference::Full(id)) => self.look_for_uuid(*id).await?,
+            Ok(Reference::Task(tail)) => self.look(&Find::Prefix(tail.clone())).await?,
+            Ok(Reference::Group(tail)) => self.look(&Find::GroupPrefix(tail.clone())).await?,
+            Err(_) => Vec::new(),
         };
-        let mut rows = self.look(&find).await?;
-        if rows.is_empty()
-            && let Find::Id(TaskId(id)) = find
-        {
-            rows = self.look(&Find::Group(GroupId(id))).await?;
-        }
-        if rows.is_empty() && !matches!(find, Find::Name(_)) {
-            rows = self.look(&Find::Name(text.into())).await?;
-        }
-        if rows.is_empty()
-            && let Err(error @ ReferenceError::TooShort(_)) = text.parse::<Reference>()
-        {
-            return Err(ErrorReply::new(ErrorCode::Invalid, error.to_string()).hint("ado list --all"));
-        }
-        if let Find::Name(_) = find {
-            rows.truncate(1);
-        }
+        let is_name = by_id.is_empty();
+        let rows = if is_name { self.look(&Find::Name(text.into())).await? } else { by_id };
         // The members of a group are one thing, but a task's short id means one task.
-        let mut different: Vec<_> = match find {
-            Find::Prefix(_) => rows.iter().map(|row| row.task.id.short()).collect(),
+        let mut different: Vec<_> = match &reference {
+            Ok(Reference::Task(_)) if !is_name => rows.iter().map(|row| row.task.id.short()).collect(),
             _ => rows.iter().map(name_of).collect(),
         };
         different.dedup();
-        match different.len() {
-            0 => Err(not_found()),
-            1 => Ok(rows),
-            _ if is_prefix => {
-                let mut refusal = ErrorReply::new(
-                    ErrorCode::Ambiguous,
-                    format!(
-                        "`{text}` fits {} of them: {}",
-                        different.len(),
-                        different[..different.len().min(5)].join(", ")
-                    ),
-                );
-                refusal = refusal.hint("give more characters");
-                Err(refusal)
+        match (different.len(), reference) {
+            (0, Err(error @ ReferenceError::TooShort(_))) => {
+                Err(ErrorReply::new(ErrorCode::Invalid, error.to_string()).hint("ado list --all"))
             }
-            _ => Ok(rows),
+            (0, _) => {
+                Err(ErrorReply::new(ErrorCode::NotFound, format!("there is no task `{text}`")).hint("ado list --all"))
+            }
+            (1, _) => Ok(rows),
+            (count, _) => {
+                let some = different[..count.min(5)].join(", ");
+                let hint = if is_name { "give the id of one" } else { "give more characters" };
+                Err(ErrorReply::new(ErrorCode::Ambiguous, format!("`{text}` fits {count} of them: {some}")).hint(hint))
+            }
         }
+    }
+
+    /// A UUID may be a task's or a group's.
+    async fn look_for_uuid(&self, id: uuid::Uuid) -> Result<Vec<Row>, ErrorReply> {
+        let task = self.look(&Find::Id(TaskId(id))).await?;
+        if task.is_empty() { self.look(&Find::Group(GroupId(id))).await } else { Ok(task) }
     }
 
     async fn look(&self, find: &Find) -> Result<Vec<Row>, ErrorReply> {
