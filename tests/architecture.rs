@@ -1,5 +1,5 @@
 //! The arrows between folders: each may use what is listed here and nothing else. A new arrow is a design change: it comes
-//! in a commit of its own, with the reason.
+//! in a commit of its own, with the reason. And what a simulation needs to replay a run, as far as no lint knows it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -109,6 +109,24 @@ fn folders_use_only_what_they_may_know() {
                     .any(|(at, _)| !text[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_'))
             });
             assert!(!leaks, "src/{name} must not know {foreign}");
+        }
+    }
+}
+
+#[test]
+fn every_select_is_biased_and_no_map_has_an_order_by_chance() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let roots = ["src", "proto/src", "certs/src", "netsim/src"].map(|folder| root.join(folder));
+    for path in roots.iter().flat_map(|folder| sources(folder)) {
+        let text = code(&path);
+        for (at, _) in text.match_indices("select! {") {
+            let first = text[at + "select! {".len()..].trim_start();
+            assert!(first.starts_with("biased;"), "{}: a `select!` without `biased`", path.display());
+        }
+        // The server's memory of TLS sessions is asked by key only.
+        let asked_by_key = path.ends_with("certs/src/sessions.rs");
+        for unordered in ["HashMap", "HashSet"] {
+            assert!(asked_by_key || !text.contains(unordered), "{}: a {unordered}", path.display());
         }
     }
 }

@@ -195,6 +195,17 @@ mod tests {
     }
 
     #[test]
+    fn what_it_missed_it_does_not_make_up() {
+        let hub = Arc::new(Hub::default());
+        let task = TaskId(Uuid::from_u128(1));
+        let tail = hub.follow(task);
+        hub.publish(task, &[record(5, 10), record(6, 10)], false);
+        hub.publish(task, &[record(9, 10)], false);
+        assert_eq!(offsets(tail.read(Offset(5), 1000)), None, "the store has 7 and 8");
+        assert_eq!(offsets(tail.read(Offset(9), 1000)), Some(vec![9]));
+    }
+
+    #[test]
     fn holds_no_more_than_its_bound_and_nothing_without_followers() {
         let hub = Arc::new(Hub::default());
         let task = TaskId(Uuid::from_u128(1));

@@ -87,7 +87,7 @@ pub(super) async fn lose(shared: &Shared, rows: &[Row], why: Loss, charged: bool
     if rows.is_empty() {
         return Ok(());
     }
-    let changes = rows.iter().map(|row| lose_one(shared, row, why, charged)).collect();
+    let changes = rows.iter().map(|row| lose_one(shared.policy, row, why, charged)).collect();
     let Committed::Done(outcomes, _) = shared.committer.commit(Unit { changes, once: None, audit: None }).await? else {
         return Ok(());
     };
@@ -102,8 +102,8 @@ pub(super) async fn lose(shared: &Shared, rows: &[Row], why: Loss, charged: bool
     Ok(())
 }
 
-fn lose_one(shared: &Shared, row: &Row, why: Loss, charged: bool) -> Change {
-    let (id, epoch, lease, policy) = (row.task.id, row.task.epoch, row.lease.clone(), shared.policy);
+fn lose_one(policy: task::Policy, row: &Row, why: Loss, charged: bool) -> Change {
+    let (id, epoch, lease) = (row.task.id, row.task.epoch, row.lease.clone());
     let decide = move |row: &Row, now| {
         // A renewal may have come between the look and the decision.
         if matches!(why, Loss::Silent | Loss::NotDelivered) && row.lease != lease {
@@ -124,7 +124,43 @@ fn lose_one(shared: &Shared, row: &Row, why: Loss, charged: bool) -> Change {
 
 #[cfg(test)]
 mod tests {
+    use ado_proto::record::Submitted;
+    use ado_proto::spec::{Input, TaskSpec};
+    use ado_proto::{Incarnation, Namespace, TaskId, WorkerId};
+    use uuid::Uuid;
+
     use super::*;
+    use crate::store::Lease;
+
+    /// A task held until `expires_at`.
+    fn held(expires_at: i64) -> Row {
+        let submitted = Submitted {
+            namespace: Namespace::default(),
+            owner: "user/ann".into(),
+            name: None,
+            group: None,
+            spec: TaskSpec::new("noop", Input::Text(String::new())),
+        };
+        let task = task::submit(TaskId(Uuid::from_u128(1)), submitted, Timestamp(0)).task;
+        let id = WorkerId(Uuid::from_u128(2));
+        let claim = Command::Claim { worker: task::Holder { id, name: "w".into() } };
+        let task = task::decide(&task, claim, Timestamp(0), &task::Policy::default(), 0.0).unwrap().task;
+        let incarnation = Some(Incarnation(Uuid::from_u128(3)));
+        Row { task, lease: Some(Lease { worker: id, incarnation, expires_at: Timestamp(expires_at) }) }
+    }
+
+    #[test]
+    fn who_renewed_between_the_look_and_the_decision_is_not_lost() {
+        let lose = |why, now: &Row| match lose_one(task::Policy::default(), &held(10), why, false) {
+            Change::Update { decide, .. } => decide(now, Timestamp(20)).map(|write| write.row.task.is_held()),
+            Change::Create { .. } => panic!("nothing is made"),
+        };
+        for why in [Loss::Silent, Loss::NotDelivered] {
+            assert_eq!(lose(why, &held(10)), Ok(false));
+            assert_eq!(lose(why, &held(30)), Err(Refusal::Unchanged));
+        }
+        assert_eq!(lose(Loss::HandedBack, &held(30)), Ok(false), "it has said so itself");
+    }
 
     #[test]
     fn nobody_is_judged_before_all_could_have_been_heard() {

@@ -206,6 +206,17 @@ mod tests {
     }
 
     #[test]
+    fn a_renewal_reaches_the_guard() {
+        let (mut course, _) = Course::begin(ORDERS);
+        let renewed = Orders { lease: BootTime(20), ..ORDERS };
+        assert_eq!(course.follow(renewed), [ToGuard::Renew(BootTime(20))]);
+        assert_eq!(course.follow(renewed), []);
+        let both = wanting(Orders { lease: BootTime(30), ..ORDERS }, Desired::Paused, 1, false);
+        let expected = [ToGuard::Renew(BootTime(30)), ToGuard::Freeze { reason: Reason::User, mark: 1 }];
+        assert_eq!(course.follow(both), expected);
+    }
+
+    #[test]
     fn pausing_and_resuming_are_reported_once_each() {
         let (mut course, first) = Course::begin(ORDERS);
         assert_eq!(first, []);

@@ -333,6 +333,16 @@ mod tests {
     }
 
     #[test]
+    fn heartbeats_nobody_answers_cost_no_more_and_more_memory() {
+        let mut roster = roster();
+        for second in 0..10 * UNANSWERED as u64 {
+            roster.heartbeat(BootTime(second * SECOND), 0);
+        }
+        assert_eq!(roster.sent.len(), UNANSWERED);
+        assert!(roster.sent.contains_key(&roster.number), "the newest are known");
+    }
+
+    #[test]
     fn memory_of_the_ended_is_bounded() {
         let mut roster = roster();
         for epoch in 0..REMEMBERED as u64 + 10 {

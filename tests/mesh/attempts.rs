@@ -70,6 +70,7 @@ async fn a_silent_worker_loses_its_task_and_nothing_it_says_later_is_recorded() 
     let (admin, mut zombie) = (mesh.admin(), mesh.worker(1).await);
     let task = mesh.submit(&admin, spec()).await;
     let first = zombie.assignment().await;
+    let heard_of_at = tokio::time::Instant::now();
     zombie.beat(&[(task, first.epoch)]).await;
     let mut stream = zombie.output(task, first.epoch).await.unwrap();
     stream.send(0, vec![started(), output("before")]).await;
@@ -79,6 +80,7 @@ async fn a_silent_worker_loses_its_task_and_nothing_it_says_later_is_recorded() 
     let mut other = mesh.worker(1).await;
     let second = other.assignment().await;
     assert_eq!((second.task, second.epoch, second.attempt), (task, Epoch(2), 1), "an uncharged loss");
+    assert!(heard_of_at.elapsed() >= TIMING.lost_after, "not before the lease and its margin were over");
     other.beat(&[(task, second.epoch)]).await;
 
     stream.send(2, vec![output("after"), exited(0)]).await;
@@ -122,6 +124,15 @@ async fn a_forged_epoch_and_another_workers_task_are_refused() {
     let mut thief = thief;
     let answer = thief.beat(&[(task, assignment.epoch)]).await;
     assert_eq!(answer.lost, [(task, assignment.epoch)]);
+
+    let handed_back = FromWorker::from(Draining { hand_back: vec![(task, assignment.epoch)] });
+    thief.channel.tx.send_message(&handed_back).await.unwrap();
+    thief.beat(&[]).await;
+    let answer = holder.beat(&[(task, assignment.epoch)]).await;
+    assert_eq!(answer.renewed.len(), 1, "nobody hands back what another holds");
+    // A start that has shown that it runs the attempt is the only one that may speak for it.
+    holder.incarnation = Incarnation(mesh.env.uuid());
+    refusal(holder.output(task, assignment.epoch).await, ErrorCode::Stale);
 }
 
 #[tokio::test]
@@ -131,9 +142,13 @@ async fn an_assignment_that_got_lost_is_said_again() {
     let task = mesh.submit(&admin, spec()).await;
     let said = worker.assignment().await;
     // The worker does not name it, as if it had never heard of it.
+    let gone_by = Duration::from_millis(50);
+    tokio::time::sleep(gone_by).await;
     worker.report(&[]).await;
     let again = worker.assignment().await;
     assert_eq!((again.task, again.epoch), (task, said.epoch));
+    let left = Duration::from_millis(again.lease_ms);
+    assert!(left <= TIMING.lease() - gone_by, "the lease counts from the claim, {left:?} are left");
     // Once it has named it, it is not told again.
     worker.beat(&[(task, said.epoch)]).await;
     let answer = worker.beat(&[(task, said.epoch)]).await;
@@ -233,7 +248,8 @@ async fn a_restarted_controller_goes_on_with_running_tasks() {
     attempt.send(0, vec![started(), output("before ")]).await;
     attempt.acknowledged().await;
 
-    let mesh = mesh.restart().await;
+    // Away for longer than the lease and its margin: that the worker was silent was not its fault.
+    let mesh = mesh.restart_after(TIMING.lost_after).await;
     let session = crate::mesh::session(worker.incarnation, 1);
     let (_, channel) = worker.link.open(&session, crate::mesh::call()).await.expect("the worker comes back");
     worker.channel = channel;

@@ -39,8 +39,14 @@ impl Mesh {
 
     /// The same controller again, on its data.
     pub async fn restart(self) -> Self {
+        self.restart_after(Duration::ZERO).await
+    }
+
+    /// The same, and meanwhile there is none.
+    pub async fn restart_after(self, away: Duration) -> Self {
         let listen = self.controller.addresses();
         self.controller.stop().await;
+        tokio::time::sleep(away).await;
         let mut config = config(&self.dir);
         config.listen = listen;
         let controller = controller::start(config, self.env.clone()).await.expect("the controller starts again");

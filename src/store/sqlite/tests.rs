@@ -94,6 +94,20 @@ async fn what_was_committed_is_there_without_a_clean_end() {
 }
 
 #[tokio::test]
+async fn a_commit_waits_for_the_disk() {
+    let file = File::new();
+    let store = file.open().await.unwrap();
+    commit_all(&store, vec![busy(1)]).await;
+    let mut writer = store.writer.lock().await;
+    let connection = writer.connection.as_mut().expect("it is put back after a commit");
+    let synchronous: i64 = sqlx::query_scalar("PRAGMA synchronous").fetch_one(&mut *connection).await.unwrap();
+    // With a write-ahead log, NORMAL (1) syncs at checkpoints only: the last commits would go with the power.
+    assert!(synchronous >= 2, "FULL is 2, found {synchronous}");
+    let journal: String = sqlx::query_scalar("PRAGMA journal_mode").fetch_one(&mut *connection).await.unwrap();
+    assert_eq!(journal, "wal");
+}
+
+#[tokio::test]
 async fn a_new_generation_is_kept() {
     let file = File::new();
     let store = file.open().await.unwrap();
