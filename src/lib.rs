@@ -10,6 +10,7 @@ pub mod config;
 pub mod controller;
 pub mod env;
 pub mod gateway;
+pub mod json;
 pub mod local;
 pub mod net;
 pub mod queue;

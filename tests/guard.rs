@@ -110,6 +110,7 @@ impl Rig {
             group: None,
             attempt: 1,
             spec,
+            checkpoint: None,
             lease_ms: 0,
             desired: Desired::Running,
             generation: 0,

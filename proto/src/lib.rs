@@ -10,6 +10,7 @@
 
 pub mod frame;
 pub mod ids;
+pub mod inside;
 mod payload;
 pub mod record;
 pub mod request;

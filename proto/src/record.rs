@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::payload::{Payload, payloads, postcard_payload, to_postcard};
 use crate::spec::{Containment, Exit, TaskSpec};
-use crate::{DecodeError, Epoch, GroupId, Namespace, Offset, Seq, Timestamp, WorkerId};
+use crate::{CheckpointId, DecodeError, Epoch, GroupId, Namespace, Offset, Seq, Timestamp, WorkerId};
 
 /// Longest body of one record, bytes. Output records are at most [`MAX_OUTPUT`].
 pub const MAX_BODY: usize = 256 * 1024;
@@ -16,6 +16,11 @@ pub const MAX_BODY: usize = 256 * 1024;
 pub const FIRST_BULK_KIND: u16 = 100;
 /// Most bytes of output in one record.
 pub const MAX_OUTPUT: usize = 32 * 1024;
+/// Most bytes of the JSON text in one checkpoint. It reaches the next attempt in a variable of its environment, and Linux
+/// takes 128 KiB for one (`MAX_ARG_STRLEN`, execve(2)).
+pub const MAX_CHECKPOINT: usize = 64 * 1024;
+/// Most bytes of a task's own words about itself: the message of its progress, a note.
+pub const MAX_MESSAGE: usize = 4 * 1024;
 
 /// Who wrote a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -77,6 +82,7 @@ impl Record {
     pub fn weight(&self) -> usize {
         48 + match &self.body {
             Body::Output(output) => output.data.len(),
+            Body::Checkpointed(checkpoint) => checkpoint.data.len(),
             Body::Unknown { bytes, .. } => bytes.len(),
             _ => 256,
         }
@@ -170,8 +176,14 @@ payloads! {
         11 / 1 => Truncated(Truncated),
         /// Something people should know.
         12 / 1 => Note(Note),
+        /// The task can go on from here, on another worker too.
+        13 / 1 => Checkpointed(Checkpointed),
+        /// Output that the reader did not ask for; made up on reading, never stored.
+        14 / 1 => Skipped(Skipped),
         /// One read of the agent's stdout or stderr.
         100 / 1 => Output(Output),
+        /// How far the task says it is.
+        101 / 1 => Progress(Progress),
     }
 }
 
@@ -180,6 +192,11 @@ impl Body {
     pub fn is_readable(&self) -> bool {
         match self {
             Self::Output(output) => output.data.len() <= MAX_OUTPUT,
+            Self::Progress(progress) => {
+                progress.percent.is_none_or(|percent| percent <= 100)
+                    && progress.message.as_ref().is_none_or(|message| message.len() <= MAX_MESSAGE)
+            }
+            Self::Checkpointed(checkpoint) => checkpoint.data.len() <= MAX_CHECKPOINT,
             Self::Unknown { bytes, .. } => bytes.len() <= MAX_BODY,
             lifecycle => {
                 let mut body = Vec::new();
@@ -233,6 +250,8 @@ pub struct Assigned {
     pub epoch: Epoch,
     /// Number of this execution, from 1; uncharged losses do not count.
     pub attempt: u32,
+    /// Offset of the [`Body::Checkpointed`] record it goes on from; `None` begins anew.
+    pub resumes: Option<Offset>,
 }
 
 /// See [`Body::Started`].
@@ -366,6 +385,35 @@ pub struct Note {
     pub text: String,
 }
 
+/// See [`Body::Checkpointed`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Checkpointed {
+    /// Made by the worker.
+    pub id: CheckpointId,
+    /// What the task wants to be told when it goes on: JSON text of at most [`MAX_CHECKPOINT`] bytes.
+    pub data: String,
+}
+
+/// See [`Body::Skipped`]. Its offset is the last one it stands for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Skipped {
+    /// First offset it stands for.
+    pub from: Offset,
+    /// First offset after it.
+    pub to: Offset,
+    /// Bytes of output it stands for.
+    pub bytes: u64,
+}
+
+/// See [`Body::Progress`]. What is `None` is as it was.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    /// 0 to 100.
+    pub percent: Option<u8>,
+    /// What it does now: one line of at most [`MAX_MESSAGE`] bytes.
+    pub message: Option<String>,
+}
+
 postcard_payload!(
     Submitted,
     Assigned,
@@ -379,6 +427,9 @@ postcard_payload!(
     Ended,
     Truncated,
     Note,
+    Checkpointed,
+    Skipped,
+    Progress,
 );
 
 /// Which of the agent's outputs.

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::payload::{Payload, payloads, postcard_payload, to_postcard};
 use crate::record::{Desired, Member, Record, decode_all, encode_all};
+use crate::request::Load;
 use crate::spec::TaskSpec;
 use crate::{DecodeError, Epoch, Namespace, Offset, Seq, TaskId};
 
@@ -91,6 +92,8 @@ payloads! {
         3 / 1 => LogReset(LogReset),
         /// Nothing for a while; the stream lives.
         4 / 1 => Idle(Idle),
+        /// Somebody asked for this viewer to leave; the task goes on.
+        5 / 1 => Detached(Detached),
     }
 }
 
@@ -101,6 +104,8 @@ pub struct Heartbeat {
     pub number: u64,
     /// Every attempt it holds.
     pub holds: Vec<(TaskId, Epoch)>,
+    /// How busy its machine is.
+    pub load: Load,
 }
 
 /// See [`FromWorker::Draining`].
@@ -153,6 +158,8 @@ pub struct Assignment {
     pub attempt: u32,
     /// What was asked.
     pub spec: TaskSpec,
+    /// Data of the checkpoint it goes on from: JSON text.
+    pub checkpoint: Option<String>,
     /// How long the lease that came with the claim is good for, milliseconds. Counted from when this was sent, which the
     /// worker does not know: it counts from when it sent the last heartbeat that was answered before on the same stream,
     /// and before there is one it has no lease.
@@ -228,4 +235,23 @@ pub struct Idle {
     pub next: Offset,
 }
 
-postcard_payload!(Heartbeat, Draining, HeartbeatAnswer, Want, Assignment, Acknowledged, Stale, End, LogReset, Idle);
+/// See [`FollowItem::Detached`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Detached {
+    /// Who asked, as `role/name`.
+    pub by: String,
+}
+
+postcard_payload!(
+    Detached,
+    Heartbeat,
+    Draining,
+    HeartbeatAnswer,
+    Want,
+    Assignment,
+    Acknowledged,
+    Stale,
+    End,
+    LogReset,
+    Idle
+);

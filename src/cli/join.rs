@@ -6,9 +6,10 @@ use serde_json::json;
 
 use super::Global;
 use super::error::{Error, Kind};
-use super::output::{print, rfc3339};
+use super::output::print;
 use super::session::{App, current, user_name};
 use crate::config::{self, Flags};
+use crate::json::rfc3339;
 
 /// Join a mesh: exchange a join string for an identity
 ///

@@ -55,13 +55,20 @@ pub(crate) fn line(task: TaskId, record: &Record) -> Option<Line> {
         Body::Ended(ended) => (ending_matters(ended), ending(ended)),
         Body::Truncated(gap) => (true, format!("{} bytes of its log are no longer kept", gap.bytes)),
         Body::Note(note) => (true, one_line(&note.text, WIDTH)),
-        Body::Started(_) | Body::Exited(_) | Body::Output(_) | Body::Unknown { .. } => return None,
+        Body::Checkpointed(_) => (false, "checkpoint".into()),
+        // Progress is a status line's to show.
+        Body::Started(_)
+        | Body::Exited(_)
+        | Body::Output(_)
+        | Body::Skipped(_)
+        | Body::Progress(_)
+        | Body::Unknown { .. } => return None,
     };
     Some(Line { text: format!("{}: {words}", task.short()), matters })
 }
 
 fn ending(ended: &Ended) -> String {
-    let word = super::event::outcome_word(ended.outcome);
+    let word = crate::json::outcome_word(ended.outcome);
     match &ended.error {
         Some(error) => format!("{word}: {}", one_line(error, WIDTH)),
         None => word.into(),
@@ -109,7 +116,8 @@ mod tests {
     #[test]
     fn lines() {
         let worker = WorkerId(Uuid::nil());
-        let assigned = |attempt| Assigned { worker, worker_name: "box\u{1b}[2J".into(), epoch: Epoch(1), attempt };
+        let assigned =
+            |attempt| Assigned { worker, worker_name: "box\u{1b}[2J".into(), epoch: Epoch(1), attempt, resumes: None };
         check(assigned(1), Some(("assigned to box\u{fffd}[2J", false)));
         check(assigned(2), Some(("assigned to box\u{fffd}[2J, attempt 2", false)));
         check(

@@ -1,15 +1,15 @@
 //! `ado list`: tasks, newest first.
 
 use ado_proto::Timestamp;
-use ado_proto::request::{ListTasks, TaskInfo};
+use ado_proto::request::{ListTasks, TaskFilter, TaskInfo};
 use serde_json::Value;
 
 use super::Global;
 use super::error::Error;
 use super::output::{Format, age, one_line, print};
 use super::session::App;
-use super::status::to_json;
 use crate::config::Flags;
+use crate::json;
 
 /// Most tasks of one request.
 const PAGE: u32 = 1000;
@@ -41,20 +41,21 @@ pub(crate) async fn run(global: Global, args: Args) -> Result<u8, Error> {
     let session = app.session().await?;
     let wanted = if args.all { usize::MAX } else { args.limit as usize };
     let mut tasks: Vec<TaskInfo> = Vec::new();
+    let mut before = None;
     while tasks.len() < wanted {
         let limit = u32::try_from(wanted - tasks.len()).unwrap_or(u32::MAX).min(PAGE);
-        let before = tasks.last().map(|task| task.id);
-        let page = session.client.list(&ListTasks { states: args.state.clone(), before, limit }).await?;
-        let full = page.len() >= limit as usize;
-        tasks.extend(page);
-        if !full {
+        let page = ListTasks { states: args.state.clone(), only: TaskFilter::default(), before, limit };
+        let page = session.client.list(&page).await?;
+        tasks.extend(page.tasks);
+        before = page.next;
+        if before.is_none() {
             break;
         }
     }
     session.close().await;
-    let json: Vec<Value> = tasks.iter().map(to_json).collect();
+    let values: Vec<Value> = tasks.iter().map(json::task).collect();
     let width = terminal_size::terminal_size().map_or(WIDTH, |(width, _)| usize::from(width.0));
-    print(app.global.output, &json, || table(&tasks, app.env.now(), width))?;
+    print(app.global.output, &values, || table(&tasks, app.env.now(), width))?;
     if tasks.is_empty() && app.global.output == Format::Text && !app.global.quiet {
         eprintln!("no tasks");
     }

@@ -8,7 +8,6 @@ mod config;
 mod controller;
 mod down;
 mod error;
-mod event;
 mod filter;
 mod guard;
 mod join;

@@ -5,10 +5,10 @@ use std::io::{self, Write};
 use ado_proto::record::{Body, Record, Stream};
 use ado_proto::{Epoch, Offset, Origin, TaskId};
 
-use super::event::Events;
 use super::filter::Filter;
 use super::lifecycle::line;
 use super::output::Format;
+use crate::json::Events;
 
 /// Bytes to write, in order.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -242,7 +242,13 @@ mod tests {
     }
 
     fn assigned() -> Record {
-        own(Assigned { worker: WorkerId(Uuid::nil()), worker_name: "w".into(), epoch: Epoch(1), attempt: 1 })
+        own(Assigned {
+            worker: WorkerId(Uuid::nil()),
+            worker_name: "w".into(),
+            epoch: Epoch(1),
+            attempt: 1,
+            resumes: None,
+        })
     }
 
     /// What is written, in order: `1` for stdout, `2` for stderr.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::time::Duration;
 
-use ado_proto::request::Submitted;
+use ado_proto::request::{Submit, Submitted};
 use ado_proto::spec::{Input, TaskSpec};
 use ado_proto::{RequestId, TaskId};
 use serde_json::json;
@@ -77,9 +77,10 @@ pub(crate) async fn run(global: Global, args: Args) -> Result<u8, Error> {
     let session = app.session().await?;
     let key = args.idempotency_key.unwrap_or_else(|| session.client.request_id());
     let spec = spec(&args, &app.config, session.is_local())?;
+    let request = Submit { name: args.name.clone(), specs: vec![spec], copies: 1 };
     // Until here Ctrl-C ends the process as it always does: nothing is lost yet.
     let mut signals = Signals::catch()?;
-    let submit = session.client.submit(vec![spec], args.name.clone(), key);
+    let submit = session.client.submit(&request, key);
     let submitted = tokio::select! {
         biased;
         _ = signals.next() => return Err(Error::new(Kind::Interrupted, "stopped before the task was accepted").hint(session.command("list"))),

@@ -4,14 +4,14 @@ use std::fmt::Write as _;
 
 use ado_proto::Timestamp;
 use ado_proto::request::TaskInfo;
-use serde_json::{Value, json};
 
 use super::Global;
 use super::error::Error;
-use super::event::{desired_word, result};
-use super::output::{age, one_line, plain, print, rfc3339};
+use super::output::{age, one_line, plain, print};
 use super::session::App;
 use crate::config::Flags;
+use crate::json;
+use crate::json::rfc3339;
 
 /// Longest line of text from elsewhere.
 const WIDTH: usize = 200;
@@ -30,50 +30,13 @@ pub(crate) async fn run(global: Global, args: Args) -> Result<u8, Error> {
     let session = app.session().await?;
     let tasks = session.client.tasks(&args.task).await?;
     session.close().await;
-    let json = match &tasks[..] {
-        [task] => to_json(task),
-        tasks => tasks.iter().map(to_json).collect(),
+    let value = match &tasks[..] {
+        [task] => json::task(task),
+        tasks => tasks.iter().map(json::task).collect(),
     };
     let now = app.env.now();
-    print(app.global.output, &json, || tasks.iter().map(|task| to_text(task, now)).collect::<Vec<_>>().join("\n"))?;
+    print(app.global.output, &value, || tasks.iter().map(|task| to_text(task, now)).collect::<Vec<_>>().join("\n"))?;
     Ok(0)
-}
-
-/// The product's `DistributedTaskState`, and more beside it.
-pub(crate) fn to_json(task: &TaskInfo) -> Value {
-    json!({
-        "taskId": task.id,
-        "status": task.state,
-        "workerId": task.worker.map(|worker| worker.to_string()),
-        "progress": if task.outcome == Some(ado_proto::record::Outcome::Completed) { 100 } else { 0 },
-        "currentStep": task.reason.clone().unwrap_or_else(|| task.state.clone()),
-        "lastCheckpoint": null,
-        "checkpointData": {},
-        "createdAt": rfc3339(task.created_at),
-        "startedAt": task.started_at.map(rfc3339),
-        "completedAt": task.ended_at.map(rfc3339),
-        "result": task.outcome.map(|outcome| result(outcome, task.exit.as_ref())),
-        "error": task.error,
-        "shortId": task.id.short(),
-        "name": task.name,
-        "namespace": task.namespace,
-        "owner": task.owner,
-        "desired": desired_word(task.desired),
-        "worker": task.worker_name,
-        "epoch": task.epoch,
-        "attempt": task.attempt,
-        "losses": task.losses,
-        "maxRetries": task.spec.max_retries,
-        "nextOffset": task.next_offset,
-        "reason": task.reason,
-        "agent": task.spec.agent,
-        "command": task.spec.input.summary(),
-        "cwd": task.spec.cwd,
-        "priority": task.spec.priority,
-        "pool": task.spec.pool,
-        "labels": task.spec.labels,
-        "timeLimitMs": task.spec.time_limit_ms,
-    })
 }
 
 fn to_text(task: &TaskInfo, now: Timestamp) -> String {
@@ -118,9 +81,9 @@ fn to_text(task: &TaskInfo, now: Timestamp) -> String {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use ado_proto::record::{Desired, Outcome};
-    use ado_proto::spec::{Exit, Input, TaskSpec};
-    use ado_proto::{Epoch, Namespace, Offset, TaskId, WorkerId};
+    use ado_proto::record::Desired;
+    use ado_proto::spec::{Input, TaskSpec};
+    use ado_proto::{Epoch, Namespace, Offset, TaskId};
     use uuid::Uuid;
 
     use super::*;
@@ -149,6 +112,8 @@ pub(crate) mod tests {
             exit: None,
             error: None,
             next_offset: Offset(1),
+            progress: None,
+            checkpoint: None,
             reason: Some("no worker has a free slot".into()),
         }
     }
@@ -166,34 +131,5 @@ pub(crate) mod tests {
             submitted  1970-01-01T00:00:01Z (1m ago)\n\
             log        1 records\n";
         assert_eq!(to_text(&info(), Timestamp(61_000_000)), expected);
-    }
-
-    #[test]
-    fn the_names_of_the_product_for_programs() {
-        let mut task = info();
-        task.state = "failed".into();
-        task.worker = Some(WorkerId(Uuid::from_u128(9)));
-        task.outcome = Some(Outcome::Failed);
-        task.exit = Some(Exit::Code(3));
-        task.error = Some("exited with code 3".into());
-        task.started_at = Some(Timestamp(2_000_000));
-        task.ended_at = Some(Timestamp(3_000_000));
-        let json = to_json(&task);
-        for (key, value) in [
-            ("taskId", json!("00000000-0000-0000-0000-000000000007")),
-            ("status", json!("failed")),
-            ("workerId", json!("00000000-0000-0000-0000-000000000009")),
-            ("progress", json!(0)),
-            ("currentStep", json!("no worker has a free slot")),
-            ("lastCheckpoint", Value::Null),
-            ("checkpointData", json!({})),
-            ("createdAt", json!("1970-01-01T00:00:01Z")),
-            ("startedAt", json!("1970-01-01T00:00:02Z")),
-            ("completedAt", json!("1970-01-01T00:00:03Z")),
-            ("result", json!({ "outcome": "failed", "exitCode": 3 })),
-            ("error", json!("exited with code 3")),
-        ] {
-            assert_eq!(json[key], value, "{key}");
-        }
     }
 }

@@ -8,10 +8,11 @@ use serde_json::{Value, json};
 
 use super::Global;
 use super::error::Error;
-use super::output::{one_line, print, rfc3339};
+use super::output::{one_line, print};
 use super::session::App;
 use super::values;
 use crate::config::Flags;
+use crate::json::rfc3339;
 
 /// Make, list and revoke join tokens and API keys
 #[derive(Debug, clap::Args)]

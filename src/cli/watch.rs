@@ -119,6 +119,8 @@ struct Show<'a> {
 enum Read {
     More,
     All,
+    /// Somebody asked for this viewer to leave.
+    SentAway(String),
     Failed(Error),
 }
 
@@ -153,6 +155,7 @@ impl Show<'_> {
             match read {
                 Read::More => {}
                 Read::All => return Ok(Finish::End(self.ended)),
+                Read::SentAway(_by) => return Ok(self.leave()),
                 Read::Failed(error) => return Err(self.wishes.with_continuation(error, self.written)),
             }
         }
@@ -163,6 +166,7 @@ impl Show<'_> {
         loop {
             match step {
                 None | Some(Ok(Step::End)) => return Read::All,
+                Some(Ok(Step::Detached { by })) => return Read::SentAway(by),
                 Some(Err(error)) => return Read::Failed(error.into()),
                 Some(Ok(step)) => self.paint(step, batch),
             }
@@ -189,7 +193,7 @@ impl Show<'_> {
             }
             Step::Resumed => self.painter.notice("connected", false, batch),
             Step::Reset { generation } => self.painter.reset(generation, batch),
-            Step::End => {}
+            Step::Detached { .. } | Step::End => {}
         }
     }
 

@@ -51,6 +51,8 @@ pub(super) enum Took {
     End,
     /// The reader stopped before the end: open another.
     Reopen,
+    /// Somebody wants this viewer to leave: who.
+    Detached(String),
     /// The log begins anew: open another, from the start.
     Reset(u64),
 }
@@ -61,6 +63,7 @@ pub(super) struct Cursor {
     task: TaskId,
     start: StartAt,
     follow: bool,
+    without_output: bool,
     /// `None` until the controller said where `start` is.
     next: Option<Offset>,
     generation: Option<u64>,
@@ -77,7 +80,22 @@ impl Cursor {
             StartAt::Offset(offset) => Some(offset),
             StartAt::Tail(_) | StartAt::Since(_) => None,
         };
-        Self { task, start, follow, next, generation: None, skip: 0, fruitless: 0, violations: 0 }
+        Self {
+            task,
+            start,
+            follow,
+            without_output: false,
+            next,
+            generation: None,
+            skip: 0,
+            fruitless: 0,
+            violations: 0,
+        }
+    }
+
+    /// Wants runs of output as one record each.
+    pub(super) fn skip_output(&mut self) {
+        self.without_output = true;
     }
 
     /// The next offset wanted, once it is known.
@@ -88,7 +106,13 @@ impl Cursor {
     /// What to ask for.
     pub(super) fn request(&self) -> Follow {
         let from = self.next.map_or(self.start, StartAt::Offset);
-        Follow { task: self.task, from, follow: self.follow, generation: self.generation }
+        Follow {
+            task: self.task,
+            from,
+            follow: self.follow,
+            without_output: self.without_output,
+            generation: self.generation,
+        }
     }
 
     /// How long to wait before asking. The first question, and the first after something came, is asked at once.
@@ -130,6 +154,7 @@ impl Cursor {
                 self.reaches(end.next)?;
                 Ok(if end.ended || !self.follow { Took::End } else { Took::Reopen })
             }
+            FollowItem::Detached(detached) => Ok(Took::Detached(detached.by)),
             FollowItem::Unknown { .. } => Ok(Took::Records(Vec::new())),
         }
     }
@@ -148,6 +173,7 @@ impl Cursor {
         for mut record in records {
             let after = match &record.body {
                 Body::Truncated(gap) => gap.to,
+                Body::Skipped(skipped) => skipped.to,
                 _ => record.offset.next(),
             };
             if after <= next {

@@ -11,10 +11,10 @@ use std::time::Duration;
 use ado_certs::{ClientTls, Clock, Identity, JoinString, KeyRequest};
 use ado_proto::record::Desired;
 use ado_proto::request::{
-    CreateToken, CreatedToken, DesiredSet, Enrol, GetTasks, Hello, ListTasks, ListTokens, Request, RevokeIdentity,
-    RevokeToken, RevokedIdentity, SetDesired, StartAt, Submit, Submitted, TaskInfo, TokenInfo, Welcome,
+    CreateToken, CreatedToken, DesiredSet, Detach, DetachedViewers, Enrol, Events, GetTasks, Hello, ListEvents,
+    ListTasks, ListTokens, ListWorkers, Request, RevokeIdentity, RevokeToken, RevokedIdentity, SetDesired, StartAt,
+    Submit, Submitted, TaskInfo, TaskPage, TokenInfo, Welcome, WorkerInfo,
 };
-use ado_proto::spec::TaskSpec;
 use ado_proto::{Namespace, RequestId, TaskId};
 use rustls::pki_types::CertificateDer;
 
@@ -105,8 +105,8 @@ impl Client {
     }
 
     /// Submits tasks. Repeating it with the same `id` submits nothing new and returns the first answer.
-    pub async fn submit(&self, specs: Vec<TaskSpec>, name: Option<String>, id: RequestId) -> Result<Submitted, Error> {
-        self.change(&Submit { name, specs }, id).await
+    pub async fn submit(&self, submit: &Submit, id: RequestId) -> Result<Submitted, Error> {
+        self.change(submit, id).await
     }
 
     /// Finds the tasks a reference means: one, or all of a group.
@@ -115,13 +115,28 @@ impl Client {
     }
 
     /// One page of tasks, newest first.
-    pub async fn list(&self, page: &ListTasks) -> Result<Vec<TaskInfo>, Error> {
+    pub async fn list(&self, page: &ListTasks) -> Result<TaskPage, Error> {
         self.read(page).await
     }
 
     /// Asks for another state of the tasks a reference means.
     pub async fn set_desired(&self, reference: &str, desired: Desired, force: bool) -> Result<Vec<DesiredSet>, Error> {
         self.change(&SetDesired { reference: reference.into(), desired, force }, self.request_id()).await
+    }
+
+    /// Ends the caller's viewers of the tasks a reference means, or everybody's.
+    pub async fn detach(&self, reference: &str, all: bool) -> Result<DetachedViewers, Error> {
+        self.change(&Detach { reference: reference.into(), all }, self.request_id()).await
+    }
+
+    /// The workers, and of each why it could not take `task` (or any, if there is none).
+    pub async fn workers(&self, task: Option<&str>) -> Result<Vec<WorkerInfo>, Error> {
+        self.read(&ListWorkers { task: task.map(Into::into) }).await
+    }
+
+    /// One page of system events.
+    pub async fn events(&self, page: &ListEvents) -> Result<Events, Error> {
+        self.read(page).await
     }
 
     /// Reads a task's log; with `follow` it stays until the task ends.

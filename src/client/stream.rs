@@ -33,6 +33,11 @@ pub enum Step {
         /// Which log it is now.
         generation: u64,
     },
+    /// Somebody asked for this viewer to leave. The stream is over, the task goes on.
+    Detached {
+        /// Who, as `role/name`.
+        by: String,
+    },
     /// All is read.
     End,
 }
@@ -68,6 +73,13 @@ impl RecordStream {
             away_since: Instant::now(),
             told: false,
         }
+    }
+
+    /// Wants to know what happens to the task, not what it writes: runs of output come as one [`Skipped`](ado_proto::record::Skipped) each.
+    #[must_use]
+    pub fn without_output(mut self) -> Self {
+        self.cursor.skip_output();
+        self
     }
 
     /// The offset after the last record that was handed out; `None` while the controller has not said where reading
@@ -109,7 +121,7 @@ impl RecordStream {
                 }
             };
             if let Some(step) = step {
-                if matches!(step, Ok(Step::End) | Err(_)) {
+                if matches!(step, Ok(Step::End | Step::Detached { .. }) | Err(_)) {
                     self.state = State::Over;
                 }
                 return Some(step);
@@ -154,6 +166,7 @@ impl RecordStream {
                     None
                 }
                 Ok(Took::End) => Some(Ok(Step::End)),
+                Ok(Took::Detached(by)) => Some(Ok(Step::Detached { by })),
                 Ok(Took::Reopen) => {
                     self.close();
                     None

@@ -1,8 +1,9 @@
 //! Who may do what: one table of roles and requests, and one rule for namespaces.
 
 use ado_proto::request::{
-    CreateToken, ErrorCode, ErrorReply, Follow, GetTasks, Header, Hello, KNOWN, ListEvents, ListTasks, ListTokens,
-    ListWorkers, Renew, Request, RevokeIdentity, RevokeToken, Safety, SetDesired, Submit, TaskOutput, WorkerSession,
+    CreateToken, Detach, ErrorCode, ErrorReply, Follow, GetTasks, Header, Hello, KNOWN, ListEvents, ListTasks,
+    ListTokens, ListWorkers, Renew, Request, RevokeIdentity, RevokeToken, Safety, SetDesired, Submit, TaskOutput,
+    WorkerSession,
 };
 use ado_proto::{Audience, Namespace, Principal, Role, ids};
 
@@ -19,6 +20,8 @@ const ALLOWED: &[(u16, &[Role])] = &[
     (ListTasks::KIND, &[Role::Admin, Role::User, Role::Viewer]),
     (SetDesired::KIND, &[Role::Admin, Role::User]),
     (Follow::KIND, &[Role::Admin, Role::User, Role::Viewer]),
+    // Everybody may end viewers of their own; others' are for administrators, which the request itself checks.
+    (Detach::KIND, &[Role::Admin, Role::User, Role::Viewer]),
     (ListWorkers::KIND, &[Role::Admin, Role::User, Role::Viewer]),
     (ListEvents::KIND, &[Role::Admin, Role::User, Role::Viewer]),
     (WorkerSession::KIND, &[Role::Worker]),
@@ -110,10 +113,13 @@ mod tests {
         assert_eq!(
             all(Role::Admin),
             "Hello Renew CreateToken ListTokens RevokeToken RevokeIdentity Submit GetTasks ListTasks SetDesired Follow \
-             ListWorkers ListEvents"
+             Detach ListWorkers ListEvents"
         );
-        assert_eq!(all(Role::User), "Hello Renew Submit GetTasks ListTasks SetDesired Follow ListWorkers ListEvents");
-        assert_eq!(all(Role::Viewer), "Hello Renew GetTasks ListTasks Follow ListWorkers ListEvents");
+        assert_eq!(
+            all(Role::User),
+            "Hello Renew Submit GetTasks ListTasks SetDesired Follow Detach ListWorkers ListEvents"
+        );
+        assert_eq!(all(Role::Viewer), "Hello Renew GetTasks ListTasks Follow Detach ListWorkers ListEvents");
         assert_eq!(all(Role::Worker), "Hello Renew WorkerSession TaskOutput");
         assert_eq!(all(Role::Controller), "Hello");
     }

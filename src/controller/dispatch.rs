@@ -248,6 +248,7 @@ pub(super) fn assign(shared: &Shared, row: &Row, left: Duration) {
         group: task.group,
         attempt: task.attempt(),
         spec: task.spec.clone(),
+        checkpoint: task.checkpoint.as_ref().map(|checkpoint| checkpoint.data.to_string()),
         lease_ms: u64::try_from(left.as_millis()).unwrap_or(u64::MAX),
         desired: task.desired,
         generation: task.generation,

@@ -2,14 +2,14 @@
 
 use ado_proto::Timestamp;
 use ado_proto::record::Desired;
-use ado_proto::request::{TaskInfo, WorkerInfo, encode_response};
+use ado_proto::request::{CheckpointInfo, TaskInfo, WorkerInfo, encode_response};
 use ado_proto::spec::{Exit, Input};
 use serde::Serialize;
 
 use super::fleet::Fleet;
 use crate::scheduler::{self, Candidate, Demand};
 use crate::store::{Row, Worker};
-use crate::task::State;
+use crate::task::{Checkpoint, State};
 
 /// Most bytes of an answer; a frame's limit is a little more.
 const ANSWER: usize = 960 * 1024;
@@ -35,10 +35,16 @@ pub(super) fn shorten(mut tasks: Vec<TaskInfo>) -> Vec<TaskInfo> {
     let share = ANSWER / tasks.len();
     for task in &mut tasks {
         if encode_response(&Ok(&*task)).len() > share {
-            let most = share.saturating_sub(NAMES) / 4;
+            let most = share.saturating_sub(NAMES) / 5;
             let spec = &mut task.spec;
             spec.env.clear();
             spec.labels.clear();
+            if let Some(checkpoint) = &mut task.checkpoint {
+                checkpoint.data = None;
+            }
+            if let Some(message) = task.progress.as_mut().and_then(|progress| progress.message.as_mut()) {
+                *message = cut(std::mem::take(message), most);
+            }
             spec.input = Input::Text(cut(spec.input.summary(), most));
             spec.cwd = spec.cwd.take().map(|text| cut(text, most));
             task.error = task.error.take().map(|text| cut(text, most));
@@ -92,8 +98,14 @@ pub(super) fn task(row: &Row, fleet: &[Candidate], now: Timestamp) -> TaskInfo {
         exit,
         error,
         next_offset: task.next_offset,
+        progress: task.progress.clone(),
+        checkpoint: task.checkpoint.as_ref().map(checkpoint),
         reason: reason(row, fleet, now),
     }
+}
+
+fn checkpoint(checkpoint: &Checkpoint) -> CheckpointInfo {
+    CheckpointInfo { id: checkpoint.id, offset: checkpoint.offset, data: Some(checkpoint.data.to_string()) }
 }
 
 fn reason(row: &Row, fleet: &[Candidate], now: Timestamp) -> Option<String> {
@@ -133,6 +145,7 @@ pub(super) fn worker(worker: Worker, fleet: &Fleet, lost_after: std::time::Durat
         name: worker.name,
         state: state.into(),
         pool: worker.pool,
+        namespace: worker.namespace,
         slots: worker.slots,
         busy: busy.unwrap_or(0),
         agents: worker.agents,
@@ -140,5 +153,9 @@ pub(super) fn worker(worker: Worker, fleet: &Fleet, lost_after: std::time::Durat
         containment: worker.containment,
         heartbeat_age_ms: u64::try_from(age.as_millis()).unwrap_or(u64::MAX),
         build: worker.build,
+        load: None,
+        rtt_us: None,
+        holds: Vec::new(),
+        ineligible: None,
     }
 }

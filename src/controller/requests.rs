@@ -5,9 +5,9 @@ mod tasks;
 use ado_certs::{Peer, VerifiedPeer};
 use ado_proto::frame::Limits;
 use ado_proto::request::{
-    CreateToken, Enrol, ErrorCode, ErrorReply, Events, Follow, GetTasks, Header, Hello, ListEvents, ListTasks,
-    ListTokens, ListWorkers, Renew, Request, RevokeIdentity, RevokeToken, SetDesired, Submit, TaskOutput, Welcome,
-    WorkerSession, decode_body, encode_response,
+    CreateToken, Enrol, ErrorCode, ErrorReply, Events, EventsFrom, Follow, GetTasks, Header, Hello, ListEvents,
+    ListTasks, ListTokens, ListWorkers, Renew, Request, RevokeIdentity, RevokeToken, SetDesired, Submit, TaskOutput,
+    Welcome, WorkerSession, decode_body, encode_response,
 };
 use bytes::Bytes;
 
@@ -180,7 +180,7 @@ impl Asked<'_> {
             GetTasks::KIND => reply::<GetTasks>(self.get_tasks(self.decode()?).await?),
             ListTasks::KIND => reply::<ListTasks>(self.list_tasks(self.decode()?).await?),
             SetDesired::KIND => self.set_desired(self.decode()?).await,
-            ListWorkers::KIND => reply::<ListWorkers>(self.list_workers().await?),
+            ListWorkers::KIND => reply::<ListWorkers>(self.list_workers(self.decode()?).await?),
             ListEvents::KIND => reply::<ListEvents>(self.list_events(self.decode()?).await?),
             kind => {
                 let message = format!("request {kind} is not known here");
@@ -213,7 +213,7 @@ impl Asked<'_> {
         reply::<Renew>(renewed)
     }
 
-    async fn list_workers(&self) -> Result<Vec<ado_proto::request::WorkerInfo>, ErrorReply> {
+    async fn list_workers(&self, _request: ListWorkers) -> Result<Vec<ado_proto::request::WorkerInfo>, ErrorReply> {
         let now = self.shared.store.now().await.map_err(unavailable)?;
         let workers = self.shared.store.workers().await.map_err(unavailable)?;
         let visible = |worker: &store::Worker| match &self.access.audience {
@@ -227,10 +227,12 @@ impl Asked<'_> {
 
     async fn list_events(&self, request: ListEvents) -> Result<Events, ErrorReply> {
         let limit = request.limit.min(MAX_ROWS) as usize;
-        let mut events =
-            self.shared.store.events(&self.access.audience, request.after, limit).await.map_err(unavailable)?;
+        let EventsFrom::After(after) = request.from else {
+            return Err(ErrorReply::new(ErrorCode::Invalid, "events are read from a cursor"));
+        };
+        let mut events = self.shared.store.events(&self.access.audience, after, limit).await.map_err(unavailable)?;
         events.truncate(info::fitting(&events));
-        let next = events.last().map_or(request.after, |event| event.cursor);
+        let next = events.last().map_or(after, |event| event.cursor);
         Ok(Events { events, next })
     }
 

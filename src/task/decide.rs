@@ -162,8 +162,13 @@ fn claim(task: &Task, worker: Holder, now: Timestamp) -> Result<Decision, Refusa
         _ => return Err(Refusal::NotClaimable),
     }
     let mut decision = Decision::from(task);
-    let assigned =
-        Assigned { worker: worker.id, worker_name: worker.name, epoch: task.epoch.next(), attempt: task.attempt() };
+    let assigned = Assigned {
+        worker: worker.id,
+        worker_name: worker.name,
+        epoch: task.epoch.next(),
+        attempt: task.attempt(),
+        resumes: task.checkpoint.as_ref().map(|checkpoint| checkpoint.offset),
+    };
     decision.own(now, assigned)?;
     Ok(decision)
 }
@@ -213,7 +218,9 @@ fn check_placed(task: &Task, body: &Body) -> Result<(), Refusal> {
         Body::Paused(_) => (task.state != State::Paused, "paused"),
         Body::Resumed(_) => (task.state == State::Paused, "resumed"),
         Body::Exited(_) => (true, "exited"),
-        Body::Output(_) | Body::Note(_) => (true, "output"),
+        Body::Output(_) | Body::Note(_) | Body::Progress(_) => (true, "output"),
+        // Nobody could be asked to go on from before the agent was there.
+        Body::Checkpointed(_) => (task.agent_started, "checkpoint"),
         // Bulk a newer worker knows and we do not. An unknown lifecycle record could change what a task is.
         Body::Unknown { kind, .. } if *kind >= FIRST_BULK_KIND => (true, "output"),
         _ => (false, "a controller's record"),

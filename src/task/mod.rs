@@ -11,11 +11,12 @@ mod retry;
 #[cfg(test)]
 mod tests;
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use ado_proto::record::{Body, Desired, Member, Outcome, Record};
+use ado_proto::record::{Body, Desired, Member, Outcome, Progress, Record};
 use ado_proto::spec::{Exit, TaskSpec};
-use ado_proto::{Epoch, Namespace, Offset, Origin, Seq, TaskId, Timestamp, WorkerId};
+use ado_proto::{CheckpointId, Epoch, Namespace, Offset, Origin, Seq, TaskId, Timestamp, WorkerId};
 use serde::{Deserialize, Serialize};
 
 pub use decide::{Command, Decision, Refusal, decide, submit};
@@ -54,6 +55,10 @@ pub struct Task {
     pub uncharged_losses: u32,
     /// Who holds or last held it.
     pub worker: Option<Holder>,
+    /// How far the current or last attempt says it is.
+    pub progress: Option<Progress>,
+    /// Where the next attempt goes on from.
+    pub checkpoint: Option<Checkpoint>,
     /// Length of the log.
     pub next_offset: Offset,
     /// The first seq of the current epoch that is not in the log.
@@ -75,6 +80,29 @@ pub struct Holder {
     pub id: WorkerId,
     /// Its name.
     pub name: String,
+}
+
+/// The newest point to go on from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Checkpoint {
+    /// Its id.
+    pub id: CheckpointId,
+    /// Its record's place in the log.
+    pub offset: Offset,
+    /// JSON text for the task. Shared: a task is cloned for every decision.
+    pub data: Arc<str>,
+}
+
+impl Checkpoint {
+    /// The checkpoint that a record of a log makes; `None` for other records.
+    pub fn of(record: &Record) -> Option<Self> {
+        match &record.body {
+            Body::Checkpointed(made) => {
+                Some(Self { id: made.id, offset: record.offset, data: made.data.as_str().into() })
+            }
+            _ => None,
+        }
+    }
 }
 
 /// Where a task is. Who holds it is in [`Task::worker`], under which epoch in [`Task::epoch`].
@@ -186,6 +214,8 @@ impl Task {
             charged_losses: 0,
             uncharged_losses: 0,
             worker: None,
+            progress: None,
+            checkpoint: None,
             next_offset: Offset(1),
             next_seq: Seq(0),
             agent_started: false,
@@ -229,6 +259,7 @@ impl Task {
                 self.epoch = assigned.epoch;
                 self.next_seq = Seq(0);
                 self.agent_started = false;
+                self.progress = None;
                 self.state = State::Starting;
             }
             Body::Started(_) => {
@@ -265,7 +296,20 @@ impl Task {
                 self.state =
                     State::Ended { outcome: ended.outcome, exit: ended.exit.clone(), error: ended.error.clone() };
             }
-            Body::Submitted(_) | Body::Output(_) | Body::Note(_) | Body::Truncated(_) | Body::Unknown { .. } => {}
+            Body::Checkpointed(_) => self.checkpoint = Checkpoint::of(record),
+            Body::Progress(progress) => {
+                let known = self.progress.get_or_insert(Progress { percent: None, message: None });
+                known.percent = progress.percent.or(known.percent);
+                if progress.message.is_some() {
+                    known.message.clone_from(&progress.message);
+                }
+            }
+            Body::Submitted(_)
+            | Body::Output(_)
+            | Body::Note(_)
+            | Body::Truncated(_)
+            | Body::Skipped(_)
+            | Body::Unknown { .. } => {}
         }
     }
 

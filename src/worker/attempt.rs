@@ -411,6 +411,7 @@ mod tests {
             group: None,
             attempt: 2,
             spec,
+            checkpoint: None,
             lease_ms: 1000,
             desired: Desired::Running,
             generation: 0,

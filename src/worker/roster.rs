@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
+use ado_proto::request::Load;
 use ado_proto::session::{Assignment, Draining, Heartbeat, HeartbeatAnswer, Want};
 use ado_proto::{Epoch, TaskId};
 use tokio::sync::watch;
@@ -135,7 +136,7 @@ impl Roster {
         if self.sent.len() > UNANSWERED {
             self.sent.pop_first();
         }
-        Heartbeat { number: self.number, holds: self.held.keys().copied().collect() }
+        Heartbeat { number: self.number, holds: self.held.keys().copied().collect(), load: Load::default() }
     }
 
     /// A heartbeat was answered: renewals count from when it was sent. What the heartbeat was made with; `None` if it is
@@ -221,6 +222,7 @@ mod tests {
             group: None,
             attempt: 1,
             spec: TaskSpec::new("noop", Input::Text(String::new())),
+            checkpoint: None,
             lease_ms: 20_000,
             desired: Desired::Running,
             generation: 0,

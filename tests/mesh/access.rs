@@ -34,7 +34,7 @@ async fn roles_and_namespaces_decide_and_a_strangers_task_does_not_exist() {
 
     assert_eq!(ask(&vic, GetTasks { reference: reference() }).await.unwrap()[0].id, task);
     refusal(ask(&vic, cancel(reference())).await, ErrorCode::Denied);
-    refusal(ask(&vic, Submit { name: None, specs: vec![spec()] }).await, ErrorCode::Denied);
+    refusal(ask(&vic, Submit { name: None, specs: vec![spec()], copies: 1 }).await, ErrorCode::Denied);
     refusal(ask(&wes, ListTasks::default()).await, ErrorCode::Denied);
     refusal(ask(&ann, session(Incarnation(mesh.env.uuid()), 1)).await, ErrorCode::Denied);
 
@@ -42,9 +42,10 @@ async fn roles_and_namespaces_decide_and_a_strangers_task_does_not_exist() {
     let nothing = refusal(ask(&bob, GetTasks { reference: "task-0000000000".into() }).await, ErrorCode::NotFound);
     assert_eq!(theirs.replace(&reference(), "X"), nothing.replace("task-0000000000", "X"), "they answer alike");
     refusal(ask(&bob, cancel(task.to_string())).await, ErrorCode::NotFound);
-    let follow = Follow { task, from: StartAt::Offset(Offset(0)), follow: false, generation: None };
+    let follow =
+        Follow { task, from: StartAt::Offset(Offset(0)), follow: false, without_output: false, generation: None };
     refusal(bob.open(&follow, call()).await.map(drop), ErrorCode::NotFound);
-    assert_eq!(ask(&bob, ListTasks { limit: 10, ..ListTasks::default() }).await.unwrap(), []);
+    assert_eq!(ask(&bob, ListTasks { limit: 10, ..ListTasks::default() }).await.unwrap().tasks, []);
     let elsewhere = Call { namespace: Some(Namespace("a".into())), ..call() };
     refusal(bob.call(&GetTasks { reference: reference() }, elsewhere).await, ErrorCode::Denied);
 
@@ -67,20 +68,21 @@ async fn a_worker_gets_tasks_of_its_own_namespace_only() {
 async fn references_are_prefixes_names_or_clear_errors() {
     let mesh = Mesh::start().await;
     let admin = mesh.admin();
-    let named = Submit { name: Some("nightly".into()), specs: vec![spec()] };
+    let named = Submit { name: Some("nightly".into()), specs: vec![spec()], copies: 1 };
     let task = ask(&admin, named).await.unwrap().tasks[0];
     let short = task.short();
     for reference in [short.clone(), short[..9].into(), short[5..].into(), task.to_string(), "nightly".into()] {
         assert_eq!(ask(&admin, GetTasks { reference: reference.clone() }).await.unwrap()[0].id, task, "{reference}");
     }
-    let twin = ask(&admin, Submit { name: Some("nightly".into()), specs: vec![spec()] }).await.unwrap().tasks[0];
+    let twin =
+        ask(&admin, Submit { name: Some("nightly".into()), specs: vec![spec()], copies: 1 }).await.unwrap().tasks[0];
     let message = refusal(ask(&admin, GetTasks { reference: "nightly".into() }).await, ErrorCode::Ambiguous);
     assert!([twin, task].iter().all(|id| message.contains(&id.short())), "{message}");
     let message = refusal(ask(&admin, GetTasks { reference: "task-zz".into() }).await, ErrorCode::Invalid);
     assert!(message.contains("`task-zz` is too short"), "{message}");
     let message = refusal(ask(&admin, GetTasks { reference: "no such".into() }).await, ErrorCode::NotFound);
     assert!(message.contains("`no such`"), "{message}");
-    let group = Submit { name: None, specs: vec![spec(), spec(), spec()] };
+    let group = Submit { name: None, specs: vec![spec(), spec(), spec()], copies: 1 };
     let group = ask(&admin, group).await.unwrap();
     let found = ask(&admin, GetTasks { reference: group.group.unwrap().short() }).await.unwrap();
     assert_eq!(found.iter().map(|info| info.id).collect::<Vec<_>>(), group.tasks);
@@ -91,17 +93,17 @@ async fn a_request_said_twice_happens_once() {
     let mesh = Mesh::start().await;
     let admin = mesh.admin();
     let id = RequestId(mesh.env.uuid());
-    let submit = Submit { name: None, specs: vec![spec()] };
+    let submit = Submit { name: None, specs: vec![spec()], copies: 1 };
     let once = || Call { id: Some(id), ..call() };
     let first = admin.call(&submit, once()).await.unwrap();
     let second = mesh.admin().call(&submit, once()).await.unwrap();
     assert_eq!(first, second);
-    let listed = ask(&admin, ListTasks { limit: 10, ..ListTasks::default() }).await.unwrap();
+    let listed = ask(&admin, ListTasks { limit: 10, ..ListTasks::default() }).await.unwrap().tasks;
     assert_eq!(listed.len(), 1);
     let other = Submit { name: Some("other".into()), ..submit };
     refusal(admin.call(&other, once()).await, ErrorCode::Conflict);
     let elsewhere = Call { namespace: Some(Namespace("elsewhere".into())), ..once() };
-    refusal(admin.call(&Submit { name: None, specs: vec![spec()] }, elsewhere).await, ErrorCode::Conflict);
+    refusal(admin.call(&Submit { name: None, specs: vec![spec()], copies: 1 }, elsewhere).await, ErrorCode::Conflict);
     let old = uuid::Builder::from_unix_timestamp_millis(1_700_000_000_000, &[7; 10]).into_uuid();
     let late = Call { id: Some(RequestId(old)), ..call() };
     let message = refusal(admin.call(&other, late).await, ErrorCode::Conflict);
@@ -145,13 +147,13 @@ async fn an_answer_that_would_be_too_long_has_shorter_texts() {
     let mut group = None;
     // A request has a limit too.
     for _ in 0..3 {
-        let submitted = ask(&admin, Submit { name: None, specs: vec![long.clone(); 6] }).await.unwrap();
+        let submitted = ask(&admin, Submit { name: None, specs: vec![long.clone(); 6], copies: 1 }).await.unwrap();
         group = submitted.group;
         tasks.extend(submitted.tasks);
     }
     tasks.sort();
     tasks.reverse();
-    let listed = ask(&admin, ListTasks { limit: 1000, ..ListTasks::default() }).await.unwrap();
+    let listed = ask(&admin, ListTasks { limit: 1000, ..ListTasks::default() }).await.unwrap().tasks;
     assert_eq!(listed.iter().map(|info| info.id).collect::<Vec<_>>(), tasks);
     assert!(listed.iter().all(|info| info.spec.input.summary().ends_with('…')));
     let found = ask(&admin, GetTasks { reference: group.unwrap().short() }).await.unwrap();

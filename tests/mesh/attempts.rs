@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use ado_proto::record::{Body, Exited, Loss, Output, Started, Stream};
-use ado_proto::request::{ErrorCode, GetTasks, ListEvents, ListWorkers, Submit, WorkerSession};
+use ado_proto::request::{ErrorCode, EventsFrom, GetTasks, ListEvents, ListWorkers, Submit, WorkerSession};
 use ado_proto::session::{Draining, FromWorker, ToAttempt, ToWorker};
 use ado_proto::spec::{Containment, Exit};
 use ado_proto::{Epoch, Incarnation, Role};
@@ -276,7 +276,7 @@ async fn tasks_nobody_can_run_hide_no_others() {
     let mut picky = spec();
     picky.labels.insert("zone".into(), "moon".into());
     for spec in [elsewhere, picky] {
-        ask(&admin, Submit { name: None, specs: vec![spec; 1000] }).await.unwrap();
+        ask(&admin, Submit { name: None, specs: vec![spec; 1000], copies: 1 }).await.unwrap();
     }
     let last = mesh.submit(&admin, spec()).await;
     // The hints are gone, and the store has to be asked what waits.
@@ -286,7 +286,10 @@ async fn tasks_nobody_can_run_hide_no_others() {
 }
 
 async fn events(admin: &ado::net::Link) -> Vec<String> {
-    let events = ask(admin, ListEvents { after: 0, limit: 1000 }).await.expect("events are listed").events;
+    let events = ask(admin, ListEvents { from: EventsFrom::After(0), limit: 1000, wait_ms: 0 })
+        .await
+        .expect("events are listed")
+        .events;
     events.into_iter().map(|event| event.kind).filter(|kind| kind.starts_with("worker.")).collect()
 }
 
@@ -314,7 +317,7 @@ async fn events_say_that_workers_come_and_go() {
     worker.beat(&[]).await;
     drop(worker);
     assert_eq!(wait_for_event(&admin, "worker.left").await, ["worker.joined", "worker.lost", "worker.left"]);
-    assert_eq!(ask(&admin, ListWorkers).await.unwrap(), []);
+    assert_eq!(ask(&admin, ListWorkers::default()).await.unwrap(), []);
 }
 
 #[tokio::test]
@@ -338,7 +341,7 @@ async fn a_worker_that_leaves_gets_nothing_when_it_connects_again() {
         let message = leaving.next().await;
         assert!(matches!(message, ToWorker::HeartbeatAnswer(_)), "{message:?}");
     }
-    let workers = ask(&admin, ListWorkers).await.unwrap();
+    let workers = ask(&admin, ListWorkers::default()).await.unwrap();
     assert_eq!((workers[0].state.as_str(), workers[0].busy), ("draining", 1));
 }
 

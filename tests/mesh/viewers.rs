@@ -63,7 +63,8 @@ async fn a_cursor_of_another_store_is_told_so() {
     let mesh = Mesh::start().await;
     let admin = mesh.admin();
     let task = mesh.submit(&admin, spec()).await;
-    let request = Follow { task, from: StartAt::Offset(Offset(0)), follow: true, generation: Some(1) };
+    let request =
+        Follow { task, from: StartAt::Offset(Offset(0)), follow: true, without_output: false, generation: Some(1) };
     let (following, mut channel) = admin.open(&request, call()).await.unwrap();
     assert_ne!(following.generation, 1);
     match next(&mut channel).await {
@@ -118,7 +119,13 @@ async fn who_does_not_stay_gets_what_there_was_when_it_asked() {
     for number in 0..PIECES * 10 {
         if number == PIECES {
             while attempt.acknowledged().await.0 < PIECES + 1 {}
-            let request = Follow { task, from: StartAt::Offset(Offset(0)), follow: false, generation: None };
+            let request = Follow {
+                task,
+                from: StartAt::Offset(Offset(0)),
+                follow: false,
+                without_output: false,
+                generation: None,
+            };
             channel = Some(admin.open(&request, call()).await.unwrap().1);
         }
         attempt.send(number + 1, vec![piece(number)]).await;

@@ -10,7 +10,7 @@ use ado::tasks::Tasks;
 use ado_certs::{ClientTls, Identity, JoinString, KeyRequest};
 use ado_proto::record::{Body, Record};
 use ado_proto::request::{
-    CreateToken, CreatedToken, Enrol, ErrorCode, Follow, OutputAccepted, Request, StartAt, Submit, TaskOutput,
+    CreateToken, CreatedToken, Enrol, ErrorCode, Follow, Load, OutputAccepted, Request, StartAt, Submit, TaskOutput,
     WorkerSession,
 };
 use ado_proto::session::{
@@ -106,7 +106,7 @@ impl Mesh {
     }
 
     pub async fn submit(&self, link: &Link, spec: TaskSpec) -> TaskId {
-        let request = Submit { name: None, specs: vec![spec] };
+        let request = Submit { name: None, specs: vec![spec], copies: 1 };
         let id = Some(RequestId(self.env.uuid()));
         link.call(&request, Call { id, ..call() }).await.expect("a task is taken").tasks[0]
     }
@@ -158,7 +158,8 @@ impl Worker {
 
     pub async fn report(&mut self, holds: &[(TaskId, Epoch)]) {
         self.beats += 1;
-        let heartbeat = FromWorker::from(Heartbeat { number: self.beats, holds: holds.to_vec() });
+        let heartbeat =
+            FromWorker::from(Heartbeat { number: self.beats, holds: holds.to_vec(), load: Load::default() });
         self.channel.tx.send_message(&heartbeat).await.expect("the session lives");
     }
 
@@ -257,7 +258,7 @@ impl Attempt {
 }
 
 pub async fn follow(link: &Link, task: TaskId, from: StartAt) -> (u32, Channel) {
-    let request = Follow { task, from, follow: true, generation: None };
+    let request = Follow { task, from, follow: true, without_output: false, generation: None };
     let (following, channel) = link.open(&request, call()).await.expect("the task can be followed");
     (following.skip, channel)
 }

@@ -142,13 +142,26 @@ pub struct RevokedIdentity {
     pub certificates: u32,
 }
 
-/// Reads system events after a cursor.
+/// Where reading system events begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum EventsFrom {
+    /// After this cursor; 0 is the beginning.
+    After(u64),
+    /// This many before the end.
+    Tail(u32),
+    /// With the first at or after this instant.
+    Since(Timestamp),
+}
+
+/// Reads system events.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ListEvents {
-    /// The last cursor seen; 0 is the beginning.
-    pub after: u64,
+    /// Where to begin.
+    pub from: EventsFrom,
     /// At most this many (capped at 1,000).
     pub limit: u32,
+    /// When there is none yet, wait so long for one, milliseconds (capped at 20,000).
+    pub wait_ms: u32,
 }
 
 /// Answer to [`ListEvents`].

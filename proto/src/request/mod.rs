@@ -12,11 +12,14 @@ use crate::payload::{from_postcard, to_postcard};
 use crate::{DecodeError, Namespace, RequestId};
 
 pub use admin::{
-    CreateToken, CreatedToken, Enrol, Enrolled, Events, Hello, ListEvents, ListTokens, Renew, Renewed, RevokeIdentity,
-    RevokeToken, RevokedIdentity, SystemEvent, TokenInfo, Welcome,
+    CreateToken, CreatedToken, Enrol, Enrolled, Events, EventsFrom, Hello, ListEvents, ListTokens, Renew, Renewed,
+    RevokeIdentity, RevokeToken, RevokedIdentity, SystemEvent, TokenInfo, Welcome,
 };
-pub use task::{DesiredSet, Follow, Following, GetTasks, ListTasks, SetDesired, StartAt, Submit, Submitted, TaskInfo};
-pub use worker::{ListWorkers, OutputAccepted, TaskOutput, WorkerAccepted, WorkerInfo, WorkerSession};
+pub use task::{
+    CheckpointInfo, DesiredSet, Detach, DetachedViewers, Follow, Following, GetTasks, ListTasks, SetDesired, StartAt,
+    Submit, Submitted, TaskFilter, TaskInfo, TaskPage,
+};
+pub use worker::{ListWorkers, Load, OutputAccepted, TaskOutput, WorkerAccepted, WorkerInfo, WorkerSession};
 
 /// What repeating a request may do: whether it may travel as 0-RTT data, and whether a client may resend it by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -188,9 +191,10 @@ requests! {
     RevokeIdentity: 13/1, Idempotent => RevokedIdentity;
     Submit: 20/1, Idempotent => Submitted;
     GetTasks: 21/1, Read => Vec<TaskInfo>;
-    ListTasks: 22/1, Read => Vec<TaskInfo>;
+    ListTasks: 22/1, Read => TaskPage;
     SetDesired: 23/1, Idempotent => Vec<DesiredSet>;
     Follow: 24/1, Read => Following;
+    Detach: 25/1, Idempotent => DetachedViewers;
     ListWorkers: 30/1, Read => Vec<WorkerInfo>;
     ListEvents: 40/1, Read => Events;
     // Registers a start of the worker: a replay would bring back an old one.

@@ -1,24 +1,28 @@
 //! Tasks: submitting, finding, steering and following them.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
-use crate::record::{Desired, Member, Outcome};
+use crate::record::{Desired, Member, Outcome, Progress};
 use crate::spec::{Exit, TaskSpec};
-use crate::{Epoch, GroupId, Namespace, Offset, TaskId, Timestamp, WorkerId};
+use crate::{CheckpointId, Epoch, GroupId, Namespace, Offset, TaskId, Timestamp, WorkerId};
 
 /// Submits tasks: one, or the members of a group.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Submit {
     /// A label for people.
     pub name: Option<String>,
-    /// One a task, at least one; more than one make a group.
+    /// At least one.
     pub specs: Vec<TaskSpec>,
+    /// A task for every spec this often, at least once: spec by spec. More than one task make a group.
+    pub copies: u32,
 }
 
 /// Answer to [`Submit`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Submitted {
-    /// In the order of the specs.
+    /// In order of their index: copies of the first spec, copies of the second, ...
     pub tasks: Vec<TaskId>,
     /// The group, if there is more than one.
     pub group: Option<GroupId>,
@@ -38,10 +42,43 @@ pub struct GetTasks {
 pub struct ListTasks {
     /// Only these states (words of [`TaskInfo::state`]); empty means all.
     pub states: Vec<String>,
+    /// Only tasks that fit all of these.
+    pub only: TaskFilter,
     /// Only tasks older than this one: the cursor of the next page.
     pub before: Option<TaskId>,
     /// At most this many (capped at 1,000).
     pub limit: u32,
+}
+
+/// Which tasks are meant. What is `None` or empty fits all.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskFilter {
+    /// Of this group: its id or the beginning of one.
+    pub group: Option<String>,
+    /// With this label (`--name`).
+    pub name: Option<String>,
+    /// Submitted by this owner: `role/name`, or the name alone.
+    pub owner: Option<String>,
+    /// For this agent.
+    pub agent: Option<String>,
+    /// For this pool.
+    pub pool: Option<String>,
+    /// Held, or last held, by this worker: its name or id.
+    pub worker: Option<String>,
+    /// Asking for workers with these labels.
+    pub labels: BTreeMap<String, String>,
+    /// Submitted at or after this instant.
+    pub since: Option<Timestamp>,
+}
+
+/// Answer to [`ListTasks`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskPage {
+    /// Newest first. May be fewer than asked for, or none, though there are more: a controller looks at a bounded number
+    /// of tasks for one answer.
+    pub tasks: Vec<TaskInfo>,
+    /// Go on with this as `before`; `None`: there are no more.
+    pub next: Option<TaskId>,
 }
 
 /// What is known of a task.
@@ -89,8 +126,23 @@ pub struct TaskInfo {
     pub error: Option<String>,
     /// Length of its log.
     pub next_offset: Offset,
+    /// How far the current or last attempt says it is.
+    pub progress: Option<Progress>,
+    /// Where the next attempt would go on from.
+    pub checkpoint: Option<CheckpointInfo>,
     /// One sentence: why it is where it is, and what to do.
     pub reason: Option<String>,
+}
+
+/// A checkpoint of a task.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckpointInfo {
+    /// Its id.
+    pub id: CheckpointId,
+    /// Its place in the log.
+    pub offset: Offset,
+    /// JSON text; `None` when it was left out of a long list.
+    pub data: Option<String>,
 }
 
 /// Asks for another state of a task or of all tasks of a group.
@@ -136,6 +188,8 @@ pub struct Follow {
     pub from: StartAt,
     /// Stay after the last record until the task ends.
     pub follow: bool,
+    /// Runs of output come as one [`crate::record::Skipped`] each.
+    pub without_output: bool,
     /// The generation a cursor belongs to; another one is answered `LogReset`.
     pub generation: Option<u64>,
 }
@@ -149,4 +203,20 @@ pub struct Following {
     pub skip: u32,
     /// Generation of the log.
     pub generation: u64,
+}
+
+/// Ends viewers of tasks; the tasks go on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Detach {
+    /// An id, a prefix, a name or a group id.
+    pub reference: String,
+    /// Everybody's viewers, not only the caller's: for administrators.
+    pub all: bool,
+}
+
+/// Answer to [`Detach`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DetachedViewers {
+    /// Viewers that were told to leave.
+    pub viewers: u32,
 }

@@ -5,11 +5,27 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::spec::Containment;
-use crate::{Epoch, Incarnation, Seq, TaskId, WorkerId};
+use crate::{Epoch, Incarnation, Namespace, Seq, TaskId, WorkerId};
 
 /// Lists workers of the caller's namespace.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ListWorkers;
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListWorkers {
+    /// Say of each why it could not take this task (an id, a prefix or a name).
+    pub task: Option<String>,
+}
+
+/// How busy a worker's machine is, as it says itself.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Load {
+    /// Processors it may use.
+    pub cpus: u32,
+    /// Processes that ran or wanted to, averaged over a minute (getloadavg(3)), in thousandths.
+    pub load_milli: u32,
+    /// Memory it may use, bytes.
+    pub memory: u64,
+    /// Memory that is free for new processes, bytes.
+    pub memory_available: u64,
+}
 
 /// What is known of a worker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,8 +34,10 @@ pub struct WorkerInfo {
     pub id: WorkerId,
     /// Its name.
     pub name: String,
-    /// `ready`, `draining`, `lost`.
+    /// `ready`, `draining`, `disconnected`, `lost`.
     pub state: String,
+    /// Where it belongs.
+    pub namespace: Namespace,
     /// Template.
     pub pool: String,
     /// Parallel capacity.
@@ -36,6 +54,14 @@ pub struct WorkerInfo {
     pub heartbeat_age_ms: u64,
     /// Its build.
     pub build: String,
+    /// How busy its machine is; `None` while it is not connected.
+    pub load: Option<Load>,
+    /// Round trip between the controller and it, microseconds; `None` while it is not connected.
+    pub rtt_us: Option<u64>,
+    /// Attempts it holds.
+    pub holds: Vec<TaskId>,
+    /// One sentence: why it would not get a task now, or the task asked about; `None`: it could.
+    pub ineligible: Option<String>,
 }
 
 /// A worker's long-lived stream: it sends [`crate::session::FromWorker`], the controller

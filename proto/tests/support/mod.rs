@@ -75,6 +75,9 @@ pub(crate) fn cases() -> Vec<Case> {
             Ended = make::<record::Ended>,
             Truncated = make::<record::Truncated>,
             Note = make::<record::Note>,
+            Checkpointed = make::<record::Checkpointed>,
+            Skipped = make::<record::Skipped>,
+            Progress = make::<record::Progress>,
             Output = |entropy: &[u8]| {
                 let (stream, position, data) = make::<(record::Stream, u64, Vec<u8>)>(entropy);
                 record::Output { stream, position, data: data.into() }
@@ -99,6 +102,7 @@ pub(crate) fn cases() -> Vec<Case> {
             End = make::<session::End>,
             LogReset = make::<session::LogReset>,
             Idle = make::<session::Idle>,
+            Detached = make::<session::Detached>,
         }
     }
     requests(&mut cases);
@@ -118,6 +122,7 @@ fn requests(cases: &mut Vec<Case>) {
     request::<request::ListTasks>(cases);
     request::<request::SetDesired>(cases);
     request::<request::Follow>(cases);
+    request::<request::Detach>(cases);
     request::<request::ListWorkers>(cases);
     request::<request::ListEvents>(cases);
     request::<request::WorkerSession>(cases);

@@ -3,7 +3,7 @@
 use ado_proto::ids::{Reference, ReferenceError};
 use ado_proto::record::{self, Member};
 use ado_proto::request::{
-    DesiredSet, ErrorCode, ErrorReply, GetTasks, ListTasks, Request, SetDesired, Submit, Submitted, TaskInfo,
+    DesiredSet, ErrorCode, ErrorReply, GetTasks, ListTasks, Request, SetDesired, Submit, Submitted, TaskInfo, TaskPage,
     encode_response,
 };
 use ado_proto::{Audience, GroupId, RequestId, TaskId};
@@ -84,7 +84,7 @@ impl Asked<'_> {
         self.infos(&rows).await
     }
 
-    pub(super) async fn list_tasks(&self, request: ListTasks) -> Result<Vec<TaskInfo>, ErrorReply> {
+    pub(super) async fn list_tasks(&self, request: ListTasks) -> Result<TaskPage, ErrorReply> {
         const STATES: [&str; 8] =
             ["queued", "starting", "running", "paused", "waiting", "completed", "failed", "cancelled"];
         if let Some(unknown) = request.states.iter().find(|state| !STATES.contains(&state.as_str())) {
@@ -98,7 +98,8 @@ impl Asked<'_> {
             limit: request.limit.clamp(1, MAX_ROWS) as usize,
         };
         let rows = self.shared.store.list(&filter).await.map_err(unavailable)?;
-        self.infos(&rows).await
+        let next = rows.last().filter(|_| rows.len() == filter.limit).map(|row| row.task.id);
+        Ok(TaskPage { tasks: self.infos(&rows).await?, next })
     }
 
     /// The key that makes a mutation happen once.
@@ -152,7 +153,8 @@ impl Asked<'_> {
 
     pub(super) async fn submit(&self, request: Submit) -> Result<Vec<u8>, ErrorReply> {
         check_submit(&request)?;
-        let count = request.specs.len();
+        let copies = request.copies as usize;
+        let count = request.specs.len() * copies;
         let group = (count > 1).then(|| GroupId(self.shared.env.uuid()));
         let fleet = self.shared.fleet.candidates();
         let fits = |worker: &&Candidate| {
@@ -161,7 +163,8 @@ impl Asked<'_> {
         let eligible = u32::try_from(fleet.iter().filter(fits).count()).unwrap_or(u32::MAX);
         let mut tasks = Vec::with_capacity(count);
         let mut changes = Vec::with_capacity(count);
-        for (index, spec) in request.specs.into_iter().enumerate() {
+        let specs = request.specs.into_iter().flat_map(|spec| std::iter::repeat_n(spec, copies));
+        for (index, spec) in specs.enumerate() {
             let id = TaskId(self.shared.env.uuid());
             tasks.push(id);
             let number = |n: usize| u32::try_from(n).expect("checked against MAX_GROUP");
@@ -262,8 +265,9 @@ fn desired_set(task: TaskId, outcome: &Outcome) -> DesiredSet {
 
 fn check_submit(request: &Submit) -> Result<(), ErrorReply> {
     let invalid = |message: String| Err(ErrorReply::new(ErrorCode::Invalid, message));
-    if request.specs.is_empty() || request.specs.len() > MAX_GROUP {
-        return invalid(format!("a request submits 1 to {MAX_GROUP} tasks, not {}", request.specs.len()));
+    let count = request.specs.len().saturating_mul(request.copies as usize);
+    if !(1..=MAX_GROUP).contains(&count) {
+        return invalid(format!("a request submits 1 to {MAX_GROUP} tasks, not {count}"));
     }
     if let Some(name) = request.name.as_ref().filter(|name| !ado_proto::ids::is_name(name)) {
         return invalid(format!("`{name}` is not a name: 1 to 63 of a-z A-Z 0-9 . _ @ -"));

@@ -202,7 +202,13 @@ async fn expect_numbers(rx: &mut Receiver, numbers: std::ops::Range<u32>, size: 
 }
 
 fn follow() -> Follow {
-    Follow { task: TaskId(uuid::Uuid::nil()), from: StartAt::Tail(1), follow: true, generation: None }
+    Follow {
+        task: TaskId(uuid::Uuid::nil()),
+        from: StartAt::Tail(1),
+        follow: true,
+        without_output: false,
+        generation: None,
+    }
 }
 
 fn revoke() -> RevokeIdentity {

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 
-use ado_proto::record::{Body, Desired};
+use ado_proto::record::{Body, Desired, Progress};
 use ado_proto::{Audience, Epoch, Incarnation, Namespace, Offset, Seq, TaskId, Timestamp, WorkerId};
 use serde::{Deserialize, Serialize};
 use sqlx::sqlite::SqliteRow;
@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use super::super::{Error, Find, Lease, ListFilter, Result, Row, Waiting, log, score};
 use super::{Sqlite, int, scope, size};
-use crate::task::{Holder, State, Task};
+use crate::task::{Checkpoint, Holder, State, Task};
 
 /// First byte of a stored fold; the rest is the fold in postcard form. Another form gets another byte.
 const FOLD: u8 = 1;
@@ -24,7 +24,8 @@ macro_rules! select {
     ($rest:literal) => {
         concat!(
             "SELECT no, fold, lease_worker, lease_incarnation, lease_expires_at, id, next_offset, \
-             (SELECT record FROM lifecycle WHERE task = no AND offset = 0) FROM task ",
+             (SELECT record FROM lifecycle WHERE task = no AND offset = 0), \
+             (SELECT record FROM lifecycle WHERE task = no AND offset = checkpoint) FROM task ",
             $rest
         )
     };
@@ -65,6 +66,7 @@ pub(super) struct Columns {
     ended_at: Option<Timestamp>,
     score: Option<i64>,
     lease: Option<(WorkerId, Option<Incarnation>, Timestamp)>,
+    checkpoint: Option<Offset>,
 }
 
 impl Columns {
@@ -81,6 +83,7 @@ impl Columns {
             ended_at: task.ended_at,
             score,
             lease: row.lease.as_ref().map(|lease| (lease.worker, lease.incarnation, lease.expires_at)),
+            checkpoint: task.checkpoint.as_ref().map(|checkpoint| checkpoint.offset),
         }
     }
 }
@@ -93,7 +96,8 @@ pub(super) fn uuid(bytes: &[u8]) -> Result<Uuid> {
     Uuid::from_slice(bytes).map_err(|error| Error::Damaged(format!("an id: {error}")))
 }
 
-/// The part of a task that records after the first may change. Without the log's length, which is a column.
+/// The part of a task that records after the first may change. Without the log's length and the checkpoint's offset, which
+/// are columns.
 #[derive(Serialize, Deserialize)]
 struct Fold<'a> {
     state: Cow<'a, State>,
@@ -105,6 +109,7 @@ struct Fold<'a> {
     charged_losses: u32,
     uncharged_losses: u32,
     worker: Cow<'a, Option<Holder>>,
+    progress: Cow<'a, Option<Progress>>,
     next_seq: Seq,
     agent_started: bool,
     started_at: Option<Timestamp>,
@@ -122,6 +127,7 @@ fn encode(task: &Task) -> Vec<u8> {
         charged_losses: task.charged_losses,
         uncharged_losses: task.uncharged_losses,
         worker: Cow::Borrowed(&task.worker),
+        progress: Cow::Borrowed(&task.progress),
         next_seq: task.next_seq,
         agent_started: task.agent_started,
         started_at: task.started_at,
@@ -139,7 +145,7 @@ fn decode(bytes: &[u8]) -> Result<Fold<'static>> {
     }
 }
 
-/// The task of a row: its log's first record and the fold of the others.
+/// The task of a row: its log's first record, its checkpoint, and the fold of the others.
 fn task(columns: &SqliteRow) -> Result<Task> {
     let fold = decode(columns.try_get(1)?)?;
     let id = TaskId(uuid(columns.try_get(5)?)?);
@@ -164,6 +170,8 @@ fn task(columns: &SqliteRow) -> Result<Task> {
         charged_losses: fold.charged_losses,
         uncharged_losses: fold.uncharged_losses,
         worker: fold.worker.into_owned(),
+        progress: fold.progress.into_owned(),
+        checkpoint: checkpoint(columns)?,
         next_offset,
         next_seq: fold.next_seq,
         agent_started: fold.agent_started,
@@ -171,6 +179,15 @@ fn task(columns: &SqliteRow) -> Result<Task> {
         started_at: fold.started_at,
         ended_at: fold.ended_at,
     })
+}
+
+fn checkpoint(columns: &SqliteRow) -> Result<Option<Checkpoint>> {
+    let record: Option<Vec<u8>> = columns.try_get(8)?;
+    let Some(record) = record.map(log::decode_one).transpose()? else { return Ok(None) };
+    match Checkpoint::of(&record) {
+        Some(checkpoint) => Ok(Some(checkpoint)),
+        None => Err(Error::Damaged(format!("record {} is no checkpoint", record.offset))),
+    }
 }
 
 fn stored(columns: &SqliteRow) -> Result<Stored> {
@@ -207,8 +224,8 @@ pub(super) async fn insert(connection: &mut SqliteConnection, row: &Row) -> Resu
     let group = task.group.as_ref();
     let insert = query(
         "INSERT INTO task (id, short, namespace, pool, agent, name, group_id, group_index, group_short, state, \
-         ended_at, score, lease_worker, lease_incarnation, lease_expires_at, next_offset, fold) \
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+         ended_at, score, lease_worker, lease_incarnation, lease_expires_at, checkpoint, next_offset, fold) \
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
     )
     .bind(blob(task.id.0))
     .bind(tail(task.id.short()))
@@ -225,6 +242,7 @@ pub(super) async fn insert(connection: &mut SqliteConnection, row: &Row) -> Resu
     .bind(columns.lease.map(|(worker, _, _)| blob(worker.0)))
     .bind(columns.lease.and_then(|(_, incarnation, _)| incarnation).map(|incarnation| blob(incarnation.0)))
     .bind(columns.lease.map(|(_, _, expires_at)| expires_at.0))
+    .bind(columns.checkpoint.map(|offset| int(offset.0)))
     .bind(int(task.next_offset.0))
     .bind(encode(task));
     Ok(insert.execute(connection).await?.last_insert_rowid())
@@ -250,7 +268,7 @@ pub(super) async fn update(connection: &mut SqliteConnection, no: i64, before: C
     }
     query(
         "UPDATE task SET state = ?, ended_at = ?, score = ?, lease_worker = ?, lease_incarnation = ?, \
-         lease_expires_at = ?, next_offset = ?, fold = ? WHERE no = ?",
+         lease_expires_at = ?, checkpoint = ?, next_offset = ?, fold = ? WHERE no = ?",
     )
     .bind(columns.state)
     .bind(columns.ended_at.map(|at| at.0))
@@ -258,6 +276,7 @@ pub(super) async fn update(connection: &mut SqliteConnection, no: i64, before: C
     .bind(columns.lease.map(|(worker, _, _)| blob(worker.0)))
     .bind(columns.lease.and_then(|(_, incarnation, _)| incarnation).map(|incarnation| blob(incarnation.0)))
     .bind(columns.lease.map(|(_, _, expires_at)| expires_at.0))
+    .bind(columns.checkpoint.map(|offset| int(offset.0)))
     .bind(int(task.next_offset.0))
     .bind(encode(task))
     .bind(no)

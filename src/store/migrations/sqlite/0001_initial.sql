@@ -28,6 +28,8 @@ CREATE TABLE task (
     lease_worker      BLOB,
     lease_incarnation BLOB,
     lease_expires_at  INTEGER,
+    -- Offset of the newest checkpoint's record, which holds it.
+    checkpoint        INTEGER,
     next_offset       INTEGER NOT NULL,
     fold              BLOB    NOT NULL
 ) STRICT;

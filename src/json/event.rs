@@ -3,20 +3,22 @@
 //! The names are those of the product's `TaskEvent`; fields beside them (`offset`, `epoch`, `time`) are added, none are
 //! renamed. Output that is not UTF-8 comes as `dataBase64`, so that every byte arrives.
 
-use ado_proto::record::{Body, Desired, Ended, Loss, Outcome, Output, Record, Stream};
-use ado_proto::spec::Exit;
+use ado_proto::record::{Body, Ended, Loss, Outcome, Output, Record};
 use ado_proto::{Offset, Origin, TaskId};
 use base64::Engine;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::output::rfc3339;
+use super::{desired_word, exit, result, rfc3339, stream_word, with};
 
 /// Turns the records of one task into events. Remembers who holds it: `started` names the worker.
 #[derive(Debug)]
-pub(crate) struct Events {
+pub struct Events {
     task: TaskId,
     worker: Option<String>,
+    /// A progress record says what has changed, its event says all.
+    percent: u8,
+    message: String,
 }
 
 #[derive(Serialize)]
@@ -37,12 +39,12 @@ struct OutputEvent<'a> {
 
 impl Events {
     /// Events of `task`, held by `worker` where reading begins.
-    pub(crate) fn new(task: TaskId, worker: Option<String>) -> Self {
-        Self { task, worker }
+    pub fn new(task: TaskId, worker: Option<String>) -> Self {
+        Self { task, worker, percent: 0, message: String::new() }
     }
 
     /// Appends the record's event and a newline.
-    pub(crate) fn write(&mut self, record: &Record, out: &mut Vec<u8>) {
+    pub fn write(&mut self, record: &Record, out: &mut Vec<u8>) {
         let written = match &record.body {
             Body::Output(output) => serde_json::to_writer(&mut *out, &self.output(record, output)),
             body => serde_json::to_writer(&mut *out, &self.other(record, body)),
@@ -52,14 +54,14 @@ impl Events {
     }
 
     /// Appends the event of a log that begins anew.
-    pub(crate) fn write_reset(&self, generation: u64, out: &mut Vec<u8>) {
+    pub fn write_reset(&self, generation: u64, out: &mut Vec<u8>) {
         let event = json!({ "type": "log_reset", "taskId": self.task, "generation": generation });
         out.extend_from_slice(event.to_string().as_bytes());
         out.push(b'\n');
     }
 
     /// Appends word of a viewer that leaves: `command` continues.
-    pub(crate) fn write_detached(&self, next: Option<Offset>, command: &str, out: &mut Vec<u8>) {
+    pub fn write_detached(&self, next: Option<Offset>, command: &str, out: &mut Vec<u8>) {
         let event = json!({ "type": "detached", "taskId": self.task, "next": next, "command": command });
         out.extend_from_slice(event.to_string().as_bytes());
         out.push(b'\n');
@@ -88,6 +90,7 @@ impl Events {
                 "owner": submitted.owner,
             }),
             Body::Assigned(assigned) => {
+                (self.percent, self.message) = (0, String::new());
                 self.worker = Some(assigned.worker.to_string());
                 json!({
                     "type": "assigned",
@@ -95,6 +98,7 @@ impl Events {
                     "worker": assigned.worker_name,
                     "epoch": assigned.epoch.0,
                     "attempt": assigned.attempt,
+                    "resumes": assigned.resumes,
                 })
             }
             Body::Started(started) => json!({
@@ -129,7 +133,22 @@ impl Events {
             Body::Truncated(gap) => {
                 json!({ "type": "truncated", "from": gap.from.0, "to": gap.to.0, "bytes": gap.bytes })
             }
+            Body::Skipped(gap) => {
+                json!({ "type": "skipped", "from": gap.from.0, "to": gap.to.0, "bytes": gap.bytes })
+            }
             Body::Note(note) => json!({ "type": "note", "message": note.text }),
+            Body::Checkpointed(made) => {
+                // The worker has checked that it is JSON; what it is else is nobody's loss but the task's.
+                let data: Value = serde_json::from_str(&made.data).unwrap_or_default();
+                json!({ "type": "checkpoint", "checkpointId": made.id, "data": data })
+            }
+            Body::Progress(progress) => {
+                self.percent = progress.percent.unwrap_or(self.percent);
+                if let Some(message) = &progress.message {
+                    self.message.clone_from(message);
+                }
+                json!({ "type": "progress", "percent": self.percent, "message": self.message })
+            }
             Body::Output(_) => unreachable!("written by `output`"),
             Body::Unknown { kind, version, .. } => json!({ "type": "unknown", "kind": kind, "version": version }),
         };
@@ -155,59 +174,10 @@ fn ended_event(ended: &Ended) -> Value {
     }
 }
 
-/// The product's `TaskResult`.
-pub(crate) fn result(outcome: Outcome, how: Option<&Exit>) -> Value {
-    let result = how.map_or_else(|| json!({}), exit);
-    with(result, "outcome", outcome_word(outcome))
-}
-
-/// How a process ended.
-pub(crate) fn exit(exit: &Exit) -> Value {
-    match exit {
-        Exit::Code(code) => json!({ "exitCode": code }),
-        Exit::Signal(signal) => json!({ "signal": signal }),
-        Exit::TimedOut => json!({ "timedOut": true }),
-        Exit::Cancelled => json!({ "stopped": true }),
-        Exit::NotStarted { error, permanent } => json!({ "notStarted": error, "permanent": permanent }),
-        Exit::Lost { error } => json!({ "lost": error }),
-    }
-}
-
-fn with(mut value: Value, key: &str, word: &str) -> Value {
-    value[key] = json!(word);
-    value
-}
-
 fn epoch(record: &Record) -> Option<u64> {
     match record.origin {
         Origin::Worker { epoch, .. } => Some(epoch.0),
         Origin::Controller => None,
-    }
-}
-
-/// The word for an outcome.
-pub(crate) fn outcome_word(outcome: Outcome) -> &'static str {
-    match outcome {
-        Outcome::Completed => "completed",
-        Outcome::Failed => "failed",
-        Outcome::Cancelled => "cancelled",
-    }
-}
-
-/// The word for a stream.
-pub(crate) fn stream_word(stream: Stream) -> &'static str {
-    match stream {
-        Stream::Stdout => "stdout",
-        Stream::Stderr => "stderr",
-    }
-}
-
-/// The word for a wanted state.
-pub(crate) fn desired_word(desired: Desired) -> &'static str {
-    match desired {
-        Desired::Running => "running",
-        Desired::Paused => "paused",
-        Desired::Cancelled => "cancelled",
     }
 }
 
@@ -222,8 +192,8 @@ fn loss_word(why: Loss) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use ado_proto::record::{Assigned, Started};
-    use ado_proto::spec::Containment;
+    use ado_proto::record::{Assigned, Started, Stream};
+    use ado_proto::spec::{Containment, Exit};
     use ado_proto::{Epoch, Seq, Timestamp, WorkerId};
     use bytes::Bytes;
     use uuid::Uuid;
@@ -274,8 +244,13 @@ mod tests {
     #[test]
     fn started_names_the_worker_that_was_assigned() {
         let mut events = events();
-        let assigned =
-            Assigned { worker: WorkerId(Uuid::from_u128(9)), worker_name: "w".into(), epoch: Epoch(2), attempt: 1 };
+        let assigned = Assigned {
+            worker: WorkerId(Uuid::from_u128(9)),
+            worker_name: "w".into(),
+            epoch: Epoch(2),
+            attempt: 1,
+            resumes: None,
+        };
         let mut out = Vec::new();
         events.write(&record(1, Origin::Controller, assigned), &mut out);
         let started = Started { pid: 5, containment: Containment::Subreaper };

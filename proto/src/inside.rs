@@ -1,0 +1,62 @@
+//! What a task and its worker say to each other, on the Unix socket that the variable [`SOCKET`] names: one JSON object a
+//! line, and one line in answer to each. Any language can speak it; `ado task` does.
+//!
+//! ```text
+//! {"progress":{"percent":40,"message":"compiling"}}   ->   {"ok":{}}
+//! {"checkpoint":{"data":{"page":7}}}                  ->   {"ok":{"checkpointId":"0199..."}}   once it is durable
+//! {"log":{"message":"cache is cold"}}                 ->   {"error":{"message":"..."}}
+//! ```
+
+use serde::{Deserialize, Serialize};
+
+use crate::CheckpointId;
+
+/// Variable of a task's environment: path of its socket.
+pub const SOCKET: &str = "ADO_SOCKET";
+/// Variable of a task's environment: data of the checkpoint it goes on from, as JSON. Missing when it begins anew.
+pub const CHECKPOINT: &str = "ADO_CHECKPOINT";
+/// Longest line, bytes: a checkpoint of [`crate::record::MAX_CHECKPOINT`] with every character escaped.
+pub const MAX_LINE: usize = 6 * crate::record::MAX_CHECKPOINT + 1024;
+
+/// What a task says. `data` is any JSON value; the type is the caller's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub enum Say<Json> {
+    /// How far it is. What is left out stays as it was.
+    Progress {
+        /// 0 to 100.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        percent: Option<u8>,
+        /// What it does now.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        message: Option<String>,
+    },
+    /// It can go on from here. Answered once that is durable.
+    Checkpoint {
+        /// Comes back in [`CHECKPOINT`].
+        data: Json,
+    },
+    /// Something people should know.
+    Log {
+        /// One line.
+        message: String,
+    },
+}
+
+/// What its worker answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Answer {
+    /// Taken.
+    #[serde(rename_all = "camelCase")]
+    Ok {
+        /// Of a checkpoint.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        checkpoint_id: Option<CheckpointId>,
+    },
+    /// Not taken.
+    Error {
+        /// What was wrong, with which value.
+        message: String,
+    },
+}
