@@ -21,6 +21,9 @@ pub mod tasks;
 pub mod telemetry;
 #[cfg(unix)]
 pub mod worker;
+#[cfg(all(test, unix))]
+#[path = "../tests/support/servers/mod.rs"]
+mod servers;
 
 /// This build, for people.
 pub const BUILD: &str = concat!("ado ", env!("CARGO_PKG_VERSION"));

@@ -99,7 +99,7 @@ pub(super) async fn events_are_seen_by_their_audience_in_order(bed: Bed) {
     bed.hand.advance(Duration::from_secs(1));
     bed.store.add_events(vec![event(only("blue"), "b"), event(Audience::Everywhere, "all")]).await.unwrap();
     bed.create_as(task(2), Submitted { namespace: namespace("red"), ..new_task() }).await;
-    let all = bed.store.events(&Audience::Everywhere, 0, 10).await.unwrap();
+    let all = bed.events(4).await;
     assert_eq!(all.iter().map(|event| event.text.as_str()).collect::<Vec<_>>(), ["submitted", "b", "all", "submitted"]);
     assert!(all.is_sorted_by(|a, b| a.cursor < b.cursor && a.time <= b.time));
     let first = SystemEvent {
@@ -160,12 +160,13 @@ pub(super) async fn sweeping_deletes_what_has_outlived_its_retention(bed: Bed) {
 
     bed.hand.advance(EVENT_RETENTION - KEY_RETENTION);
     bed.store.add_events(vec![event(Audience::Everywhere, "new")]).await.unwrap();
-    let before = bed.store.events(&Audience::Everywhere, 0, 10).await.unwrap();
+    let before = bed.events(2).await;
     bed.store.sweep().await.unwrap();
     assert_eq!(bed.store.events(&Audience::Everywhere, 0, 10).await.unwrap(), before[1..]);
     bed.hand.advance(EVENT_RETENTION * 2);
     bed.store.sweep().await.unwrap();
     bed.store.add_events(vec![event(Audience::Everywhere, "last")]).await.unwrap();
+    bed.events(1).await;
     let last = bed.store.events(&Audience::Everywhere, before[1].cursor, 10).await.unwrap();
     assert_eq!(last.len(), 1, "a cursor is not given twice");
 }

@@ -84,6 +84,33 @@ impl Bed {
         Self { store: Arc::new(store), hand, _directory: Some(directory) }
     }
 
+    /// `None`: there is no server to be had, and the test is skipped.
+    #[cfg(unix)]
+    async fn postgres() -> Option<Self> {
+        let hand = Hand::new();
+        let database = crate::servers::postgres::copy_of(async |url| {
+            Postgres::open(&url, Env::system()).await.unwrap().close().await;
+        });
+        let store = Postgres::open_by_hand(&database.await?.url(), Env::new(hand.clone())).await.unwrap();
+        Some(Self { store: Arc::new(store), hand, _directory: None })
+    }
+
+    #[cfg(not(unix))]
+    async fn postgres() -> Option<Self> {
+        None
+    }
+
+    /// System events, once `count` of them are seen: they may wait for other writers' transactions to end.
+    async fn events(&self, count: usize) -> Vec<SystemEvent> {
+        loop {
+            let events = self.store.events(&Audience::Everywhere, 0, usize::MAX).await.unwrap();
+            if events.len() >= count {
+                return events;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
     /// Commits one unit of changes without a key.
     async fn commit(&self, changes: Vec<Change>) -> Vec<Outcome> {
         match self.store.commit(vec![unit(changes)]).await.unwrap().remove(0) {
@@ -254,6 +281,13 @@ macro_rules! suite {
         }
         mod sqlite {
             $($(#[tokio::test] async fn $case() { super::$module::$case(super::Bed::sqlite().await).await })+)+
+        }
+        mod postgres {
+            $($(#[tokio::test] async fn $case() {
+                if let Some(bed) = super::Bed::postgres().await {
+                    super::$module::$case(bed).await;
+                }
+            })+)+
         }
     };
 }

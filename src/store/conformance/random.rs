@@ -1,4 +1,4 @@
-//! Random commands against both stores and a model: the same outcomes, and in the end the same logs, whose folds are
+//! Random commands against all stores and a model: the same outcomes, and in the end the same logs, whose folds are
 //! the rows.
 
 use ado_proto::record::{Loss, Note, Paused, Resumed};
@@ -111,14 +111,15 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn both_stores_do_what_the_model_does(batches in batches()) {
+    fn every_store_does_what_the_model_does(batches in batches()) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(play(batches))?;
     }
 }
 
 async fn play(batches: Vec<(u64, Vec<(u64, Op)>)>) -> TestCaseResult {
-    let beds = [Bed::memory(), Bed::sqlite().await];
+    let mut beds = vec![Bed::memory(), Bed::sqlite().await];
+    beds.extend(Bed::postgres().await);
     let mut model = Model::default();
     for bed in &beds {
         for n in 1..3 {
@@ -137,7 +138,7 @@ async fn play(batches: Vec<(u64, Vec<(u64, Op)>)>) -> TestCaseResult {
             }
         }
         let mut expected = Vec::new();
-        let mut units = [Vec::new(), Vec::new()];
+        let mut units: Vec<_> = beds.iter().map(|_| Vec::new()).collect();
         for (n, op) in ops.iter().filter(|(_, op)| !matches!(op, Op::Renew { .. })) {
             let id = task(*n);
             if let Op::Submit { priority } = op {
@@ -187,9 +188,15 @@ async fn holds(bed: &Bed, model: &Model) -> TestCaseResult {
     Ok(())
 }
 
-/// Both stores answer every question about tasks alike.
-async fn agree(beds: &[Bed; 2], model: &Model) -> TestCaseResult {
-    let [a, b] = beds.each_ref().map(|bed| &bed.store);
+/// All stores answer every question about tasks alike.
+async fn agree(beds: &[Bed], model: &Model) -> TestCaseResult {
+    for pair in beds.windows(2) {
+        agree_on(&*pair[0].store, &*pair[1].store, model).await?;
+    }
+    Ok(())
+}
+
+async fn agree_on(a: &dyn Store, b: &dyn Store, model: &Model) -> TestCaseResult {
     let all = a.waiting(None, 10).await.unwrap();
     prop_assert_eq!(&b.waiting(None, 10).await.unwrap(), &all);
     for (index, waiting) in all.iter().enumerate() {
