@@ -19,6 +19,8 @@ use uuid::Uuid;
 
 use super::*;
 use crate::env::{Env, Source};
+#[cfg(unix)]
+use crate::servers::postgres::Database;
 use crate::task::{Command, Holder, Policy, decide, submit};
 
 /// How long a claim's lease is.
@@ -87,16 +89,32 @@ impl Bed {
     /// `None`: there is no server to be had, and the test is skipped.
     #[cfg(unix)]
     async fn postgres() -> Option<Self> {
+        Some(Self::on(&postgres_database().await?.url()).await)
+    }
+
+    /// The same database whenever it is called, emptied.
+    #[cfg(unix)]
+    async fn postgres_again() -> Option<Self> {
+        static DATABASE: tokio::sync::OnceCell<Option<Database>> = tokio::sync::OnceCell::const_new();
+        let database = DATABASE.get_or_init(postgres_database).await.as_ref()?;
+        database.meddle("TRUNCATE ado.task, ado.lifecycle, ado.chunk, ado.worker, ado.event").await;
+        Some(Self::on(&database.url()).await)
+    }
+
+    #[cfg(unix)]
+    async fn on(url: &str) -> Self {
         let hand = Hand::new();
-        let database = crate::servers::postgres::copy_of(async |url| {
-            Postgres::open(&url, Env::system()).await.unwrap().close().await;
-        });
-        let store = Postgres::open_by_hand(&database.await?.url(), Env::new(hand.clone())).await.unwrap();
-        Some(Self { store: Arc::new(store), hand, _directory: None })
+        let store = Postgres::open_by_hand(url, Env::new(hand.clone())).await.unwrap();
+        Self { store: Arc::new(store), hand, _directory: None }
     }
 
     #[cfg(not(unix))]
     async fn postgres() -> Option<Self> {
+        None
+    }
+
+    #[cfg(not(unix))]
+    async fn postgres_again() -> Option<Self> {
         None
     }
 
@@ -148,6 +166,15 @@ impl Bed {
         applied(&self.run(id, append(epoch, 0, vec![started()])).await);
         epoch
     }
+}
+
+/// A migrated database of one's own.
+#[cfg(unix)]
+pub(super) async fn postgres_database() -> Option<Database> {
+    crate::servers::postgres::copy_of(async |url| {
+        Postgres::open(&url, Env::system()).await.unwrap().close().await;
+    })
+    .await
 }
 
 /// The n-th id of a kind: they rise with n.

@@ -17,11 +17,11 @@ const CHUNKS: i64 = 256;
 // The sizes of some chunks are summed up, and only those that are wanted are read whole. `$5` is the weight that is wanted.
 pub(super) const CHUNKS_FROM: &str = "SELECT format, bytes, data, first_offset FROM (SELECT *, \
      sum(bytes) OVER (ORDER BY first_offset ROWS UNBOUNDED PRECEDING) - bytes AS before FROM (SELECT * FROM chunk \
-     WHERE day = $1 AND task = $2 AND first_offset >= $3 AND first_offset < $4 ORDER BY first_offset LIMIT $6) AS some) \
+     WHERE day = $1 AND task = $2 AND first_offset >= $3 AND first_offset < $4 ORDER BY first_offset LIMIT $6) AS near) \
      AS summed WHERE before < $5 ORDER BY first_offset";
 pub(super) const CHUNKS_BEFORE: &str = "SELECT format, bytes, data, first_offset FROM (SELECT *, \
      sum(bytes) OVER (ORDER BY first_offset DESC ROWS UNBOUNDED PRECEDING) - bytes AS before FROM (SELECT * FROM chunk \
-     WHERE day = $1 AND task = $2 AND first_offset < $3 ORDER BY first_offset DESC LIMIT $5) AS some) AS summed \
+     WHERE day = $1 AND task = $2 AND first_offset < $3 ORDER BY first_offset DESC LIMIT $5) AS near) AS summed \
      WHERE before < $4 ORDER BY first_offset DESC";
 const CHUNK_AT: &str =
     "SELECT max(first_offset) FROM chunk WHERE day = $1 AND task = $2 AND first_offset <= $3";

@@ -1,7 +1,7 @@
 //! A private PostgreSQL cluster: on a Unix socket in a folder of its own, durable as in production.
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
