@@ -2,6 +2,7 @@
 //!
 //! Must never know: printing, arguments, where identities are kept.
 
+pub mod cache;
 mod cursor;
 mod stream;
 
@@ -75,6 +76,7 @@ pub struct Client {
     env: Env,
     namespace: Option<Namespace>,
     timeout: Duration,
+    recorder: Option<cache::Recorder>,
 }
 
 impl Client {
@@ -93,7 +95,14 @@ impl Client {
             sockets: None,
         };
         let link = Link::start(link, env.clone(), tasks)?;
-        Ok(Self { link, tls, env, namespace: config.namespace, timeout: config.timeout })
+        Ok(Self { link, tls, env, namespace: config.namespace, timeout: config.timeout, recorder: None })
+    }
+
+    /// Tells `recorder` of every task and record that is seen.
+    #[must_use]
+    pub fn recorded_by(mut self, recorder: cache::Recorder) -> Self {
+        self.recorder = Some(recorder);
+        self
     }
 
     /// Asks who is there: the health probe.
@@ -111,12 +120,16 @@ impl Client {
 
     /// Finds the tasks a reference means: one, or all of a group.
     pub async fn tasks(&self, reference: &str) -> Result<Vec<TaskInfo>, Error> {
-        self.read(&GetTasks { reference: reference.into() }).await
+        let tasks = self.read(&GetTasks { reference: reference.into() }).await?;
+        self.saw(&tasks);
+        Ok(tasks)
     }
 
     /// One page of tasks, newest first.
     pub async fn list(&self, page: &ListTasks) -> Result<TaskPage, Error> {
-        self.read(page).await
+        let page = self.read(page).await?;
+        self.saw(&page.tasks);
+        Ok(page)
     }
 
     /// Asks for another state of the tasks a reference means.
@@ -142,7 +155,7 @@ impl Client {
     /// Reads a task's log; with `follow` it stays until the task ends.
     pub fn follow(&self, task: TaskId, from: StartAt, follow: bool) -> RecordStream {
         let call = Call { namespace: self.namespace.clone(), priority: Priority::Live, ..Call::default() };
-        RecordStream::new(self.link.clone(), call, task, from, follow)
+        RecordStream::new(self.link.clone(), call, task, from, follow).recorded_by(self.recorder.clone())
     }
 
     /// Makes a join token or an API key. Not repeated by itself: it may have been made when the answer is lost.
@@ -191,6 +204,12 @@ impl Client {
     /// Ends the session, after what was sent has arrived or a short time has passed.
     pub async fn close(&self) {
         self.link.close().await;
+    }
+
+    fn saw(&self, tasks: &[TaskInfo]) {
+        if let Some(recorder) = &self.recorder {
+            recorder.tasks(tasks);
+        }
     }
 
     async fn read<R: Request>(&self, request: &R) -> Result<R::Response, Error> {
