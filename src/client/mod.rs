@@ -191,6 +191,20 @@ impl Client {
         }
     }
 
+    /// Waits for a connection, at most `patience`. What is in the way, for people; a failure that trying again cannot mend
+    /// is none: the next request says it better.
+    ///
+    /// # Errors
+    /// Why there is no connection yet.
+    pub async fn connected(&self, patience: Duration) -> Result<(), String> {
+        let mut state = self.link.state();
+        let settled = state.wait_for(|state| !matches!(state, LinkState::Connecting(_)));
+        if tokio::time::timeout(patience, settled).await.is_ok() {
+            return Ok(());
+        }
+        self.problem().map_or(Ok(()), Err)
+    }
+
     /// Renews the certificate whenever it is due, until the session ends. `save` is told every new one.
     pub async fn keep_renewed(&self, save: impl Fn(&Identity) + Send) {
         net::keep_renewed(self.link.clone(), self.tls.clone(), save, self.env.clone()).await;

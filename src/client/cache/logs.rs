@@ -247,25 +247,32 @@ impl KnownLog {
         self.pieces.iter().map(|piece| piece.next).max().unwrap_or_default()
     }
 
+    /// Whether its last record is known.
+    pub fn is_ended(&self) -> bool {
+        let last = self.pieces.iter().max_by_key(|piece| piece.next).and_then(|piece| piece.records().pop());
+        last.is_some_and(|record| matches!(record.body, Body::Ended(_)))
+    }
+
     /// What is known from `start` on: records in order, and the gaps between them. One piece at a time is held decoded.
     pub fn from(&self, start: StartAt) -> impl Iterator<Item = Known> + '_ {
         let (first, mut skip) = self.start(start);
         let mut next = first;
         let records = self.pieces.iter().filter(move |piece| piece.next > first).flat_map(Piece::records);
-        records.flat_map(move |mut record| {
-            if record.offset < next {
-                return [None, None];
-            }
-            let gap = (record.offset > next).then_some(Known::Missing { from: next, to: record.offset });
-            next = record.offset.next();
-            if let Body::Output(output) = &mut record.body {
-                let skipped = output.data.len().min(std::mem::take(&mut skip));
-                output.data = output.data.slice(skipped..);
-                output.position += skipped as u64;
-            }
-            [gap, Some(Known::Record(record))]
-        })
-        .flatten()
+        records
+            .flat_map(move |mut record| {
+                if record.offset < next {
+                    return [None, None];
+                }
+                let gap = (record.offset > next).then_some(Known::Missing { from: next, to: record.offset });
+                next = record.offset.next();
+                if let Body::Output(output) = &mut record.body {
+                    let skipped = output.data.len().min(std::mem::take(&mut skip));
+                    output.data = output.data.slice(skipped..);
+                    output.position += skipped as u64;
+                }
+                [gap, Some(Known::Record(record))]
+            })
+            .flatten()
     }
 
     /// The offset meant, and bytes of its output that come before it.
@@ -280,7 +287,8 @@ impl KnownLog {
         }
     }
 
-    /// Where the last `lines` lines of what is known begin; at most where the part without gaps at the end does.
+    /// Where the last `lines` lines of what is known begin. When the part without gaps at the end has fewer, it is the gap
+    /// before that part: nobody knows whether there are lines in it.
     fn tail(&self, lines: u32) -> (Offset, usize) {
         let mut left = u64::from(lines);
         let mut at_end = true;
@@ -305,7 +313,8 @@ impl KnownLog {
             }
             start = start.min(piece.first);
         }
-        (start, 0)
+        let before = self.pieces.iter().map(|piece| piece.next).filter(|next| *next <= start);
+        (before.max().unwrap_or_default(), 0)
     }
 }
 

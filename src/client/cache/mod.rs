@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 use ado_certs::Identity;
 use ado_proto::Namespace;
 
-pub use logs::{KnownLog, Known as KnownRecord};
+pub use logs::{Known as KnownRecord, KnownLog};
 pub use memory::Memory;
 pub use recorder::Recorder;
 pub use tasks::KnownTask;
