@@ -6,6 +6,7 @@ pub mod cache;
 mod cursor;
 mod stream;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,6 +19,7 @@ use ado_proto::request::{
 };
 use ado_proto::{Namespace, RequestId, TaskId};
 use rustls::pki_types::CertificateDer;
+use tokio::time::Instant;
 
 use crate::BUILD;
 use crate::env::Env;
@@ -67,6 +69,30 @@ pub struct Config {
 const KEEP_ALIVE: Duration = Duration::from_millis(500);
 /// A connection silent for this long is given up: enough for a network to change under it.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How the connection under a session is, for a status line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ConnectionState {
+    /// The controller is there.
+    Connected {
+        /// Estimated round trip to it.
+        rtt: Duration,
+        /// Where it is.
+        path: SocketAddr,
+    },
+    /// It is not, and is being looked for: never found yet, lost, or silent.
+    Connecting {
+        /// Since when.
+        since: Instant,
+        /// The last failure, for people, if there was one.
+        problem: Option<String>,
+    },
+    /// It is not looked for any more.
+    Closed {
+        /// Why, for people.
+        why: String,
+    },
+}
 
 /// A session with a mesh. Clones share it.
 #[derive(Clone)]
@@ -203,6 +229,22 @@ impl Client {
             return Ok(());
         }
         self.problem().map_or(Ok(()), Err)
+    }
+
+    /// How the connection is right now. Cheap: ask as often as a line is drawn.
+    pub fn connection(&self) -> ConnectionState {
+        let (state, away_since) = (self.link.state().borrow().clone(), self.link.away_since());
+        let since = away_since.unwrap_or_else(Instant::now);
+        match (state, self.link.rtt()) {
+            (LinkState::Closed(why), _) => ConnectionState::Closed { why },
+            (LinkState::Connected { to, .. }, Some(rtt)) if away_since.is_none() => {
+                ConnectionState::Connected { rtt, path: to }
+            }
+            (LinkState::Connected { .. }, _) => {
+                ConnectionState::Connecting { since, problem: Some("the controller is silent".into()) }
+            }
+            (LinkState::Connecting(problem), _) => ConnectionState::Connecting { since, problem },
+        }
     }
 
     /// Renews the certificate whenever it is due, until the session ends. `save` is told every new one.
