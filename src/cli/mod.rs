@@ -16,6 +16,7 @@ mod list;
 mod logs;
 mod output;
 mod painter;
+mod remembered;
 mod run;
 mod session;
 mod signals;
