@@ -248,7 +248,8 @@ impl Heard {
     fn record(&mut self, record: Record, at: u64) {
         match record.body {
             Body::Assigned(assigned) => {
-                if self.worker.replace(assigned.worker).is_some() {
+                let before = self.worker.replace(assigned.worker);
+                if before.is_some() {
                     (self.took, self.tally, self.clock) = (Vec::new(), Tally::default(), None);
                     self.partial.clear();
                     self.restarts += 1;
