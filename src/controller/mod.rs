@@ -18,6 +18,7 @@ mod quiet;
 mod reaper;
 mod requests;
 mod session;
+mod viewers;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -37,6 +38,7 @@ use authority::Authority;
 use commit::Committer;
 use fleet::Fleet;
 use hub::Hub;
+use viewers::Viewers;
 
 pub use authority::LocalIdentities;
 pub use handle::{Handle, start};
@@ -120,6 +122,7 @@ struct Shared {
     committer: Committer,
     hub: Arc<Hub>,
     fleet: Arc<Fleet>,
+    viewers: Arc<Viewers>,
     authority: Arc<Authority>,
     server: Arc<Server>,
     /// Addresses that join strings name.

@@ -7,4 +7,6 @@ mod mesh;
 
 mod access;
 mod attempts;
+mod detach;
+mod events;
 mod viewers;
