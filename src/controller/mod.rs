@@ -9,6 +9,7 @@ mod authority;
 mod commit;
 mod dispatch;
 mod enrol;
+mod filter;
 mod fleet;
 mod follow;
 mod handle;

@@ -2,6 +2,7 @@
 
 mod detach;
 mod events;
+mod list;
 mod once;
 mod tasks;
 

@@ -9,4 +9,5 @@ mod access;
 mod attempts;
 mod detach;
 mod events;
+mod lists;
 mod viewers;

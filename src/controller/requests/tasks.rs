@@ -3,17 +3,16 @@
 use ado_proto::ids::{Reference, ReferenceError};
 use ado_proto::record::{self, Member};
 use ado_proto::request::{
-    DesiredSet, ErrorCode, ErrorReply, GetTasks, ListTasks, SetDesired, Submit, Submitted, TaskInfo, TaskPage,
-    encode_response,
+    DesiredSet, ErrorCode, ErrorReply, GetTasks, SetDesired, Submit, Submitted, TaskInfo, encode_response,
 };
 use ado_proto::{Audience, GroupId, TaskId};
 
-use super::{Asked, MAX_ROWS, info, unavailable};
+use super::{Asked, info, unavailable};
 use crate::controller::dispatch;
 use crate::controller::fleet::want;
 use crate::controller::session::event_of;
 use crate::scheduler::{Candidate, Demand};
-use crate::store::{Change, Find, ListFilter, NewEvent, Outcome, Row, Unit, Write};
+use crate::store::{Change, Find, NewEvent, Outcome, Row, Unit, Write};
 use crate::task::{self, Command};
 
 /// Most tasks of one group.
@@ -60,7 +59,7 @@ impl Asked<'_> {
         if task.is_empty() { self.look(&Find::Group(GroupId(id))).await } else { Ok(task) }
     }
 
-    async fn look(&self, find: &Find) -> Result<Vec<Row>, ErrorReply> {
+    pub(super) async fn look(&self, find: &Find) -> Result<Vec<Row>, ErrorReply> {
         self.shared.store.find(&self.access.audience, find, MAX_GROUP + 1).await.map_err(unavailable)
     }
 
@@ -71,7 +70,7 @@ impl Asked<'_> {
         rows.first().map(|_| ()).ok_or_else(not_found)
     }
 
-    async fn infos(&self, rows: &[Row]) -> Result<Vec<TaskInfo>, ErrorReply> {
+    pub(super) async fn infos(&self, rows: &[Row]) -> Result<Vec<TaskInfo>, ErrorReply> {
         let now = self.shared.store.now().await.map_err(unavailable)?;
         let fleet = self.shared.fleet.candidates();
         Ok(info::shorten(rows.iter().map(|row| info::task(row, &fleet, now)).collect()))
@@ -80,26 +79,6 @@ impl Asked<'_> {
     pub(super) async fn get_tasks(&self, request: GetTasks) -> Result<Vec<TaskInfo>, ErrorReply> {
         let rows = self.find(&request.reference).await?;
         self.infos(&rows).await
-    }
-
-    pub(super) async fn list_tasks(&self, request: ListTasks) -> Result<TaskPage, ErrorReply> {
-        const STATES: [&str; 8] =
-            ["queued", "starting", "running", "paused", "waiting", "completed", "failed", "cancelled"];
-        if let Some(unknown) = request.states.iter().find(|state| !STATES.contains(&state.as_str())) {
-            let message = format!("`{unknown}` is not a state: {}", STATES.join(", "));
-            return Err(ErrorReply::new(ErrorCode::Invalid, message));
-        }
-        let filter = ListFilter {
-            audience: self.access.audience.clone(),
-            states: request.states,
-            group: None,
-            name: None,
-            before: request.before,
-            limit: request.limit.clamp(1, MAX_ROWS) as usize,
-        };
-        let rows = self.shared.store.list(&filter).await.map_err(unavailable)?;
-        let next = rows.last().filter(|_| rows.len() == filter.limit).map(|row| row.task.id);
-        Ok(TaskPage { tasks: self.infos(&rows).await?, next })
     }
 
     pub(super) async fn submit(&self, request: Submit) -> Result<Vec<u8>, ErrorReply> {
