@@ -4,7 +4,7 @@ use std::io::IsTerminal;
 
 use ado_proto::record::Stream;
 
-use super::Global;
+use super::{Global, complete};
 use super::attach::one_task;
 use super::error::Error;
 use super::painter::{Lines, Look};
@@ -22,6 +22,7 @@ use crate::config::Flags;
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Id, or the beginning of one, or a task's name
+    #[arg(add = complete::tasks())]
     task: String,
     #[command(flatten)]
     start: Start,
