@@ -5,6 +5,7 @@
 mod cursor;
 mod stream;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ use ado_proto::request::{
 };
 use ado_proto::{Namespace, RequestId, TaskId};
 use rustls::pki_types::CertificateDer;
+use tokio::time::Instant;
 
 use crate::BUILD;
 use crate::env::Env;
@@ -66,6 +68,30 @@ pub struct Config {
 const KEEP_ALIVE: Duration = Duration::from_millis(500);
 /// A connection silent for this long is given up: enough for a network to change under it.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How the connection under a session is, for a status line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ConnectionState {
+    /// The controller is there.
+    Connected {
+        /// Estimated round trip to it.
+        rtt: Duration,
+        /// Where it is.
+        path: SocketAddr,
+    },
+    /// It is not, and is being looked for: never found yet, lost, or silent.
+    Connecting {
+        /// Since when.
+        since: Instant,
+        /// The last failure, for people, if there was one.
+        problem: Option<String>,
+    },
+    /// It is not looked for any more.
+    Closed {
+        /// Why, for people.
+        why: String,
+    },
+}
 
 /// A session with a mesh. Clones share it.
 #[derive(Clone)]
@@ -134,9 +160,10 @@ impl Client {
         self.read(&ListWorkers { task: task.map(Into::into) }).await
     }
 
-    /// One page of system events.
+    /// One page of system events. The time it may wait for one is beside the time an answer may take.
     pub async fn events(&self, page: &ListEvents) -> Result<Events, Error> {
-        self.read(page).await
+        let timeout = Some(self.timeout + Duration::from_millis(page.wait_ms.into()));
+        Ok(self.link.call(page, Call { timeout, ..self.call(None) }).await?)
     }
 
     /// Reads a task's log; with `follow` it stays until the task ends.
@@ -175,6 +202,22 @@ impl Client {
         match &*self.link.state().borrow() {
             LinkState::Connecting(last) => Some(last.clone().unwrap_or_else(|| "nobody has answered".into())),
             LinkState::Connected { .. } | LinkState::Closed(_) => None,
+        }
+    }
+
+    /// How the connection is right now. Cheap: ask as often as a line is drawn.
+    pub fn connection(&self) -> ConnectionState {
+        let (state, away_since) = (self.link.state().borrow().clone(), self.link.away_since());
+        let since = away_since.unwrap_or_else(Instant::now);
+        match (state, self.link.rtt()) {
+            (LinkState::Closed(why), _) => ConnectionState::Closed { why },
+            (LinkState::Connected { to, .. }, Some(rtt)) if away_since.is_none() => {
+                ConnectionState::Connected { rtt, path: to }
+            }
+            (LinkState::Connected { .. }, _) => {
+                ConnectionState::Connecting { since, problem: Some("the controller is silent".into()) }
+            }
+            (LinkState::Connecting(problem), _) => ConnectionState::Connecting { since, problem },
         }
     }
 
