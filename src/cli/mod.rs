@@ -20,6 +20,7 @@ mod run;
 mod session;
 mod signals;
 mod status;
+mod task;
 mod token;
 mod up;
 mod values;
@@ -95,6 +96,7 @@ enum Command {
     List(list::Args),
     Status(status::Args),
     Cancel(cancel::Args),
+    Task(task::Args),
     Up(up::Args),
     Down(down::Args),
     Controller(controller::Args),
@@ -191,6 +193,7 @@ impl Cli {
             Command::List(args) => list::run(global, args).await,
             Command::Status(args) => status::run(global, args).await,
             Command::Cancel(args) => cancel::run(global, args).await,
+            Command::Task(args) => task::run(&global, args),
             Command::Up(args) => up::run(global, args).await,
             Command::Down(args) => down::run(global, args).await,
             Command::Controller(args) => controller::run(global, args).await,
