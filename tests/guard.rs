@@ -555,7 +555,7 @@ async fn what_a_task_says_comes_after_all_it_had_written() {
         let Body::Checkpointed(made) = &log[point] else { unreachable!() };
         assert_eq!(made.data, "{\"page\": 7}");
         let after = format!("{{\"checkpointId\":\"{}\",\"type\":\"checkpoint\"}}\nafter\n", made.id);
-        assert_eq!(stdout(&log[point..]), after);
+        assert_eq!(stdout(&log)[60_000..], after);
         rig.assert_clean();
     }
 }
@@ -610,11 +610,15 @@ async fn nobody_speaks_for_another_task() {
     let complaints = String::from_utf8(output(&log, Stream::Stderr)).unwrap();
     assert_eq!(complaints.matches("only processes of this task").count(), 2, "{complaints}");
     // Nor does one who is in no task, as the same user.
-    use std::io::{BufRead, BufReader, Write};
-    let mut outside = UnixStream::connect(&socket).unwrap();
-    outside.write_all(b"{\"log\":{\"message\":\"evil\"}}\n").unwrap();
-    let mut answer = String::new();
-    BufReader::new(outside).read_line(&mut answer).unwrap();
+    let to = socket.clone();
+    let answer = tokio::task::spawn_blocking(move || {
+        use std::io::{BufRead, BufReader, Write};
+        let mut outside = UnixStream::connect(to).unwrap();
+        outside.write_all(b"{\"log\":{\"message\":\"evil\"}}\n").unwrap();
+        let mut answer = String::new();
+        BufReader::new(outside).read_line(&mut answer).map(|_| answer).unwrap()
+    });
+    let answer = answer.await.unwrap();
     assert!(answer.contains("only processes of this task"), "{answer}");
     fs::write(rig.path("go"), "").unwrap();
     let (_, log) = victim.exit().await;

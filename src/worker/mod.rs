@@ -12,6 +12,7 @@ mod former;
 pub mod guard;
 pub mod inside;
 mod keeper;
+mod load;
 pub mod outbox;
 mod pipes;
 mod roster;
