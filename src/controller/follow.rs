@@ -1,5 +1,6 @@
 //! Viewers: a log from a position, and then as it grows.
 
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,8 +9,11 @@ use ado_proto::request::{Follow, Following, StartAt};
 use ado_proto::session::{End, FollowItem, Idle, LogReset, Records};
 use ado_proto::{Offset, Origin, TaskId, Timestamp};
 
+use tokio::time::Instant;
+
 use super::Shared;
 use super::hub::Tail;
+use super::quiet::Quiet;
 use crate::net::{self, Sender};
 use crate::store;
 
@@ -17,6 +21,9 @@ use crate::store;
 const FRAME_BYTES: usize = 256 * 1024;
 /// A viewer hears at least this often that its stream lives.
 const IDLE: Duration = Duration::from_secs(15);
+/// How long a run of skipped output is held back when there is nothing else to send: a flood costs a viewer that does not
+/// want it ten small frames a second.
+const HOLD: Duration = Duration::from_millis(100);
 /// Between two reads while the store is unavailable.
 const RETRY: Duration = Duration::from_millis(500);
 
@@ -57,6 +64,7 @@ pub(super) async fn serve(
     }
     let Promise { from, until } = promise;
     let mut viewer = Viewer { shared, task: follow.task, tail: shared.hub.follow(follow.task), cursor: from };
+    let mut out = Out::new(tx, follow.without_output);
     let mut committed = viewer.tail.watch();
     loop {
         committed.mark_unchanged();
@@ -68,13 +76,11 @@ pub(super) async fn serve(
         let wait = match next {
             Ok(Next::Records(records)) => {
                 viewer.cursor = records.last().map_or(viewer.cursor, |last| last.offset.next());
-                tx.send_message(&FollowItem::from(Records::new(&records))).await?;
+                out.records(records).await?;
                 continue;
             }
             Ok(Next::Nothing { ended }) if ended || !follow.follow => {
-                tx.send_message(&FollowItem::from(End { next: viewer.cursor, ended })).await?;
-                tx.finish();
-                return Ok(());
+                return out.end(End { next: viewer.cursor, ended }).await;
             }
             Ok(Next::Nothing { .. }) => IDLE,
             Err(error) if error.is_transient() => {
@@ -89,11 +95,70 @@ pub(super) async fn serve(
         tokio::select! {
             biased;
             () = shared.tasks.stopping() => return Ok(()),
-            () = tx.closed() => return Err(net::Error::Closed),
+            () = out.tx.closed() => return Err(net::Error::Closed),
+            () = out.due() => out.flush().await?,
             _ = committed.changed() => {}
             () = tokio::time::sleep(wait) => if wait == IDLE {
-                tx.send_message(&FollowItem::from(Idle { next: viewer.cursor })).await?;
+                out.tx.send_message(&FollowItem::from(Idle { next: viewer.cursor })).await?;
             }
+        }
+    }
+}
+
+/// What goes to a viewer, in frames.
+struct Out<'a> {
+    tx: &'a mut Sender,
+    /// For who does not want the output. Between frames it holds a run back for [`HOLD`] at most.
+    quiet: Option<Quiet>,
+    held_since: Instant,
+}
+
+impl<'a> Out<'a> {
+    fn new(tx: &'a mut Sender, without_output: bool) -> Self {
+        Self { tx, quiet: without_output.then(Quiet::default), held_since: Instant::now() }
+    }
+
+    async fn records(&mut self, records: Vec<Record>) -> Result<(), net::Error> {
+        let Some(quiet) = &mut self.quiet else { return self.send(&records).await };
+        let held_before = quiet.holds();
+        let mut ready = quiet.take(records);
+        if !held_before || !ready.is_empty() {
+            self.held_since = Instant::now();
+        }
+        if self.held_since.elapsed() >= HOLD {
+            ready.extend(quiet.flush());
+        }
+        self.send(&ready).await
+    }
+
+    /// Resolves when what is held back is to be sent.
+    fn due(&self) -> impl Future<Output = ()> + use<> {
+        let at = self.quiet.as_ref().filter(|quiet| quiet.holds()).map(|_| self.held_since + HOLD);
+        async move {
+            match at {
+                Some(at) => tokio::time::sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        }
+    }
+
+    /// Sends what is held back.
+    async fn flush(&mut self) -> Result<(), net::Error> {
+        let held = self.quiet.as_mut().and_then(Quiet::flush);
+        self.send(held.as_slice()).await
+    }
+
+    async fn end(mut self, last: impl Into<FollowItem>) -> Result<(), net::Error> {
+        self.flush().await?;
+        self.tx.send_message(&last.into()).await?;
+        self.tx.finish();
+        Ok(())
+    }
+
+    async fn send(&mut self, records: &[Record]) -> Result<(), net::Error> {
+        match records {
+            [] => Ok(()),
+            records => self.tx.send_message(&FollowItem::from(Records::new(records))).await,
         }
     }
 }

@@ -14,6 +14,7 @@ mod follow;
 mod handle;
 mod hub;
 mod info;
+mod quiet;
 mod reaper;
 mod requests;
 mod session;

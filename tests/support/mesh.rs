@@ -263,6 +263,13 @@ pub async fn follow(link: &Link, task: TaskId, from: StartAt) -> (u32, Channel) 
     (following.skip, channel)
 }
 
+/// Follows without the output.
+pub async fn follow_quietly(link: &Link, task: TaskId, from: u64) -> Channel {
+    let from = StartAt::Offset(Offset(from));
+    let request = Follow { task, from, follow: true, without_output: true, generation: None };
+    link.open(&request, call()).await.expect("the task can be followed").1
+}
+
 /// Reads a log to its end.
 pub async fn read(channel: &mut Channel) -> (Vec<Record>, End) {
     let mut records = Vec::new();
