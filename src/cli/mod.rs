@@ -33,6 +33,7 @@ mod session;
 mod signals;
 mod status;
 mod steer;
+mod task;
 mod token;
 mod up;
 mod values;
@@ -154,6 +155,7 @@ enum Command {
     Status(status::Args),
     Events(events::Args),
     Workers(workers::Args),
+    Task(task::Args),
     Up(up::Args),
     Down(down::Args),
     Controller(controller::Args),
@@ -263,6 +265,7 @@ impl Cli {
             Command::Status(args) => status::run(global, args).await,
             Command::Events(args) => events::run(global, args).await,
             Command::Workers(args) => workers::run(global, args).await,
+            Command::Task(args) => task::run(&global, args),
             Command::Up(args) => up::run(global, args).await,
             Command::Down(args) => down::run(global, args).await,
             Command::Controller(args) => controller::run(global, args).await,
