@@ -22,6 +22,7 @@ mod session;
 mod signals;
 mod status;
 mod token;
+mod top;
 mod up;
 mod values;
 mod watch;
@@ -95,6 +96,7 @@ enum Command {
     #[command(alias = "ls")]
     List(list::Args),
     Status(status::Args),
+    Top(top::Args),
     Cancel(cancel::Args),
     Up(up::Args),
     Down(down::Args),
@@ -191,6 +193,7 @@ impl Cli {
             Command::Logs(args) => logs::run(global, args).await,
             Command::List(args) => list::run(global, args).await,
             Command::Status(args) => status::run(global, args).await,
+            Command::Top(args) => top::run(global, args).await,
             Command::Cancel(args) => cancel::run(global, args).await,
             Command::Up(args) => up::run(global, args).await,
             Command::Down(args) => down::run(global, args).await,
