@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
+use std::num::NonZero;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -16,6 +17,10 @@ use crate::support::TestEnv;
 
 /// How long anything may take on a machine that has other things to do.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+fn side(cells: u16) -> NonZero<u16> {
+    NonZero::new(cells).expect("a screen")
+}
 
 /// A terminal with a command in it.
 struct Pty {
@@ -57,7 +62,7 @@ impl Pty {
                 }
             }
         });
-        let screen = vt100::Parser::new(rows, cols, 0);
+        let screen = vt100::Parser::new(side(rows), side(cols), 0);
         Self { child, keys: File::from(pty.master), terminal: pty.slave, output, screen, raw: Vec::new() }
     }
 
