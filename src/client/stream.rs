@@ -83,7 +83,8 @@ impl RecordStream {
         self
     }
 
-    /// Wants to know what happens to the task, not what it writes: runs of output come as one [`Skipped`](ado_proto::record::Skipped) each.
+    /// Wants to know what happens to the task, not what it writes: a run of output comes as one
+    /// [`Skipped`](ado_proto::record::Skipped), a long one as several.
     #[must_use]
     pub fn without_output(mut self) -> Self {
         self.cursor.skip_output();
@@ -93,7 +94,7 @@ impl RecordStream {
     /// The offset after the last record that was handed out; `None` while the controller has not said where reading
     /// begins.
     pub fn next_offset(&self) -> Option<Offset> {
-        self.ready.front().map(|record| record.offset).or(self.cursor.next())
+        self.ready.front().map(|record| record.span().start).or(self.cursor.next())
     }
 
     /// The next step; `None` after [`Step::End`] or an error. Cancel safe.

@@ -35,7 +35,7 @@ fn name(generation: u64) -> Name {
 
 /// Record `offset` of the one true log; a line or a part of one.
 fn record(offset: u64) -> Record {
-    let text = if offset % 3 == 0 { format!("{offset}\nx") } else { format!("{offset}\n") };
+    let text = if offset.is_multiple_of(3) { format!("{offset}\nx") } else { format!("{offset}\n") };
     let output = Output { stream: Stream::Stdout, position: offset * 10, data: Bytes::from(text) };
     Record {
         offset: Offset(offset),
@@ -407,7 +407,7 @@ async fn a_recorder_that_does_not_keep_up_skips() {
     let ended = Ended { outcome: Outcome::Completed, exit: None, error: None };
     let last = Record { body: ended.into(), ..record(50_000) };
     while log(&place).is_none_or(|log| log.next() < Offset(50_001)) {
-        recorder.records(task(7), 1, &Records::new(&[last.clone()]));
+        recorder.records(task(7), 1, &Records::new([&last]));
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     recorder.finish(Duration::from_secs(60)).await;
