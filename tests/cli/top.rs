@@ -116,7 +116,10 @@ impl Pty {
     #[track_caller]
     fn assert_restored(&self, before: &Termios) {
         let now = self.modes();
-        assert_eq!((now.local_flags, now.input_flags, now.output_flags), (before.local_flags, before.input_flags, before.output_flags));
+        assert_eq!(
+            (now.local_flags, now.input_flags, now.output_flags),
+            (before.local_flags, before.input_flags, before.output_flags)
+        );
         assert!(now.output_flags.contains(OutputFlags::OPOST));
         let screen = self.screen.screen();
         assert!(!screen.alternate_screen() && !screen.hide_cursor(), "{}", screen.contents());
@@ -164,7 +167,9 @@ fn it_shows_what_runs_attaches_and_comes_back_and_leaves_no_trace() {
     top.until("cancelled task", |screen| screen.contents().contains("1 cancelled"));
     // A task that is over is shown, and waits to be read.
     top.press("\r");
-    top.until("word of its end", |screen| !screen.alternate_screen() && screen.contents().contains("any key goes back"));
+    top.until("word of its end", |screen| {
+        !screen.alternate_screen() && screen.contents().contains("any key goes back")
+    });
     top.press(" ");
     top.until("the dashboard again", |screen| screen.alternate_screen() && screen.contents().contains("1 cancelled"));
     top.press("q");

@@ -228,12 +228,7 @@ fn help(frame: &mut Frame<'_>, area: Rect) {
         u16::try_from(wide).unwrap_or(u16::MAX).min(area.width),
         u16::try_from(lines.len() + 2).unwrap_or(u16::MAX).min(area.height),
     );
-    let at = Rect {
-        x: area.x + (area.width - width) / 2,
-        y: area.y + (area.height - height) / 2,
-        width,
-        height,
-    };
+    let at = Rect { x: area.x + (area.width - width) / 2, y: area.y + (area.height - height) / 2, width, height };
     frame.render_widget(Clear, at);
     frame.render_widget(Paragraph::new(lines.to_vec()).block(Block::bordered().title(" Keys ")), at);
 }

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use ado_proto::TaskId;
 use ado_proto::record::{Body, Desired};
 use ado_proto::request::{EventsFrom, ListEvents, ListTasks, StartAt, TaskInfo};
-use ado_proto::TaskId;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep};
 
@@ -36,9 +36,15 @@ const BYTES: usize = 128 * 1024;
 const ACTIVE: [&str; 5] = ["queued", "starting", "running", "paused", "waiting"];
 
 /// Asks until `tasks` stop. Answers go to `to`; while nobody takes them, nothing is asked.
-pub(super) fn start(client: &Client, tasks: &Tasks, to: &mpsc::Sender<Input>, preview: watch::Receiver<Option<TaskId>>) {
+pub(super) fn start(
+    client: &Client,
+    tasks: &Tasks,
+    to: &mpsc::Sender<Input>,
+    preview: watch::Receiver<Option<TaskId>>,
+) {
     let again = |feed: Feed, client: &Client| Asking { client: client.clone(), to: to.clone(), feed };
-    let (list, fleet, answers) = (again(Feed::Tasks, client), again(Feed::Workers, client), again(Feed::Answers, client));
+    let (list, fleet, answers) =
+        (again(Feed::Tasks, client), again(Feed::Workers, client), again(Feed::Answers, client));
     tasks.spawn_until_stop("top tasks", async move { list.every(async |client| tasks_now(client).await).await });
     tasks.spawn_until_stop("top workers", async move {
         fleet.every(async |client| Ok(Input::Workers(client.workers(None).await?))).await;
@@ -96,7 +102,8 @@ impl Asking {
 
     /// Whether anybody is there to be told.
     async fn tell(&self, answer: Result<Input, client::Error>) -> bool {
-        let input = answer.unwrap_or_else(|error| Input::Failed { feed: self.feed, why: Error::from(error).to_string() });
+        let input =
+            answer.unwrap_or_else(|error| Input::Failed { feed: self.feed, why: Error::from(error).to_string() });
         self.to.send(input).await.is_ok()
     }
 

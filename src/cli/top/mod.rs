@@ -202,7 +202,12 @@ impl Dashboard<'_> {
 }
 
 /// Shows a task as `ado attach` does.
-async fn watch_one(global: &Global, session: &Session, info: &TaskInfo, signals: &mut Signals) -> Result<Finish, Error> {
+async fn watch_one(
+    global: &Global,
+    session: &Session,
+    info: &TaskInfo,
+    signals: &mut Signals,
+) -> Result<Finish, Error> {
     let watch = Watch::of(session, info, look(global, false));
     Watch { start: StartAt::Tail(TAIL), ..watch }.run(signals).await
 }

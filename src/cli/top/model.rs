@@ -92,7 +92,9 @@ pub(super) enum Mode {
     #[default]
     Normal,
     /// Typing a filter; the one before.
-    Filter { before: String },
+    Filter {
+        before: String,
+    },
     /// Asking whether to cancel.
     Confirm(TaskId),
     Help,
@@ -138,14 +140,29 @@ pub(super) enum Key {
 pub(super) enum Input {
     Key(Key),
     /// Time goes on.
-    Tick { now: Timestamp, link: Link },
-    Tasks { tasks: Vec<TaskInfo>, more: bool },
+    Tick {
+        now: Timestamp,
+        link: Link,
+    },
+    Tasks {
+        tasks: Vec<TaskInfo>,
+        more: bool,
+    },
     Workers(Vec<WorkerInfo>),
     Events(Vec<SystemEvent>),
     Answered(Duration),
-    Preview { task: TaskId, lines: Vec<String> },
-    Failed { feed: Feed, why: String },
-    Said { text: String, error: bool },
+    Preview {
+        task: TaskId,
+        lines: Vec<String>,
+    },
+    Failed {
+        feed: Feed,
+        why: String,
+    },
+    Said {
+        text: String,
+        error: bool,
+    },
 }
 
 /// What is to be done.

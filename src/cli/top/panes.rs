@@ -194,8 +194,7 @@ pub(super) fn events(model: &Model, frame: &mut Frame<'_>, area: Rect) {
 pub(super) fn preview(model: &Model, frame: &mut Frame<'_>, area: Rect) {
     let Some(preview) = &model.preview else { return };
     let theme = Theme::of(model);
-    let inside =
-        framed(model, frame, area, &format!("Log of {}", preview.task.short()), false, Some(Feed::Preview));
+    let inside = framed(model, frame, area, &format!("Log of {}", preview.task.short()), false, Some(Feed::Preview));
     let lines: Vec<_> = match &preview.lines {
         None => vec![Line::styled("…", theme.title(false))],
         Some(lines) if lines.is_empty() => vec![Line::styled("it has written nothing yet", theme.title(false))],

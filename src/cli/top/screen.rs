@@ -11,7 +11,9 @@ use ratatui::backend::CrosstermBackend;
 use ratatui::crossterm::cursor::Show;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 use ratatui::crossterm::execute;
-use ratatui::crossterm::terminal::{EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode};
+use ratatui::crossterm::terminal::{
+    Clear, ClearType, EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode,
+};
 use tokio::sync::mpsc;
 
 use super::draw::draw;
@@ -50,7 +52,7 @@ impl Taken {
         self.raw.store(true, Ordering::SeqCst);
         enable_raw_mode()?;
         self.screen.store(true, Ordering::SeqCst);
-        execute!(stdout(), EnterAlternateScreen)
+        execute!(stdout(), EnterAlternateScreen, Clear(ClearType::All))
     }
 
     fn leave(&self) {
@@ -84,7 +86,14 @@ impl Screen {
         }
     }
 
+    /// Draws the dashboard.
+    ///
+    /// # Errors
+    /// When the terminal takes nothing, or was restored because some thread panicked.
     pub(super) fn draw(&mut self, model: &Model) -> io::Result<()> {
+        if !self.taken.screen.load(Ordering::SeqCst) {
+            return Err(io::Error::other("a part of ado failed"));
+        }
         self.terminal.draw(|frame| draw(model, frame)).map(drop)
     }
 
@@ -112,8 +121,11 @@ impl Screen {
     /// Takes it back.
     pub(super) fn take_back(&mut self) -> io::Result<()> {
         self.taken.enter()?;
+        // One that has drawn nothing yet: to clear the old one it would ask the terminal where its cursor is, and the
+        // answer may be a key that is typed.
+        self.terminal = Terminal::new(CrosstermBackend::new(stdout()))?;
         self.keys = Keys::start();
-        self.terminal.clear()
+        Ok(())
     }
 }
 

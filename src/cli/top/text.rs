@@ -24,7 +24,8 @@ pub(super) fn lines(output: &[u8], most: usize) -> Vec<String> {
     let text = String::from_utf8_lossy(&without_colours(&filtered)).replace('\t', "    ");
     let lines: Vec<_> = text.lines().collect();
     let last = |line: &str| line.trim_end_matches('\r').rsplit('\r').next().unwrap_or_default().to_owned();
-    let shown = |line: String| line.chars().map(|c| if c.is_control() || is_format(c) { '\u{fffd}' } else { c }).collect();
+    let shown =
+        |line: String| line.chars().map(|c| if c.is_control() || is_format(c) { '\u{fffd}' } else { c }).collect();
     lines[lines.len().saturating_sub(most)..].iter().map(|line| shown(last(line))).collect()
 }
 
@@ -96,7 +97,10 @@ mod tests {
         let spans = [0, 850, 1_400, 12_000, 999_999, 1_400_000].map(|us| span(Duration::from_micros(us)));
         assert_eq!(spans, ["0µs", "850µs", "1.4ms", "12ms", "999ms", "1.4s"]);
         assert_eq!([0.0, 0.4, 12.3, 1_234.0, 3_400_000.0].map(rate), ["0", "0.4", "12", "1.2k", "3.4M"]);
-        assert_eq!([bar(0, 4, 4), bar(1, 4, 4), bar(4, 4, 4), bar(9, 4, 4), bar(1, 0, 4)], ["░░░░", "█░░░", "████", "████", "░░░░"]);
+        assert_eq!(
+            [bar(0, 4, 4), bar(1, 4, 4), bar(4, 4, 4), bar(9, 4, 4), bar(1, 0, 4)],
+            ["░░░░", "█░░░", "████", "████", "░░░░"]
+        );
         let values: VecDeque<_> = [9, 1, 4, 8].map(Duration::from_millis).into();
         assert_eq!(curve(&values, 3), "▁▄█");
         assert_eq!(curve(&VecDeque::new(), 3), "");
