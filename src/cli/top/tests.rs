@@ -22,7 +22,7 @@ const NOW: Timestamp = Timestamp(1_000_000_000);
 
 fn id(number: u128) -> TaskId {
     // As far apart as ids of different tasks are in what people see.
-    TaskId(Uuid::from_u128(number << 64 | number * 0x1357_9bdf_0246_8ace))
+    TaskId(Uuid::from_u128((number << 64) | (number * 0x1357_9bdf_0246_8ace)))
 }
 
 fn task(number: u128, state: &str, command: &str) -> TaskInfo {
