@@ -35,6 +35,7 @@ mod status;
 mod steer;
 mod task;
 mod token;
+mod top;
 mod up;
 mod values;
 mod wait;
@@ -156,6 +157,7 @@ enum Command {
     Events(events::Args),
     Workers(workers::Args),
     Task(task::Args),
+    Top(top::Args),
     Up(up::Args),
     Down(down::Args),
     Controller(controller::Args),
@@ -266,6 +268,7 @@ impl Cli {
             Command::Events(args) => events::run(global, args).await,
             Command::Workers(args) => workers::run(global, args).await,
             Command::Task(args) => task::run(&global, args),
+            Command::Top(args) => top::run(global, args).await,
             Command::Up(args) => up::run(global, args).await,
             Command::Down(args) => down::run(global, args).await,
             Command::Controller(args) => controller::run(global, args).await,

@@ -5,6 +5,7 @@ mod cached;
 mod promises;
 mod remote;
 mod support;
+mod top;
 mod tour;
 mod workers;
 
