@@ -39,7 +39,10 @@ async fn once(
 }
 
 async fn reason(link: &Link, task: TaskId) -> String {
-    ask(link, GetTasks { reference: task.to_string() }).await.unwrap()[0].reason.clone().unwrap_or_default()
+    ask(link, GetTasks { reference: task.to_string() }).await.expect("it is there")[0]
+        .reason
+        .clone()
+        .unwrap_or_default()
 }
 
 fn why(worker: &WorkerInfo) -> &str {
