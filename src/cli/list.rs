@@ -1,13 +1,13 @@
 //! `ado list`: tasks, newest first.
 
-use ado_proto::Timestamp;
 use ado_proto::request::{ListTasks, TaskFilter, TaskInfo};
+use ado_proto::{TaskId, Timestamp};
 use serde_json::Value;
 
 use super::Global;
 use super::error::Error;
 use super::output::{Format, age, one_line, print};
-use super::session::App;
+use super::session::{App, Reached, Session};
 use crate::config::Flags;
 use crate::json;
 
@@ -32,34 +32,61 @@ pub(crate) struct Args {
     /// All of them
     #[arg(long, conflicts_with = "limit")]
     all: bool,
+    /// Show what this machine has seen, without asking the mesh
+    #[arg(long)]
+    cached: bool,
 }
 
 const STATES: [&str; 8] = ["queued", "starting", "running", "paused", "waiting", "completed", "failed", "cancelled"];
 
 pub(crate) async fn run(global: Global, args: Args) -> Result<u8, Error> {
     let app = App::new(global, Flags::default())?;
-    let session = app.session().await?;
-    let wanted = if args.all { usize::MAX } else { args.limit as usize };
+    let width = terminal_size::terminal_size().map_or(WIDTH, |(width, _)| usize::from(width.0));
+    let text = |tasks: &[TaskInfo]| table(tasks, app.env.now(), width);
+    let none = match app.reach(args.cached).await? {
+        Reached::Live(session) => {
+            let tasks = fetch(&session, &args).await?;
+            session.close().await;
+            let values: Vec<Value> = tasks.iter().map(json::task).collect();
+            print(app.global.output, &values, || text(&tasks))?;
+            tasks.is_empty()
+        }
+        Reached::Remembered(remembered) => {
+            let tasks = remembered.list(&request(&args, None, args.wanted()))?;
+            remembered.print(&tasks, false, text)?;
+            tasks.is_empty()
+        }
+    };
+    if none && app.global.output == Format::Text && !app.global.quiet {
+        eprintln!("no tasks");
+    }
+    Ok(0)
+}
+
+impl Args {
+    fn wanted(&self) -> u32 {
+        if self.all { u32::MAX } else { self.limit }
+    }
+}
+
+fn request(args: &Args, before: Option<TaskId>, limit: u32) -> ListTasks {
+    ListTasks { states: args.state.clone(), only: TaskFilter::default(), before, limit }
+}
+
+async fn fetch(session: &Session, args: &Args) -> Result<Vec<TaskInfo>, Error> {
+    let wanted = args.wanted() as usize;
     let mut tasks: Vec<TaskInfo> = Vec::new();
     let mut before = None;
     while tasks.len() < wanted {
         let limit = u32::try_from(wanted - tasks.len()).unwrap_or(u32::MAX).min(PAGE);
-        let page = ListTasks { states: args.state.clone(), only: TaskFilter::default(), before, limit };
-        let page = session.client.list(&page).await?;
+        let page = session.client.list(&request(args, before, limit)).await?;
         tasks.extend(page.tasks);
         before = page.next;
         if before.is_none() {
             break;
         }
     }
-    session.close().await;
-    let values: Vec<Value> = tasks.iter().map(json::task).collect();
-    let width = terminal_size::terminal_size().map_or(WIDTH, |(width, _)| usize::from(width.0));
-    print(app.global.output, &values, || table(&tasks, app.env.now(), width))?;
-    if tasks.is_empty() && app.global.output == Format::Text && !app.global.quiet {
-        eprintln!("no tasks");
-    }
-    Ok(0)
+    Ok(tasks)
 }
 
 fn table(tasks: &[TaskInfo], now: Timestamp, width: usize) -> String {

@@ -3,6 +3,7 @@
 //! Data goes to stdout, everything else to stderr. Must never know: SQL, kube, Redis, QUIC.
 
 mod attach;
+mod bench;
 mod cancel;
 mod config;
 mod controller;
@@ -16,6 +17,7 @@ mod list;
 mod logs;
 mod output;
 mod painter;
+mod remembered;
 mod run;
 mod session;
 mod signals;
@@ -102,6 +104,7 @@ enum Command {
     Join(join::Args),
     Token(token::Args),
     Config(config::Args),
+    Bench(bench::Args),
     #[command(hide = true)]
     Guard(guard::Args),
 }
@@ -198,6 +201,7 @@ impl Cli {
             Command::Join(args) => join::run(global, args).await,
             Command::Token(args) => token::run(global, args).await,
             Command::Config(args) => config::run(global, args),
+            Command::Bench(args) => bench::run(global, args).await,
             Command::Guard(args) => unreachable!("`run_guard` comes first: {args:?}"),
         }
     }

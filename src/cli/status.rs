@@ -8,7 +8,7 @@ use ado_proto::request::TaskInfo;
 use super::Global;
 use super::error::Error;
 use super::output::{age, one_line, plain, print};
-use super::session::App;
+use super::session::{App, Reached};
 use crate::config::Flags;
 use crate::json;
 use crate::json::rfc3339;
@@ -23,19 +23,29 @@ const WIDTH: usize = 200;
 pub(crate) struct Args {
     /// Id, or the beginning of one, or a name
     task: String,
+    /// Show what this machine has seen, without asking the mesh
+    #[arg(long)]
+    cached: bool,
 }
 
 pub(crate) async fn run(global: Global, args: Args) -> Result<u8, Error> {
     let app = App::new(global, Flags::default())?;
-    let session = app.session().await?;
+    let now = app.env.now();
+    let text = |tasks: &[TaskInfo]| tasks.iter().map(|task| to_text(task, now)).collect::<Vec<_>>().join("\n");
+    let session = match app.reach(args.cached).await? {
+        Reached::Live(session) => session,
+        Reached::Remembered(remembered) => {
+            remembered.print(&remembered.find(&args.task)?, true, text)?;
+            return Ok(0);
+        }
+    };
     let tasks = session.client.tasks(&args.task).await?;
     session.close().await;
     let value = match &tasks[..] {
         [task] => json::task(task),
         tasks => tasks.iter().map(json::task).collect(),
     };
-    let now = app.env.now();
-    print(app.global.output, &value, || tasks.iter().map(|task| to_text(task, now)).collect::<Vec<_>>().join("\n"))?;
+    print(app.global.output, &value, || text(&tasks))?;
     Ok(0)
 }
 
