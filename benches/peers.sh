@@ -64,6 +64,8 @@ UsePAM no
 PrintMotd no
 MaxStartups 200
 MaxSessions 200
+# Not the first shell: so bash does not read its start files, which cost what this user put there.
+SetEnv SHLVL=2
 END
     cat >"$folder/ssh_config" <<END
 Host peer
