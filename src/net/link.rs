@@ -1,7 +1,7 @@
 //! The calling side: a session with a mesh's controllers that outlives its connections.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ado_certs::ClientTls;
@@ -10,7 +10,7 @@ use ado_proto::version::MINOR;
 use ado_proto::{Namespace, RequestId};
 use bytes::Bytes;
 use tokio::sync::{Notify, watch};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::channel::{Carrier, Channel, Priority};
@@ -94,6 +94,8 @@ struct Shared {
     env: Env,
     phase: watch::Sender<Phase>,
     state: watch::Sender<LinkState>,
+    // When the other side was last known to be there; `None` while it is.
+    away_since: Mutex<Option<Instant>>,
     // The network has changed: dial now.
     nudge: Notify,
     stop: CancellationToken,
@@ -128,6 +130,7 @@ impl Link {
             env,
             phase: watch::Sender::new(Phase::Down(None)),
             state: watch::Sender::new(LinkState::Connecting(None)),
+            away_since: Mutex::new(Some(Instant::now())),
             nudge: Notify::new(),
             stop: stop.clone(),
         });
@@ -170,6 +173,20 @@ impl Link {
     /// Where the link is.
     pub fn state(&self) -> watch::Receiver<LinkState> {
         self.shared.state.subscribe()
+    }
+
+    /// Estimated round trip of the current connection; `None` while there is none.
+    pub fn rtt(&self) -> Option<Duration> {
+        match &*self.shared.phase.borrow() {
+            Phase::Up(live) => Some(live.carrier.quic.rtt()),
+            Phase::Down(_) | Phase::Closed(_) => None,
+        }
+    }
+
+    /// Since when the other side has not been heard, connected or not; `None` while it is there. Before the first
+    /// connection: since the link was started.
+    pub fn away_since(&self) -> Option<Instant> {
+        *self.shared.away()
     }
 
     /// The seam of roaming: the network has changed. Rebinds the socket, and dials at once if not connected.
@@ -343,10 +360,12 @@ impl Shared {
                 () = silence(connection, keep_alive) => {}
             }
             tracing::debug!("silent: dialling another connection");
+            let now = Instant::now();
+            *self.away() = Some(now.checked_sub(keep_alive * SILENT_KEEP_ALIVES).unwrap_or(now));
             tokio::select! {
                 biased;
                 error = connection.closed() => return (error.into(), None),
-                () = sound(connection, keep_alive) => {}
+                () = sound(connection, keep_alive) => *self.away() = None,
                 dialled = self.connect() => {
                     connection.close(code::DONE, b"replaced");
                     let silent = Error::Lost("the other side was silent".into());
@@ -378,11 +397,19 @@ impl Shared {
             if matches!(phase, Phase::Closed(_)) {
                 return false;
             }
+            match &next {
+                Phase::Up(_) => *self.away() = None,
+                Phase::Down(_) | Phase::Closed(_) => drop(self.away().get_or_insert_with(Instant::now)),
+            }
             *phase = next;
             // Within, so that both tell the same story in the same order.
             self.state.send_replace(state);
             true
         });
+    }
+
+    fn away(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.away_since.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

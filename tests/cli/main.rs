@@ -1,9 +1,11 @@
 //! The command line as people use it: the real binary, its real background processes, nothing else on the machine.
 
 mod bench;
+mod cached;
 mod promises;
 mod remote;
 mod support;
+mod top;
 mod tour;
 mod workers;
 

@@ -100,11 +100,16 @@ async fn a_short_silence_changes_nothing() {
     let _server = mesh.serve(mesh.config_at(&network, FIRST), echo);
     let link = mesh.link_from(&network, &[FIRST], Duration::from_secs(1));
     let (_, mut channel) = soon(link.open(&follow(), Call::default())).await.unwrap();
+    assert!(link.away_since().is_none() && link.rtt().is_some());
+    let cut_at = Instant::now();
     // Longer than it takes to dial another connection beside: that one cannot be made either.
     network.set_blackout(CLIENT, FIRST, true);
     sleep(Duration::from_secs(4)).await;
+    let away = link.away_since().expect("a status line can say so though the connection is not given up");
+    assert!(away.max(cut_at) - away.min(cut_at) < Duration::from_secs(2), "since about then");
     network.set_blackout(CLIENT, FIRST, false);
     sleep(Duration::from_secs(20)).await;
+    assert_eq!(link.away_since(), None);
     channel.tx.send(b"still there").await.ok();
     let number = match *link.state().borrow() {
         LinkState::Connected { number, .. } => number,
