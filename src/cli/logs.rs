@@ -1,27 +1,27 @@
-//! `ado logs`: print what a task wrote.
+//! `ado logs`: print what a task, or the tasks of a group, wrote.
 
 use std::io::IsTerminal;
 
 use ado_proto::record::Stream;
+use ado_proto::request::TaskInfo;
 
 use super::Global;
-use super::attach::one_task;
+use super::attach::find;
 use super::error::Error;
-use super::painter::{Lines, Look};
-use super::run::look;
 use super::session::App;
 use super::signals::Signals;
 use super::values::Start;
-use super::watch::Watch;
+use super::watch::{Lines, Look, OnInterrupt, Watch, Watched, look};
 use crate::config::Flags;
 
-/// Print what a task wrote
+/// Print what a task, or the tasks of a group, wrote
 ///
-/// Begins with the last 100 lines on a terminal, with the first elsewhere. With `--output json` every record is one line
+/// Begins with the last 100 lines on a terminal, with the first elsewhere. Every line of a group begins with the number of
+/// its task; without --follow one task comes after the other. With `--output json` every record is one line
 /// of JSON.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Id, or the beginning of one, or a task's name
+    /// Id of a task or a group, or the beginning of one, or a name
     task: String,
     #[command(flatten)]
     start: Start,
@@ -48,7 +48,7 @@ enum Only {
 pub(crate) async fn run(global: Global, args: Args) -> Result<u8, Error> {
     let app = App::new(global, Flags::default())?;
     let session = app.session().await?;
-    let info = one_task(&session, &args.task).await?;
+    let (group, tasks) = find(&session, &args.task).await?;
     let general = look(&app.global, args.raw);
     let look = Look {
         lines: if app.global.quiet { Lines::None } else { Lines::Mattering },
@@ -56,13 +56,19 @@ pub(crate) async fn run(global: Global, args: Args) -> Result<u8, Error> {
             Only::Stdout => Stream::Stdout,
             Only::Stderr => Stream::Stderr,
         }),
-        // Nothing resumes from a checkpoint yet: each epoch began anew, and the last one is what survived.
-        epoch: args.only_final.then_some(info.epoch),
         ..general
     };
-    let start = args.start.resolve(std::io::stdout().is_terminal(), app.env.now());
+    let start = Some(args.start.resolve(std::io::stdout().is_terminal(), tasks.len(), app.env.now()));
+    let watched = |info: &TaskInfo| {
+        // Nothing resumes from a checkpoint yet: each epoch began anew, and the last one is what survived.
+        let look = Look { epoch: args.only_final.then_some(info.epoch), ..look };
+        Watched::of(info, start, look)
+    };
+    let tasks = tasks.iter().map(watched).collect();
+    let (env, on_interrupt) = (app.env.clone(), OnInterrupt::Detach);
     let mut signals = Signals::catch()?;
-    Watch { start, follow: args.follow, ..Watch::of(&session, &info, look) }.run(&mut signals).await?;
+    let watch = Watch { session: &session, env, group, tasks, follow: args.follow, look, on_interrupt };
+    watch.run(&mut signals).await?;
     session.close().await;
     Ok(0)
 }

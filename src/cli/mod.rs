@@ -15,7 +15,6 @@ mod lifecycle;
 mod list;
 mod logs;
 mod output;
-mod painter;
 mod run;
 mod session;
 mod signals;

@@ -60,6 +60,8 @@ pub struct RecordStream {
     /// When the stream was last there, while it is not.
     away_since: Instant,
     told: bool,
+    /// Nobody has asked for anything since it was made, or put to rest: it is not away.
+    resting: bool,
 }
 
 impl RecordStream {
@@ -72,6 +74,16 @@ impl RecordStream {
             ready: VecDeque::new(),
             away_since: Instant::now(),
             told: false,
+            resting: true,
+        }
+    }
+
+    /// Gives up its place in the connection until the next step is asked for. Nothing is lost.
+    pub fn rest(&mut self) {
+        if !matches!(self.state, State::Over) {
+            self.state = State::Closed;
+            self.cursor.rest();
+            self.resting = true;
         }
     }
 
@@ -100,6 +112,9 @@ impl RecordStream {
             let step = match &mut self.state {
                 State::Over => return None,
                 State::Closed => {
+                    if std::mem::take(&mut self.resting) && !self.told {
+                        self.away_since = Instant::now();
+                    }
                     self.open();
                     None
                 }
