@@ -1,28 +1,27 @@
-//! `ado logs`: print what a task wrote.
+//! `ado logs`: print what a task, or the tasks of a group, wrote.
 
 use std::io::IsTerminal;
 
 use ado_proto::record::Stream;
 use ado_proto::request::TaskInfo;
 
-use super::attach::one_task;
+use super::attach::find;
 use super::error::Error;
-use super::painter::{Lines, Look};
-use super::run::look;
 use super::session::{App, Reached};
 use super::signals::Signals;
 use super::values::Start;
-use super::watch::Watch;
+use super::watch::{Lines, Look, OnInterrupt, Watch, Watched, look};
 use super::{Global, complete};
 use crate::config::Flags;
 
-/// Print what a task wrote
+/// Print what a task, or the tasks of a group, wrote
 ///
-/// Begins with the last 100 lines on a terminal, with the first elsewhere. With `--output json` every record is one line
+/// Begins with the last 100 lines on a terminal, with the first elsewhere. Every line of a group begins with the number of
+/// its task; without --follow one task comes after the other. With `--output json` every record is one line
 /// of JSON.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Id, or the beginning of one, or a task's name
+    /// Id of a task or a group, or the beginning of one, or a name
     #[arg(add = complete::tasks())]
     task: String,
     #[command(flatten)]
@@ -54,20 +53,26 @@ pub(crate) async fn run(global: Global, args: Args) -> Result<u8, Error> {
     let app = App::new(global, Flags::default())?;
     // Nothing remembered stands for what happens now.
     let reached = if args.follow { Reached::Live(app.session().await?) } else { app.reach(args.cached).await? };
-    let start = args.start.resolve(std::io::stdout().is_terminal(), app.env.now());
+    let start = |tasks: usize| args.start.resolve(std::io::stdout().is_terminal(), tasks, app.env.now());
     let session = match reached {
         Reached::Live(session) => session,
         Reached::Remembered(remembered) => {
-            for known in remembered.find(&args.task)? {
-                remembered.print_log(&known.info, start, args.look(&app.global, &known.info))?;
+            let found = remembered.find(&args.task)?;
+            for known in &found {
+                remembered.print_log(&known.info, start(found.len()), args.look(&app.global, &known.info))?;
             }
             return Ok(0);
         }
     };
-    let info = one_task(&session, &args.task).await?;
-    let look = args.look(&app.global, &info);
+    let (group, tasks) = find(&session, &args.task).await?;
+    let start = Some(start(tasks.len()));
+    let look = args.look(&app.global, &tasks[0]);
+    let watched = |info: &TaskInfo| Watched::of(info, start, args.look(&app.global, info));
+    let tasks = tasks.iter().map(watched).collect();
+    let (env, on_interrupt) = (app.env.clone(), OnInterrupt::Detach);
     let mut signals = Signals::catch()?;
-    Watch { start, follow: args.follow, ..Watch::of(&session, &info, look) }.run(&mut signals).await?;
+    let watch = Watch { session: &session, env, group, tasks, follow: args.follow, look, on_interrupt };
+    watch.run(&mut signals).await?;
     session.close().await;
     Ok(0)
 }

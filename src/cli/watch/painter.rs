@@ -1,69 +1,14 @@
 //! What a viewer's records look like on stdout and stderr. Pure: a record goes in, bytes to write come out.
 
-use std::io::{self, Write};
-
-use ado_proto::record::{Body, Record, Stream};
+use ado_proto::record::{Body, Ended, Outcome, Record, Stream};
 use ado_proto::{Epoch, Offset, Origin, TaskId};
 
-use super::filter::Filter;
-use super::lifecycle::line;
-use super::output::Format;
+use super::super::filter::Filter;
+use super::super::lifecycle::words;
+use super::super::output::Format;
+use super::sheet::{Sheet, index};
+use super::voice::Voice;
 use crate::json::Events;
-
-/// Bytes to write, in order.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Batch {
-    pieces: Vec<(Stream, Vec<u8>)>,
-    weight: usize,
-}
-
-impl Batch {
-    /// Bytes in it.
-    pub(crate) fn weight(&self) -> usize {
-        self.weight
-    }
-
-    /// Writes it to the process's own streams. Blocks while the reader does not read.
-    pub(crate) fn write(&self) -> io::Result<()> {
-        for (stream, bytes) in &self.pieces {
-            match stream {
-                Stream::Stdout => {
-                    let mut stdout = io::stdout().lock();
-                    stdout.write_all(bytes)?;
-                    stdout.flush()?;
-                }
-                Stream::Stderr => io::stderr().lock().write_all(bytes)?,
-            }
-        }
-        Ok(())
-    }
-
-    /// Adds a line to stdout.
-    pub(crate) fn line(&mut self, text: &str) {
-        self.add(Stream::Stdout, |out| {
-            out.extend_from_slice(text.as_bytes());
-            out.push(b'\n');
-        });
-    }
-
-    fn piece(&mut self, stream: Stream) -> &mut Vec<u8> {
-        if self.pieces.last().is_none_or(|(last, _)| *last != stream) {
-            self.pieces.push((stream, Vec::new()));
-        }
-        &mut self.pieces.last_mut().expect("one was just made").1
-    }
-
-    fn add(&mut self, stream: Stream, write: impl FnOnce(&mut Vec<u8>)) {
-        let piece = self.piece(stream);
-        let before = piece.len();
-        write(piece);
-        let after = piece.len();
-        self.weight += after - before;
-        if after == 0 {
-            self.pieces.pop();
-        }
-    }
-}
 
 /// What is shown, and how.
 #[derive(Debug, Clone, Copy, Default)]
@@ -76,6 +21,10 @@ pub(crate) struct Look {
     pub(crate) stderr_terminal: bool,
     /// Bytes as they are even on a terminal.
     pub(crate) raw: bool,
+    /// Whether our own text may be coloured on a terminal.
+    pub(crate) colour: bool,
+    /// Whether a terminal may get a line that changes in place.
+    pub(crate) status: bool,
     /// Which lines about the task are told.
     pub(crate) lines: Lines,
     /// Only this stream's output.
@@ -96,6 +45,18 @@ pub(crate) enum Lines {
     None,
 }
 
+impl Look {
+    /// Whether stdout and stderr are terminals.
+    pub(crate) fn terminals(&self) -> [bool; 2] {
+        [self.stdout_terminal, self.stderr_terminal]
+    }
+
+    /// Whether a task's bytes are kept from steering the terminal a stream goes to.
+    fn filters(&self) -> [bool; 2] {
+        self.terminals().map(|terminal| terminal && !self.raw)
+    }
+}
+
 /// Turns the steps of one task's log into bytes.
 #[derive(Debug)]
 pub(crate) struct Painter {
@@ -103,68 +64,92 @@ pub(crate) struct Painter {
     look: Look,
     events: Events,
     filters: [Filter; 2],
-    /// Whether the terminal's cursor is at the beginning of a line.
-    at_line_start: bool,
+    /// `None` for who is alone.
+    voice: Option<Voice>,
+    /// Reused from event to event.
+    event: Vec<u8>,
 }
 
 impl Painter {
+    /// Of one task, held by `worker` where reading begins.
     pub(crate) fn new(task: TaskId, worker: Option<String>, look: Look) -> Self {
-        Self { task, look, events: Events::new(task, worker), filters: Default::default(), at_line_start: true }
+        Self {
+            task,
+            look,
+            events: Events::new(task, worker),
+            filters: Default::default(),
+            voice: None,
+            event: Vec::new(),
+        }
+    }
+
+    /// As one of several: the member `index` of `count`.
+    #[must_use]
+    pub(crate) fn among(mut self, index: u32, count: u32) -> Self {
+        self.voice = Some(Voice::new(index, count, self.look.filters(), self.look.colour));
+        self
     }
 
     /// Adds what a record looks like.
-    pub(crate) fn record(&mut self, record: &Record, batch: &mut Batch) {
+    pub(crate) fn record(&mut self, record: &Record, sheet: &mut Sheet) {
         if !self.wants(record) {
             return;
         }
         match (&record.body, self.look.format) {
-            (_, Format::Json) => batch.add(Stream::Stdout, |out| self.events.write(record, out)),
-            (Body::Output(output), Format::Text) => self.output(output.stream, &output.data, batch),
-            (_, Format::Text) => {
-                if let Some(line) = line(self.task, record) {
-                    self.line(&line.text, line.matters, batch);
+            (_, Format::Json) => {
+                self.event.clear();
+                self.events.write(record, &mut self.event);
+                sheet.output(Stream::Stdout, &self.event);
+            }
+            (Body::Output(output), Format::Text) => self.output(output.stream, &output.data, sheet),
+            (body, Format::Text) => {
+                if let (Body::Ended(_), Some(voice)) = (body, &mut self.voice) {
+                    voice.finish(sheet);
+                }
+                if let Some((words, matters)) = words(record) {
+                    self.say(&words, matters || self.is_news(body), sheet);
                 }
             }
         }
     }
 
     /// Adds a line of our own about the task.
-    pub(crate) fn notice(&mut self, text: &str, matters: bool, batch: &mut Batch) {
+    pub(crate) fn notice(&mut self, words: &str, matters: bool, sheet: &mut Sheet) {
         if self.look.format == Format::Text {
-            self.line(text, matters, batch);
+            self.say(words, matters, sheet);
         }
     }
 
     /// Adds word of a log that begins anew.
-    pub(crate) fn reset(&mut self, generation: u64, batch: &mut Batch) {
+    pub(crate) fn reset(&mut self, generation: u64, sheet: &mut Sheet) {
         match self.look.format {
-            Format::Json => batch.add(Stream::Stdout, |out| self.events.write_reset(generation, out)),
-            Format::Text => {
-                let text =
-                    format!("{}: the log was restored from a backup; it follows from its start", self.task.short());
-                self.line(&text, true, batch);
+            Format::Json => {
+                let mut line = Vec::new();
+                self.events.write_reset(generation, &mut line);
+                sheet.output(Stream::Stdout, &line);
             }
+            Format::Text => self.say("the log was restored from a backup; it follows from its start", true, sheet),
         }
     }
 
-    /// Adds word that the viewer leaves and how to continue, at `next`: it is told whatever was asked for, on stderr.
-    pub(crate) fn farewell(&mut self, next: Option<Offset>, command: &str, batch: &mut Batch) {
-        self.finish(batch);
-        match self.look.format {
-            Format::Json => batch.add(Stream::Stderr, |out| self.events.write_detached(next, command, out)),
-            Format::Text => {
-                self.look.lines = Lines::Fitting;
-                // The terminal has echoed what the user typed.
-                self.at_line_start = false;
-                self.line(&format!("detached: the task goes on; continue with\n  {command}"), true, batch);
-            }
+    /// Adds the event, for programs, of a viewer that leaves: `command` continues at `next`.
+    pub(crate) fn left(&self, next: Option<Offset>, command: &str, sheet: &mut Sheet) {
+        let mut line = Vec::new();
+        self.events.write_detached(next, command, &mut line);
+        sheet.output(Stream::Stderr, &line);
+    }
+
+    /// Time passes.
+    pub(crate) fn tick(&mut self, sheet: &mut Sheet) {
+        if let Some(voice) = &mut self.voice {
+            voice.tick(sheet);
         }
     }
 
-    /// Adds what leaves the terminal as it was found.
-    pub(crate) fn finish(&mut self, batch: &mut Batch) {
-        for stream in [Stream::Stdout, Stream::Stderr] {
-            batch.add(stream, |out| self.filters[index(stream)].reset_colours(out));
+    /// Nothing more will be shown of the task: adds what was held back.
+    pub(crate) fn finish(&mut self, sheet: &mut Sheet) {
+        if let Some(voice) = &mut self.voice {
+            voice.finish(sheet);
         }
     }
 
@@ -177,53 +162,38 @@ impl Painter {
         of_epoch && self.look.stream.is_none_or(|stream| stream == output.stream)
     }
 
-    fn output(&mut self, stream: Stream, data: &[u8], batch: &mut Batch) {
-        let terminal = self.is_terminal(stream);
-        let filter = (terminal && !self.look.raw).then_some(&mut self.filters[index(stream)]);
-        batch.add(stream, |out| match filter {
-            Some(filter) => filter.push(data, out),
-            None => out.extend_from_slice(data),
-        });
-        if terminal && let Some(last) = data.last() {
-            self.at_line_start = *last == b'\n';
+    /// What is told of one of several tasks on a terminal, though it is no surprise: the footer tells the rest.
+    fn is_news(&self, body: &Body) -> bool {
+        let ended_badly = matches!(body, Body::Ended(Ended { outcome: Outcome::Failed | Outcome::Cancelled, .. }));
+        self.voice.is_some() && self.look.stderr_terminal && self.look.lines == Lines::Fitting && ended_badly
+    }
+
+    fn output(&mut self, stream: Stream, data: &[u8], sheet: &mut Sheet) {
+        let mut filtered = Vec::new();
+        let data = match self.look.filters()[index(stream)] {
+            true => {
+                self.filters[index(stream)].push(data, &mut filtered);
+                filtered.as_slice()
+            }
+            false => data,
+        };
+        match &mut self.voice {
+            Some(voice) => voice.write(stream, data, sheet),
+            None => sheet.output(stream, data),
         }
     }
 
-    /// A line on stderr: on a line of its own, in its own colours.
-    fn line(&mut self, text: &str, matters: bool, batch: &mut Batch) {
+    fn say(&mut self, words: &str, matters: bool, sheet: &mut Sheet) {
         let told = match self.look.lines {
-            Lines::Fitting => matters || self.look.stderr_terminal,
+            Lines::Fitting => matters || (self.look.stderr_terminal && self.voice.is_none()),
             Lines::Mattering => matters,
             Lines::None => false,
         };
-        if !told {
-            return;
+        match &self.voice {
+            _ if !told => {}
+            Some(voice) => voice.say(words, sheet),
+            None => sheet.say(&format!("{}: {words}", self.task.short())),
         }
-        if self.look.stderr_terminal {
-            self.finish(batch);
-        }
-        let fresh = !self.look.stderr_terminal || std::mem::replace(&mut self.at_line_start, true);
-        batch.add(Stream::Stderr, |out| {
-            if !fresh {
-                out.push(b'\n');
-            }
-            out.extend_from_slice(text.as_bytes());
-            out.push(b'\n');
-        });
-    }
-
-    fn is_terminal(&self, stream: Stream) -> bool {
-        match stream {
-            Stream::Stdout => self.look.stdout_terminal,
-            Stream::Stderr => self.look.stderr_terminal,
-        }
-    }
-}
-
-fn index(stream: Stream) -> usize {
-    match stream {
-        Stream::Stdout => 0,
-        Stream::Stderr => 1,
     }
 }
 
@@ -262,14 +232,17 @@ mod tests {
     /// What is written, in order: `1` for stdout, `2` for stderr.
     fn painted(look: Look, records: &[Record]) -> Vec<(u8, String)> {
         let mut painter = Painter::new(TaskId(Uuid::from_u128(7)), None, look);
-        let mut batch = Batch::default();
+        let mut sheet = Sheet::new(look.terminals(), look.raw);
         for record in records {
-            painter.record(record, &mut batch);
+            painter.record(record, &mut sheet);
         }
-        painter.finish(&mut batch);
-        assert_eq!(batch.weight(), batch.pieces.iter().map(|(_, bytes)| bytes.len()).sum::<usize>());
-        let text = |(stream, bytes)| (1 + index(stream) as u8, String::from_utf8(bytes).unwrap());
-        batch.pieces.into_iter().map(text).collect()
+        painter.finish(&mut sheet);
+        sheet.finish();
+        let batch = sheet.take();
+        assert_eq!(batch.weight(), batch.pieces().iter().map(|(_, bytes)| bytes.len()).sum::<usize>());
+        let text =
+            |(stream, bytes): &(Stream, Vec<u8>)| (1 + index(*stream) as u8, String::from_utf8(bytes.clone()).unwrap());
+        batch.pieces().iter().map(text).collect()
     }
 
     fn expected(pieces: &[(u8, &str)]) -> Vec<(u8, String)> {
@@ -281,6 +254,8 @@ mod tests {
         stdout_terminal: true,
         stderr_terminal: true,
         raw: false,
+        colour: false,
+        status: false,
         lines: Lines::Fitting,
         stream: None,
         epoch: None,
@@ -317,9 +292,10 @@ mod tests {
             expected(&[
                 (2, "task-0000000007: assigned to w\n"),
                 (1, "\x1b[31mred\x1b[0m"),
-                (2, "\ntask-0000000007: disk low\n"),
-                (1, "done\n"),
-                (2, "task-0000000007: disk fine\n"),
+                (2, "\ntask-0000000007: disk low\n\x1b[31m"),
+                (1, "done\n\x1b[0m"),
+                (2, "task-0000000007: disk fine\n\x1b[31m"),
+                (1, "\x1b[0m"),
             ]),
         );
         let raw = Look { raw: true, lines: Lines::None, ..TERMINAL };
