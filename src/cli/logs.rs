@@ -2,18 +2,21 @@
 
 use std::io::IsTerminal;
 
+use ado_proto::Offset;
 use ado_proto::record::Stream;
-use ado_proto::request::TaskInfo;
+use ado_proto::request::{StartAt, TaskInfo};
 
 use super::Global;
 use super::attach::one_task;
 use super::error::Error;
 use super::painter::{Lines, Look};
 use super::run::look;
-use super::session::{App, Reached};
+use super::session::{App, Reached, Session};
 use super::signals::Signals;
+use super::surviving::Surviving;
 use super::values::Start;
 use super::watch::Watch;
+use crate::client::Step;
 use crate::config::Flags;
 
 /// Print what a task wrote
@@ -58,29 +61,42 @@ pub(crate) async fn run(global: Global, args: Args) -> Result<u8, Error> {
         Reached::Live(session) => session,
         Reached::Remembered(remembered) => {
             for known in remembered.find(&args.task)? {
-                remembered.print_log(&known.info, start, args.look(&app.global, &known.info))?;
+                remembered.print_log(&known.info, start, args.look(&app.global), args.only_final)?;
             }
             return Ok(0);
         }
     };
     let info = one_task(&session, &args.task).await?;
-    let look = args.look(&app.global, &info);
+    let look = args.look(&app.global);
+    let surviving = if args.only_final { Some(survivors(&session, &info).await?) } else { None };
     let mut signals = Signals::catch()?;
-    Watch { start, follow: args.follow, ..Watch::of(&session, &info, look) }.run(&mut signals).await?;
+    Watch { start, follow: args.follow, surviving, ..Watch::of(&session, &info, look) }.run(&mut signals).await?;
     session.close().await;
     Ok(0)
 }
 
+/// Looks through the log for where attempts went on from, without what they wrote.
+async fn survivors(session: &Session, info: &TaskInfo) -> Result<Surviving, Error> {
+    let mut stream = session.client.follow(info.id, StartAt::Offset(Offset(0)), false).without_output();
+    let mut surviving = Surviving::default();
+    while let Some(step) = stream.next().await {
+        match step? {
+            Step::Record(record) => surviving.learn(&record),
+            Step::Reset { .. } => surviving = Surviving::default(),
+            Step::Paused { .. } | Step::Resumed | Step::Detached { .. } | Step::End => {}
+        }
+    }
+    Ok(surviving)
+}
+
 impl Args {
-    fn look(&self, global: &Global, info: &TaskInfo) -> Look {
+    fn look(&self, global: &Global) -> Look {
         Look {
             lines: if global.quiet { Lines::None } else { Lines::Mattering },
             stream: self.stream.map(|only| match only {
                 Only::Stdout => Stream::Stdout,
                 Only::Stderr => Stream::Stderr,
             }),
-            // Nothing resumes from a checkpoint yet: each epoch began anew, and the last one is what survived.
-            epoch: self.only_final.then_some(info.epoch),
             ..look(global, self.raw)
         }
     }

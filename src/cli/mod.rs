@@ -22,6 +22,7 @@ mod run;
 mod session;
 mod signals;
 mod status;
+mod surviving;
 mod task;
 mod token;
 mod up;

@@ -4,12 +4,13 @@ use std::io;
 
 use ado_proto::ids::Reference;
 use ado_proto::request::{ErrorCode, ListTasks, StartAt, TaskFilter, TaskInfo};
-use ado_proto::{GroupId, Timestamp};
+use ado_proto::{GroupId, Offset, Timestamp};
 use serde_json::{Value, json};
 
 use super::error::{Error, Kind};
 use super::output::{Format, age, plain, print};
 use super::painter::{Batch, Look, Painter};
+use super::surviving::Surviving;
 use crate::client::cache::{KnownRecord, KnownTask, Memory};
 use crate::json;
 
@@ -103,15 +104,23 @@ impl Remembered {
     ///
     /// # Errors
     /// When nothing of it is known.
-    pub(crate) fn print_log(&self, task: &TaskInfo, start: StartAt, look: Look) -> Result<(), Error> {
+    pub(crate) fn print_log(&self, task: &TaskInfo, start: StartAt, look: Look, only_final: bool) -> Result<(), Error> {
         let name = task.id.short();
         let log = self.memory.log(task.id, self.now);
         let log = log.ok_or_else(|| self.unknown(&format!("this machine has seen nothing of the log of {name}")))?;
         self.say(Some(log.seen_at));
         let mut page = Page { task, look, painter: Painter::new(task.id, None, look), batch: Batch::default() };
         page.event(&json!({ "type": "cached", "cachedAt": json::rfc3339(log.seen_at), "reason": self.why }));
+        let mut surviving = only_final.then(Surviving::default);
+        for known in log.from(StartAt::Offset(Offset(0))) {
+            if let (Some(surviving), KnownRecord::Record(record)) = (&mut surviving, known) {
+                surviving.learn(&record);
+            }
+        }
         for known in log.from(start) {
             match known {
+                KnownRecord::Record(record)
+                    if surviving.as_ref().is_some_and(|surviving| !surviving.keeps(&record)) => {}
                 KnownRecord::Record(record) => page.painter.record(&record, &mut page.batch),
                 KnownRecord::Missing { from, to } => page.missing(from.0, Some(to.0)),
             }

@@ -16,6 +16,7 @@ use super::output::Format;
 use super::painter::{Batch, Look, Painter};
 use super::session::Session;
 use super::signals::{Signal, Signals};
+use super::surviving::Surviving;
 use crate::client::{self, RecordStream, Step};
 
 /// Most bytes written at once. What comes while they are written waits in the network's own windows.
@@ -44,6 +45,8 @@ pub(crate) struct Watch<'a> {
     /// Stay until the task ends.
     pub(crate) follow: bool,
     pub(crate) look: Look,
+    /// Only what this keeps; `None`: everything.
+    pub(crate) surviving: Option<Surviving>,
     pub(crate) on_interrupt: OnInterrupt,
 }
 
@@ -78,6 +81,7 @@ impl<'a> Watch<'a> {
             start: StartAt::Offset(Offset(0)),
             follow: true,
             look,
+            surviving: None,
             on_interrupt: OnInterrupt::Detach,
         }
     }
@@ -102,13 +106,14 @@ impl<'a> Watch<'a> {
             signals,
             cancelling: None,
         };
-        Show { stream, painter, wishes, ended: None, written: None }.run().await
+        Show { stream, painter, surviving: self.surviving, wishes, ended: None, written: None }.run().await
     }
 }
 
 struct Show<'a> {
     stream: RecordStream,
     painter: Painter,
+    surviving: Option<Surviving>,
     wishes: Wishes<'a>,
     ended: Option<Ended>,
     /// One after the last record that was written.
@@ -183,7 +188,9 @@ impl Show<'_> {
     fn paint(&mut self, step: Step, batch: &mut Batch) {
         match step {
             Step::Record(record) => {
-                self.painter.record(&record, batch);
+                if self.surviving.as_ref().is_none_or(|surviving| surviving.keeps(&record)) {
+                    self.painter.record(&record, batch);
+                }
                 if let Body::Ended(ended) = record.body {
                     self.ended = Some(ended);
                 }
