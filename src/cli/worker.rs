@@ -167,11 +167,11 @@ impl Place {
         if self.local {
             return error.hint("ado down").hint("ado up");
         }
-        // With an identity there a join string is not looked at; one that was revoked is refused under its name for ever.
+        // With an identity there a join string is not looked at.
         error
             .hint("ado token create --role worker")
             .hint(format!("rm -r {}", self.identity.display()))
-            .hint("ado worker --join <join string> --name <another name>")
+            .hint("ado worker --join <join string>")
     }
 
     /// Who this worker is, and where its controllers are.

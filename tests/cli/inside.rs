@@ -114,7 +114,8 @@ fn a_worker_that_is_not_wanted_any_more_says_so_and_leaves_nothing() {
     let mut worker = mesh.worker("worker", &[]);
     mesh.submit("long", "echo on; sleep 600");
     eventually("it runs", || !mesh.agents().is_empty());
-    mesh.ado(&["token", "revoke-identity", "ado://default/worker/worker"]).assert_code(0);
+    let id = mesh.told("long", "assigned", "workerId")[0].as_str().expect("its id").to_owned();
+    mesh.ado(&["token", "revoke-identity", &format!("ado://default/worker/{id}")]).assert_code(0);
     assert_eq!(worker.end().code(), Some(125));
     assert_eq!(mesh.agents(), [] as [i32; 0]);
     let log = fs::read_to_string(&worker.log).unwrap();
