@@ -6,7 +6,6 @@ use ado_proto::Offset;
 use ado_proto::record::Stream;
 use ado_proto::request::{StartAt, TaskInfo};
 
-use super::Global;
 use super::attach::one_task;
 use super::error::Error;
 use super::painter::{Lines, Look};
@@ -16,6 +15,7 @@ use super::signals::Signals;
 use super::surviving::Surviving;
 use super::values::Start;
 use super::watch::Watch;
+use super::{Global, complete};
 use crate::client::Step;
 use crate::config::Flags;
 
@@ -26,6 +26,7 @@ use crate::config::Flags;
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Id, or the beginning of one, or a task's name
+    #[arg(add = complete::tasks())]
     task: String,
     #[command(flatten)]
     start: Start,

@@ -173,9 +173,10 @@ impl Client {
         self.read(&ListWorkers { task: task.map(Into::into) }).await
     }
 
-    /// One page of system events.
+    /// One page of system events. The time it may wait for one is beside the time an answer may take.
     pub async fn events(&self, page: &ListEvents) -> Result<Events, Error> {
-        self.read(page).await
+        let timeout = Some(self.timeout + Duration::from_millis(page.wait_ms.into()));
+        Ok(self.link.call(page, Call { timeout, ..self.call(None) }).await?)
     }
 
     /// Reads a task's log; with `follow` it stays until the task ends.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use ado_proto::record::{Body, Record, Truncated};
 use ado_proto::request::{Follow, Following, StartAt};
-use ado_proto::session::{End, FollowItem, Idle, LogReset, Records};
+use ado_proto::session::{Detached, End, FollowItem, Idle, LogReset, Records};
 use ado_proto::{Offset, Origin, TaskId, Timestamp};
 
 use tokio::time::Instant;
@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use super::Shared;
 use super::hub::Tail;
 use super::quiet::Quiet;
+use super::viewers::Seat;
 use crate::net::{self, Sender};
 use crate::store;
 
@@ -30,12 +31,14 @@ const RETRY: Duration = Duration::from_millis(500);
 /// What a viewer was promised.
 pub(super) struct Promise {
     from: Offset,
+    /// For who stays, and may be asked to leave.
+    seat: Option<Seat>,
     /// For who does not stay: the log's length when it asked, and whether the task was over.
     until: Option<(Offset, bool)>,
 }
 
 /// Where a viewer begins: the answer to [`Follow`].
-pub(super) async fn begin(shared: &Shared, follow: &Follow) -> store::Result<(Following, Promise)> {
+pub(super) async fn begin(shared: &Shared, follow: &Follow, seat: Option<Seat>) -> store::Result<(Following, Promise)> {
     let store = &shared.store;
     let until = match follow.follow {
         true => None,
@@ -46,7 +49,7 @@ pub(super) async fn begin(shared: &Shared, follow: &Follow) -> store::Result<(Fo
         StartAt::Since(since) => (store.offset_since(follow.task, since).await?.unwrap_or_default(), 0),
         StartAt::Tail(lines) => tail_start(shared, follow.task, lines).await?,
     };
-    Ok((Following { from, skip, generation: store.generation() }, Promise { from, until }))
+    Ok((Following { from, skip, generation: store.generation() }, Promise { from, seat, until }))
 }
 
 /// Sends what [`begin`] promised, until the log or the viewer ends.
@@ -62,12 +65,15 @@ pub(super) async fn serve(
         tx.finish();
         return Ok(());
     }
-    let Promise { from, until } = promise;
+    let Promise { from, mut seat, until } = promise;
     let mut viewer = Viewer { shared, task: follow.task, tail: shared.hub.follow(follow.task), cursor: from };
     let mut out = Out::new(tx, follow.without_output);
     let mut committed = viewer.tail.watch();
     loop {
         committed.mark_unchanged();
+        if let Some(by) = seat.as_mut().and_then(Seat::asked) {
+            return out.end(Detached { by }).await;
+        }
         // A log that grows as fast as it is read would never end for who does not stay.
         let next = match until {
             Some((end, ended)) if viewer.cursor >= end => Ok(Next::Nothing { ended: ended && viewer.cursor == end }),
@@ -96,12 +102,20 @@ pub(super) async fn serve(
             biased;
             () = shared.tasks.stopping() => return Ok(()),
             () = out.tx.closed() => return Err(net::Error::Closed),
+            by = asked_to_leave(&mut seat) => return out.end(Detached { by }).await,
             () = out.due() => out.flush().await?,
             _ = committed.changed() => {}
             () = tokio::time::sleep(wait) => if wait == IDLE {
                 out.tx.send_message(&FollowItem::from(Idle { next: viewer.cursor })).await?;
             }
         }
+    }
+}
+
+async fn asked_to_leave(seat: &mut Option<Seat>) -> String {
+    match seat {
+        Some(seat) => seat.leave().await,
+        None => std::future::pending().await,
     }
 }
 

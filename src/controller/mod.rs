@@ -9,6 +9,7 @@ mod authority;
 mod commit;
 mod dispatch;
 mod enrol;
+mod filter;
 mod fleet;
 mod follow;
 mod handle;
@@ -18,6 +19,7 @@ mod quiet;
 mod reaper;
 mod requests;
 mod session;
+mod viewers;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -37,6 +39,7 @@ use authority::Authority;
 use commit::Committer;
 use fleet::Fleet;
 use hub::Hub;
+use viewers::Viewers;
 
 pub use authority::LocalIdentities;
 pub use handle::{Handle, start};
@@ -120,6 +123,7 @@ struct Shared {
     committer: Committer,
     hub: Arc<Hub>,
     fleet: Arc<Fleet>,
+    viewers: Arc<Viewers>,
     authority: Arc<Authority>,
     server: Arc<Server>,
     /// Addresses that join strings name.

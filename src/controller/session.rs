@@ -67,7 +67,7 @@ pub(super) async fn open(
     end_former(shared, &worker, restarted).await.map_err(unavailable)?;
     if former.is_none() || restarted {
         let text = format!("{} with {} slots", worker.name, worker.slots);
-        shared.store.add_events(vec![event("worker.joined", &worker, text)]).await.map_err(unavailable)?;
+        shared.add_events(vec![event("worker.joined", &worker, text)]).await.map_err(unavailable)?;
     }
     let (messages, inbox) = mpsc::channel(TO_WORKER);
     let turn = shared.committer.turn().await;
@@ -146,7 +146,7 @@ pub(super) async fn serve(shared: &Shared, opened: Opened, channel: Channel) -> 
         let text = format!("{} has handed everything back", worker.name);
         let forgotten = async {
             shared.store.remove_worker(worker.id).await?;
-            shared.store.add_events(vec![event("worker.left", &worker, text)]).await
+            shared.add_events(vec![event("worker.left", &worker, text)]).await
         };
         if let Err(error) = forgotten.await {
             tracing::warn!(worker = %worker.name, %error, "a worker that left is not forgotten yet");

@@ -7,4 +7,7 @@ mod mesh;
 
 mod access;
 mod attempts;
+mod detach;
+mod events;
+mod lists;
 mod viewers;

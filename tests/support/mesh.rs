@@ -8,10 +8,10 @@ use ado::env::Env;
 use ado::net::{Call, Channel, Error, Link, LinkConfig};
 use ado::tasks::Tasks;
 use ado_certs::{ClientTls, Identity, JoinString, KeyRequest};
-use ado_proto::record::{Body, Record};
+use ado_proto::record::{Body, Desired, Record};
 use ado_proto::request::{
-    CreateToken, CreatedToken, Enrol, ErrorCode, Follow, Load, OutputAccepted, Request, StartAt, Submit, TaskOutput,
-    WorkerSession,
+    CreateToken, CreatedToken, Enrol, ErrorCode, Follow, Load, OutputAccepted, Request, SetDesired, StartAt, Submit,
+    TaskOutput, WorkerSession,
 };
 use ado_proto::session::{
     Assignment, End, FollowItem, FromAttempt, FromWorker, Heartbeat, Records, ToAttempt, ToWorker,
@@ -109,6 +109,19 @@ impl Mesh {
         let request = Submit { name: None, specs: vec![spec], copies: 1 };
         let id = Some(RequestId(self.env.uuid()));
         link.call(&request, Call { id, ..call() }).await.expect("a task is taken").tasks[0]
+    }
+
+    pub async fn cancel(&self, task: TaskId) {
+        let request = SetDesired { reference: task.to_string(), desired: Desired::Cancelled, force: false };
+        ask(&self.admin(), request).await.expect("it is there");
+    }
+
+    /// Who asked what, and how it went, in order.
+    pub async fn audit(&self) -> Vec<String> {
+        let path = self.dir.path().join("controller/store.sqlite3");
+        let store = ado::store::Sqlite::open(&path, self.env.clone()).await.expect("the controller's store");
+        let lines = ado::store::Store::audit(&store, 1000).await.expect("an audit log");
+        lines.iter().rev().map(|line| format!("{} {}: {}", line.1, line.2, line.4)).collect()
     }
 }
 
