@@ -36,6 +36,7 @@ mod steer;
 mod surviving;
 mod task;
 mod token;
+mod top;
 mod up;
 mod values;
 mod wait;
@@ -65,10 +66,11 @@ pub struct Cli {
 }
 
 /// What people want to do, and the commands for it.
-const GROUPS: [(&str, &[&str]); 5] = [
+const GROUPS: [(&str, &[&str]); 6] = [
     ("Run and watch", &["run", "attach", "logs", "wait"]),
     ("Steer", &["pause", "resume", "detach", "cancel"]),
-    ("Look", &["list", "status", "events", "workers"]),
+    ("Look", &["list", "status", "events", "workers", "top", "bench"]),
+    ("From inside a task", &["task"]),
     ("Machines", &["up", "down", "controller", "worker", "join", "token"]),
     ("Set up", &["config", "completions", "man", "schema"]),
 ];
@@ -157,6 +159,7 @@ enum Command {
     Events(events::Args),
     Workers(workers::Args),
     Task(task::Args),
+    Top(top::Args),
     Up(up::Args),
     Down(down::Args),
     Controller(controller::Args),
@@ -267,6 +270,7 @@ impl Cli {
             Command::Events(args) => events::run(global, args).await,
             Command::Workers(args) => workers::run(global, args).await,
             Command::Task(args) => task::run(&global, args),
+            Command::Top(args) => top::run(global, args).await,
             Command::Up(args) => up::run(global, args).await,
             Command::Down(args) => down::run(global, args).await,
             Command::Controller(args) => controller::run(global, args).await,

@@ -374,6 +374,11 @@ impl Session {
         self.local.is_some()
     }
 
+    /// The mesh, for people.
+    pub(crate) fn context(&self) -> &str {
+        &self.context
+    }
+
     /// A command line that talks to the same mesh.
     pub(crate) fn command(&self, words: &str) -> String {
         if self.named { format!("ado --context {} {words}", self.context) } else { format!("ado {words}") }

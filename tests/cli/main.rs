@@ -6,6 +6,7 @@ mod inside;
 mod promises;
 mod remote;
 mod support;
+mod top;
 mod tour;
 mod workers;
 
