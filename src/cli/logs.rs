@@ -2,16 +2,19 @@
 
 use std::io::IsTerminal;
 
+use ado_proto::Offset;
 use ado_proto::record::Stream;
-use ado_proto::request::TaskInfo;
+use ado_proto::request::{StartAt, TaskInfo};
 
 use super::attach::find;
 use super::error::Error;
-use super::session::{App, Reached};
+use super::session::{App, Reached, Session};
 use super::signals::Signals;
+use super::surviving::Surviving;
 use super::values::Start;
 use super::watch::{Lines, Look, OnInterrupt, Watch, Watched, look};
 use super::{Global, complete};
+use crate::client::Step;
 use crate::config::Flags;
 
 /// Print what a task, or the tasks of a group, wrote
@@ -59,34 +62,49 @@ pub(crate) async fn run(global: Global, args: Args) -> Result<u8, Error> {
         Reached::Remembered(remembered) => {
             let found = remembered.find(&args.task)?;
             for known in &found {
-                remembered.print_log(&known.info, start(found.len()), args.look(&app.global, &known.info))?;
+                remembered.print_log(&known.info, start(found.len()), args.look(&app.global), args.only_final)?;
             }
             return Ok(0);
         }
     };
     let (group, tasks) = find(&session, &args.task).await?;
     let start = Some(start(tasks.len()));
-    let look = args.look(&app.global, &tasks[0]);
-    let watched = |info: &TaskInfo| Watched::of(info, start, args.look(&app.global, info));
-    let tasks = tasks.iter().map(watched).collect();
+    let look = args.look(&app.global);
+    let mut watched = Vec::with_capacity(tasks.len());
+    for info in &tasks {
+        let surviving = if args.only_final { Some(survivors(&session, info).await?) } else { None };
+        watched.push(Watched { surviving, ..Watched::of(info, start, look) });
+    }
     let (env, on_interrupt) = (app.env.clone(), OnInterrupt::Detach);
     let mut signals = Signals::catch()?;
-    let watch = Watch { session: &session, env, group, tasks, follow: args.follow, look, on_interrupt };
+    let watch = Watch { session: &session, env, group, tasks: watched, follow: args.follow, look, on_interrupt };
     watch.run(&mut signals).await?;
     session.close().await;
     Ok(0)
 }
 
+/// Looks through the log for where attempts went on from, without what they wrote.
+async fn survivors(session: &Session, info: &TaskInfo) -> Result<Surviving, Error> {
+    let mut stream = session.client.follow(info.id, StartAt::Offset(Offset(0)), false).without_output();
+    let mut surviving = Surviving::default();
+    while let Some(step) = stream.next().await {
+        match step? {
+            Step::Record(record) => surviving.learn(&record),
+            Step::Reset { .. } => surviving = Surviving::default(),
+            Step::Paused { .. } | Step::Resumed | Step::Detached { .. } | Step::End => {}
+        }
+    }
+    Ok(surviving)
+}
+
 impl Args {
-    fn look(&self, global: &Global, info: &TaskInfo) -> Look {
+    fn look(&self, global: &Global) -> Look {
         Look {
             lines: if global.quiet { Lines::None } else { Lines::Mattering },
             stream: self.stream.map(|only| match only {
                 Only::Stdout => Stream::Stdout,
                 Only::Stderr => Stream::Stderr,
             }),
-            // Nothing resumes from a checkpoint yet: each epoch began anew, and the last one is what survived.
-            epoch: self.only_final.then_some(info.epoch),
             ..look(global, self.raw)
         }
     }

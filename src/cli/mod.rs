@@ -32,6 +32,7 @@ mod session;
 mod signals;
 mod status;
 mod steer;
+mod surviving;
 mod task;
 mod token;
 mod top;
@@ -64,10 +65,11 @@ pub struct Cli {
 }
 
 /// What people want to do, and the commands for it.
-const GROUPS: [(&str, &[&str]); 5] = [
+const GROUPS: [(&str, &[&str]); 6] = [
     ("Run and watch", &["run", "attach", "logs", "wait"]),
     ("Steer", &["pause", "resume", "detach", "cancel"]),
-    ("Look", &["list", "status", "events", "workers"]),
+    ("Look", &["list", "status", "events", "workers", "top", "bench"]),
+    ("From inside a task", &["task"]),
     ("Machines", &["up", "down", "controller", "worker", "join", "token"]),
     ("Set up", &["config", "completions", "man", "schema"]),
 ];

@@ -5,11 +5,12 @@ use std::io;
 use ado_proto::ids::Reference;
 use ado_proto::record::Stream;
 use ado_proto::request::{ErrorCode, ListTasks, StartAt, TaskFilter, TaskInfo};
-use ado_proto::{GroupId, Timestamp};
+use ado_proto::{GroupId, Offset, Timestamp};
 use serde_json::{Value, json};
 
 use super::error::{Error, Kind};
 use super::output::{Format, age, plain, print};
+use super::surviving::Surviving;
 use super::watch::{Look, Painter, Sheet};
 use crate::client::cache::{KnownRecord, KnownTask, Memory};
 use crate::json;
@@ -104,7 +105,7 @@ impl Remembered {
     ///
     /// # Errors
     /// When nothing of it is known.
-    pub(crate) fn print_log(&self, task: &TaskInfo, start: StartAt, look: Look) -> Result<(), Error> {
+    pub(crate) fn print_log(&self, task: &TaskInfo, start: StartAt, look: Look, only_final: bool) -> Result<(), Error> {
         let name = task.id.short();
         let log = self.memory.log(task.id, self.now);
         let log = log.ok_or_else(|| self.unknown(&format!("this machine has seen nothing of the log of {name}")))?;
@@ -116,8 +117,16 @@ impl Remembered {
             sheet: Sheet::new(look.terminals(), look.raw),
         };
         page.event(&json!({ "type": "cached", "cachedAt": json::rfc3339(log.seen_at), "reason": self.why }));
+        let mut surviving = only_final.then(Surviving::default);
+        for known in log.from(StartAt::Offset(Offset(0))) {
+            if let (Some(surviving), KnownRecord::Record(record)) = (&mut surviving, known) {
+                surviving.learn(&record);
+            }
+        }
         for known in log.from(start) {
             match known {
+                KnownRecord::Record(record)
+                    if surviving.as_ref().is_some_and(|surviving| !surviving.keeps(&record)) => {}
                 KnownRecord::Record(record) => page.painter.record(&record, &mut page.sheet),
                 KnownRecord::Missing { from, to } => page.missing(from.0, Some(to.0)),
             }

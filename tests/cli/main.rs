@@ -2,6 +2,7 @@
 
 mod bench;
 mod cached;
+mod inside;
 mod promises;
 mod remote;
 mod support;
