@@ -1,7 +1,12 @@
 //! The command line as people use it: the real binary, its real background processes, nothing else on the machine.
 
+mod commands;
+mod completions;
+mod mesh;
 mod promises;
 mod remote;
+mod schema;
+mod snapshots;
 mod support;
 mod tour;
 mod workers;
