@@ -2,13 +2,13 @@
 
 use std::io::IsTerminal;
 
-use super::{Global, complete};
 use super::error::{Error, Kind};
 use super::run::look;
 use super::session::{App, Session};
 use super::signals::Signals;
 use super::values::Start;
 use super::watch::{OnInterrupt, Watch};
+use super::{Global, complete};
 use crate::config::Flags;
 use ado_proto::request::TaskInfo;
 

@@ -294,7 +294,10 @@ mod tests {
     fn colours_take_no_room() {
         let scene = Scene { now: Timestamp(0), width: 40, colours: true };
         let table = Table::new(&ALL, &[], &["state", "id"]);
-        assert_eq!(table.render(&[Row("a", "failed", "")], false, scene), "\u{1b}[31mfailed\u{1b}[0m  \u{1b}[31ma\u{1b}[0m\n");
+        assert_eq!(
+            table.render(&[Row("a", "failed", "")], false, scene),
+            "\u{1b}[31mfailed\u{1b}[0m  \u{1b}[31ma\u{1b}[0m\n"
+        );
     }
 
     #[test]

@@ -9,9 +9,9 @@ use ado_proto::request::{ListTasks, TaskFilter, TaskInfo};
 use clap::Parser;
 use clap_complete::engine::{ArgValueCandidates, CompletionCandidate};
 
+use super::Global;
 use super::output::one_line;
 use super::session::{App, Session};
-use super::Global;
 use crate::config::Flags;
 
 /// Variable by which a shell asks for completions.
@@ -65,10 +65,17 @@ pub(crate) fn workers() -> ArgValueCandidates {
 }
 
 fn of_tasks(states: &[&str], candidates: impl Fn(&[TaskInfo]) -> Vec<CompletionCandidate>) -> Vec<CompletionCandidate> {
-    let states = states.iter().map(|state| (*state).into()).collect();
-    let request = ListTasks { states, only: TaskFilter::default(), before: None, limit: MOST };
+    let states: Vec<String> = states.iter().map(|state| (*state).into()).collect();
+    let request = ListTasks { states: states.clone(), only: TaskFilter::default(), before: None, limit: MOST };
     let found = ask(async |session| session.client.list(&request).await.ok().map(|page| page.tasks));
-    candidates(&found.unwrap_or_default())
+    candidates(&found.or_else(|| remembered(&states)).unwrap_or_default())
+}
+
+/// What this machine has seen of a mesh that does not answer.
+fn remembered(states: &[String]) -> Option<Vec<TaskInfo>> {
+    let app = App::new(typed(std::env::args_os()), Flags::default()).ok()?;
+    let known = app.memory().ok()??.tasks().into_iter().map(|known| known.info);
+    Some(known.filter(|task| states.is_empty() || states.contains(&task.state)).take(MOST as usize).collect())
 }
 
 fn all_of(tasks: &[TaskInfo]) -> Vec<CompletionCandidate> {
@@ -125,7 +132,8 @@ fn typed(args: impl Iterator<Item = OsString>) -> Global {
         let takes_value = ["--context", "--config", "--namespace"].contains(&&*text);
         if takes_value && words.len() > at + 1 {
             kept.extend([word.clone(), words[at + 1].clone()]);
-        } else if text == "--remote" || ["--context=", "--config=", "--namespace="].iter().any(|f| text.starts_with(f)) {
+        } else if text == "--remote" || ["--context=", "--config=", "--namespace="].iter().any(|f| text.starts_with(f))
+        {
             kept.push(word.clone());
         }
     }

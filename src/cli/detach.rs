@@ -15,7 +15,9 @@ use crate::config::Flags;
 /// Commands that watch it, here or on another machine, leave with exit code 0 and say how to come back. Without TASK: of
 /// all tasks.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  ado detach nightly        your own viewers of a task\n  ado detach                your own viewers of everything\n  ado detach nightly --all  everybody's (administrators)")]
+#[command(
+    after_help = "Examples:\n  ado detach nightly        your own viewers of a task\n  ado detach                your own viewers of everything\n  ado detach nightly --all  everybody's (administrators)"
+)]
 pub(crate) struct Args {
     /// Id, the beginning of one, a name or a group
     #[arg(add = complete::open_tasks())]

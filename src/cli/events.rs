@@ -31,7 +31,9 @@ const BREATH: Duration = Duration::from_millis(100);
 ///
 /// Events are kept for 7 days. With `--output json`: one object a line; its `cursor` is where `--from` goes on.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  ado events --follow --kind 'worker.*'     what happens to workers from now on\n  ado events --task nightly --from start    all that happened to a task\n  ado events --since 1h -o json")]
+#[command(
+    after_help = "Examples:\n  ado events --follow --kind 'worker.*'     what happens to workers from now on\n  ado events --task nightly --from start    all that happened to a task\n  ado events --since 1h -o json"
+)]
 pub(crate) struct Args {
     /// Begin this many events before the end
     #[arg(long, value_name = "EVENTS", default_value_t = 100)]
@@ -101,6 +103,7 @@ pub(crate) async fn run(global: Global, args: Args) -> Result<u8, Error> {
             table: Table::new(&COLUMNS, &args.columns, &DEFAULT),
             scene: scene(now),
             heads: !args.no_headers,
+            printed: 0,
         },
         seen: None,
     };
@@ -122,6 +125,9 @@ pub(crate) async fn run(global: Global, args: Args) -> Result<u8, Error> {
         }
     } else {
         read?;
+    }
+    if reader.people && reader.printer.printed == 0 && !args.follow {
+        eprintln!("no events");
     }
     session.close().await;
     Ok(0)
@@ -245,6 +251,8 @@ struct Printer {
     scene: Scene,
     /// Whether the line of heads is still to come.
     heads: bool,
+    /// Events so far.
+    printed: u64,
 }
 
 impl Printer {
@@ -252,6 +260,7 @@ impl Printer {
     fn print(&mut self, events: impl Iterator<Item = SystemEvent>) -> Result<bool, Error> {
         let mut text = String::new();
         for event in events {
+            self.printed += 1;
             text += &match self.format {
                 Format::Json => format!("{}\n", json::system_event(&event)),
                 Format::Text => self.table.render_row(&event, self.scene),
@@ -265,9 +274,9 @@ impl Printer {
         }
         match write(&text) {
             Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
-            result => result.map(|()| true).map_err(|error| {
-                Error::new(Kind::Local, "cannot write the output").because(error)
-            }),
+            result => {
+                result.map(|()| true).map_err(|error| Error::new(Kind::Local, "cannot write the output").because(error))
+            }
         }
     }
 }

@@ -12,7 +12,8 @@ const WIDTH: usize = 80;
 pub(crate) fn compact(command: Command) -> Command {
     let more = command.get_long_about().map(ToString::to_string).unwrap_or_default();
     let more: String = more.split("\n\n").skip(1).map(|paragraph| wrap(paragraph) + "\n").collect();
-    let help = Arg::new("help").short('h').long("help").action(ArgAction::HelpShort).help("Print help");
+    let help =
+        Arg::new("help").short('h').long("help").action(ArgAction::HelpShort).help("Print help").display_order(900);
     command
         .mut_subcommands(compact)
         .disable_help_flag(true)

@@ -7,13 +7,13 @@ use ado_proto::record::Outcome;
 use ado_proto::request::{ListTasks, TaskFilter, TaskInfo};
 use serde_json::Value;
 
+use super::Global;
 use super::columns::{self, Colour, Column, Side, Table};
 use super::complete;
 use super::error::Error;
 use super::output::{Format, age, print, scene};
-use super::session::{App, Session};
+use super::session::{App, Reached, Session};
 use super::values::{self, Since};
-use super::Global;
 use crate::config::Flags;
 use crate::json;
 
@@ -24,7 +24,9 @@ const PAGE: u32 = 1000;
 ///
 /// Filters are joined: a task is listed when it fits all of them. With `--output json`: one array.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  ado list --state running,paused\n  ado list --group group-a1b2 --columns task,index,state,exit\n  ado cancel $(ado list --ids --name nightly --state queued)")]
+#[command(
+    after_help = "Examples:\n  ado list --state running,paused\n  ado list --group group-a1b2 --columns task,index,state,exit\n  ado cancel $(ado list --ids --name nightly --state queued)"
+)]
 pub(crate) struct Args {
     /// Only tasks in one of these states
     #[arg(long, value_name = "STATE", value_delimiter = ',', value_parser = STATES)]
@@ -59,6 +61,9 @@ pub(crate) struct Args {
     /// All of them
     #[arg(long, conflicts_with = "limit")]
     all: bool,
+    /// Show what this machine has seen, without asking the mesh
+    #[arg(long)]
+    cached: bool,
     /// Show these columns
     #[arg(long, value_name = "COLUMN", value_delimiter = ',', value_parser = columns::names(&COLUMNS))]
     columns: Vec<String>,
@@ -80,12 +85,19 @@ pub(super) static COLUMNS: [Column<TaskInfo>; 20] = [
     column("task", "TASK", Side::Left, 15, 15, 0, |task, _| task.id.short()),
     column("id", "ID", Side::Left, 36, 36, 9, |task, _| task.id.to_string()),
     column("name", "NAME", Side::Left, 6, 24, 6, |task, _| or_dash(task.name.as_deref())),
-    column("group", "GROUP", Side::Left, 16, 16, 7, |task, _| or_dash(task.group.map(|member| member.id.short()).as_deref())),
+    column("group", "GROUP", Side::Left, 16, 16, 7, |task, _| {
+        or_dash(task.group.map(|member| member.id.short()).as_deref())
+    }),
     column("index", "INDEX", Side::Right, 3, 9, 5, |task, _| {
         or_dash(task.group.map(|member| format!("{}/{}", member.index, member.count)).as_deref())
     }),
-    Column { colour: |task| Colour::of_state(&task.state), ..column("state", "STATE", Side::Left, 9, 9, 0, |task, _| task.state.clone()) },
-    column("progress", "DONE", Side::Right, 4, 4, 2, |task, _| or_dash(percent(task).map(|percent| format!("{percent}%")).as_deref())),
+    Column {
+        colour: |task| Colour::of_state(&task.state),
+        ..column("state", "STATE", Side::Left, 9, 9, 0, |task, _| task.state.clone())
+    },
+    column("progress", "DONE", Side::Right, 4, 4, 2, |task, _| {
+        or_dash(percent(task).map(|percent| format!("{percent}%")).as_deref())
+    }),
     column("step", "STEP", Side::Left, 10, 30, 4, |task, _| {
         or_dash(task.progress.as_ref().and_then(|progress| progress.message.as_deref()))
     }),
@@ -99,7 +111,9 @@ pub(super) static COLUMNS: [Column<TaskInfo>; 20] = [
         format!("{}/{}", task.attempt, u64::from(task.spec.max_retries) + 1)
     }),
     column("exit", "EXIT", Side::Right, 4, 4, 4, |task, _| {
-        or_dash(task.outcome.map(|outcome| super::lifecycle::exit_code(outcome, task.exit.as_ref()).to_string()).as_deref())
+        or_dash(
+            task.outcome.map(|outcome| super::lifecycle::exit_code(outcome, task.exit.as_ref()).to_string()).as_deref(),
+        )
     }),
     column("priority", "PRIO", Side::Right, 4, 8, 8, |task, _| task.spec.priority.to_string()),
     column("labels", "LABELS", Side::Left, 6, 30, 8, |task, _| labels(&task.spec.labels)),
@@ -121,27 +135,43 @@ const fn column(
 
 pub(crate) async fn run(global: Global, args: Args) -> Result<u8, Error> {
     let app = App::new(global, Flags::default())?;
-    let session = app.session().await?;
     let now = app.env.now();
-    let wanted = if args.all { usize::MAX } else { args.limit as usize };
-    let tasks = collect(&session, args.state.clone(), filter(&args, now), wanted).await?;
-    session.close().await;
-    if args.ids {
-        let ids: Vec<String> = tasks.iter().map(|task| task.id.short()).collect();
-        print(app.global.output, &ids, || ids.iter().map(|id| format!("{id}\n")).collect())?;
-        return Ok(0);
-    }
-    let values: Vec<Value> = tasks.iter().map(json::task).collect();
     let table = Table::new(&COLUMNS, &args.columns, &DEFAULT);
-    print(app.global.output, &values, || table.render(&tasks, !args.no_headers, scene(now)))?;
-    if tasks.is_empty() && app.global.output == Format::Text && !app.global.quiet {
+    let text = |tasks: &[TaskInfo]| {
+        if args.ids { ids(tasks) } else { table.render(tasks, !args.no_headers, scene(now)) }
+    };
+    let none = match app.reach(args.cached).await? {
+        Reached::Live(session) => {
+            let tasks = fetch(&session, request(&args, now), args.wanted()).await?;
+            session.close().await;
+            let values: Vec<Value> = match args.ids {
+                true => tasks.iter().map(|task| task.id.short().into()).collect(),
+                false => tasks.iter().map(json::task).collect(),
+            };
+            print(app.global.output, &values, || text(&tasks))?;
+            tasks.is_empty()
+        }
+        Reached::Remembered(remembered) => {
+            let limit = u32::try_from(args.wanted()).unwrap_or(u32::MAX);
+            let tasks = remembered.list(&ListTasks { limit, ..request(&args, now) })?;
+            remembered.print(&tasks, false, text)?;
+            tasks.is_empty()
+        }
+    };
+    if none && !args.ids && app.global.output == Format::Text && !app.global.quiet {
         eprintln!("no tasks");
     }
     Ok(0)
 }
 
-fn filter(args: &Args, now: Timestamp) -> TaskFilter {
-    TaskFilter {
+impl Args {
+    fn wanted(&self) -> usize {
+        if self.all { usize::MAX } else { self.limit as usize }
+    }
+}
+
+fn request(args: &Args, now: Timestamp) -> ListTasks {
+    let only = TaskFilter {
         group: args.group.clone(),
         name: args.name.clone(),
         owner: args.owner.clone(),
@@ -150,17 +180,12 @@ fn filter(args: &Args, now: Timestamp) -> TaskFilter {
         worker: args.worker.clone(),
         labels: args.label.iter().cloned().collect(),
         since: args.since.map(|since| since.at(now)),
-    }
+    };
+    ListTasks { states: args.state.clone(), only, before: None, limit: PAGE }
 }
 
-async fn collect(
-    session: &Session,
-    states: Vec<String>,
-    only: TaskFilter,
-    wanted: usize,
-) -> Result<Vec<TaskInfo>, Error> {
+async fn fetch(session: &Session, mut request: ListTasks, wanted: usize) -> Result<Vec<TaskInfo>, Error> {
     let mut tasks: Vec<TaskInfo> = Vec::new();
-    let mut request = ListTasks { states, only, before: None, limit: PAGE };
     while tasks.len() < wanted {
         request.limit = u32::try_from(wanted - tasks.len()).unwrap_or(u32::MAX).min(PAGE);
         let page = session.client.list(&request).await?;
@@ -171,6 +196,10 @@ async fn collect(
         }
     }
     Ok(tasks)
+}
+
+fn ids(tasks: &[TaskInfo]) -> String {
+    tasks.iter().map(|task| format!("{}\n", task.id.short())).collect()
 }
 
 fn or_dash(text: Option<&str>) -> String {

@@ -11,7 +11,9 @@ use serde_json::json;
 
 /// Print a manual page, or write all of them
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  ado man run | man -l -                          read the page of a command\n  ado man --dir ~/.local/share/man/man1           install them: `man ado-run`")]
+#[command(
+    after_help = "Examples:\n  ado man run | man -l -                          read the page of a command\n  ado man --dir ~/.local/share/man/man1           install them: `man ado-run`"
+)]
 pub(crate) struct Args {
     /// The command, and the command in it; default: ado itself
     #[arg(value_name = "COMMAND")]

@@ -3,6 +3,7 @@
 //! Data goes to stdout, everything else to stderr. Must never know: SQL, kube, Redis, QUIC.
 
 mod attach;
+mod bench;
 mod cancel;
 mod columns;
 mod complete;
@@ -25,6 +26,7 @@ mod observe;
 mod output;
 mod painter;
 mod pause;
+mod remembered;
 mod resume;
 mod run;
 mod schema;
@@ -32,6 +34,7 @@ mod session;
 mod signals;
 mod status;
 mod steer;
+mod task;
 mod token;
 mod up;
 mod values;
@@ -62,11 +65,12 @@ pub struct Cli {
 }
 
 /// What people want to do, and the commands for it.
-const GROUPS: [(&str, &[&str]); 5] = [
+const GROUPS: [(&str, &[&str]); 6] = [
     ("Run and watch", &["run", "attach", "logs", "wait"]),
     ("Steer", &["pause", "resume", "detach", "cancel"]),
     ("Look", &["list", "status", "events", "workers"]),
-    ("Machines", &["up", "down", "controller", "worker", "join", "token"]),
+    ("Machines", &["up", "down", "controller", "worker", "join", "token", "bench"]),
+    ("Inside a task", &["task"]),
     ("Set up", &["config", "completions", "man", "schema"]),
 ];
 
@@ -153,6 +157,7 @@ enum Command {
     Status(status::Args),
     Events(events::Args),
     Workers(workers::Args),
+    Task(task::Args),
     Up(up::Args),
     Down(down::Args),
     Controller(controller::Args),
@@ -160,6 +165,7 @@ enum Command {
     Join(join::Args),
     Token(token::Args),
     Config(config::Args),
+    Bench(bench::Args),
     Completions(completions::Args),
     Man(man::Args),
     Schema(schema::Args),
@@ -261,6 +267,7 @@ impl Cli {
             Command::Status(args) => status::run(global, args).await,
             Command::Events(args) => events::run(global, args).await,
             Command::Workers(args) => workers::run(global, args).await,
+            Command::Task(args) => task::run(&global, args),
             Command::Up(args) => up::run(global, args).await,
             Command::Down(args) => down::run(global, args).await,
             Command::Controller(args) => controller::run(global, args).await,
@@ -268,6 +275,7 @@ impl Cli {
             Command::Join(args) => join::run(global, args).await,
             Command::Token(args) => token::run(global, args).await,
             Command::Config(args) => config::run(global, args),
+            Command::Bench(args) => bench::run(global, args).await,
             Command::Completions(args) => completions::run(&args),
             Command::Man(args) => man::run(&global, &args),
             Command::Schema(args) => schema::run(&args),
@@ -287,8 +295,10 @@ mod tests {
 
     #[test]
     fn every_command_is_in_one_group_of_the_help() {
-        let shown: Vec<_> = command().get_subcommands().filter(|c| !c.is_hide_set()).map(|c| c.get_name().to_owned()).collect();
-        let mut grouped: Vec<_> = GROUPS.iter().flat_map(|(_, names)| names.iter().map(|name| (*name).to_owned())).collect();
+        let shown: Vec<_> =
+            command().get_subcommands().filter(|c| !c.is_hide_set()).map(|c| c.get_name().to_owned()).collect();
+        let mut grouped: Vec<_> =
+            GROUPS.iter().flat_map(|(_, names)| names.iter().map(|name| (*name).to_owned())).collect();
         let mut expected = shown;
         (grouped.sort(), expected.sort());
         assert_eq!(grouped, expected);

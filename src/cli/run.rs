@@ -78,8 +78,10 @@ pub(crate) async fn run(global: Global, args: Args) -> Result<u8, Error> {
     let fresh = session.client.request_id();
     let key = args.idempotency_key.unwrap_or(fresh);
     if key.0.get_version_num() != 7 {
-        return Err(Error::usage(format!("`{key}` is no UUIDv7: nobody could tell how old it is, and repeat it safely"))
-            .hint(format!("use a new one: --idempotency-key {fresh}")));
+        return Err(Error::usage(format!(
+            "`{key}` is no UUIDv7: nobody could tell how old it is, and repeat it safely"
+        ))
+        .hint(format!("use a new one: --idempotency-key {fresh}")));
     }
     let spec = spec(&args, &app.config, session.is_local())?;
     let request = Submit { name: args.name.clone(), specs: vec![spec], copies: 1 };

@@ -14,7 +14,7 @@ use super::complete;
 use super::error::Error;
 use super::list::{self, ran, span};
 use super::output::{age, one_line, plain, print, scene};
-use super::session::{App, Session};
+use super::session::{App, Reached};
 use crate::config::Flags;
 use crate::json;
 use crate::json::rfc3339;
@@ -33,24 +33,35 @@ pub(crate) struct Args {
     /// Ids, beginnings of ids, names, groups
     #[arg(required = true, value_name = "TASK", add = complete::tasks())]
     tasks: Vec<String>,
+    /// Show what this machine has seen, without asking the mesh
+    #[arg(long)]
+    cached: bool,
 }
 
 pub(crate) async fn run(global: Global, args: Args) -> Result<u8, Error> {
     let app = App::new(global, Flags::default())?;
-    let session = app.session().await?;
+    let scene = scene(app.env.now());
+    let text = |tasks: &[TaskInfo], one: bool| match tasks {
+        [task] if one => to_text(task, &next(task, &app), scene),
+        tasks => summary(tasks, scene),
+    };
+    let session = match app.reach(args.cached).await? {
+        Reached::Live(session) => session,
+        Reached::Remembered(remembered) => {
+            let found = args.tasks.iter().map(|reference| remembered.find(reference)).collect::<Result<Vec<_>, _>>()?;
+            let one = matches!((&args.tasks[..], &found[..]), ([_], [of_one]) if of_one.len() == 1);
+            remembered.print(&found.concat(), one, |tasks| text(tasks, one))?;
+            return Ok(0);
+        }
+    };
     let mut tasks = Vec::new();
     for reference in &args.tasks {
         tasks.extend(session.client.tasks(reference).await?);
     }
+    session.close().await;
     let one = matches!((&args.tasks[..], &tasks[..]), ([_], [_]));
     let value = if one { json::task(&tasks[0]) } else { tasks.iter().map(json::task).collect::<Value>() };
-    let scene = scene(app.env.now());
-    let text = || match &tasks[..] {
-        [task] if one => to_text(task, &next(task, &session), scene),
-        tasks => summary(tasks, scene),
-    };
-    print(app.global.output, &value, text)?;
-    session.close().await;
+    print(app.global.output, &value, || text(&tasks, one))?;
     Ok(0)
 }
 
@@ -64,7 +75,8 @@ fn summary(tasks: &[TaskInfo], scene: Scene) -> String {
     let mut counts: Vec<_> = counts.into_iter().collect();
     // The most first; equals by name.
     counts.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
-    let counts: Vec<_> = counts.into_iter().map(|(state, count)| format!("{count} {}", painted(state, scene))).collect();
+    let counts: Vec<_> =
+        counts.into_iter().map(|(state, count)| format!("{count} {}", painted(state, scene))).collect();
     let group = tasks[0].group.filter(|first| tasks.iter().all(|task| task.group.is_some_and(|g| g.id == first.id)));
     let what = match group {
         Some(group) => group.id.short(),
@@ -83,7 +95,7 @@ fn painted(state: &str, scene: Scene) -> String {
 }
 
 /// What to type next.
-fn next(task: &TaskInfo, session: &Session) -> Vec<String> {
+fn next(task: &TaskInfo, app: &App) -> Vec<String> {
     let id = task.id.short();
     let words: &[&str] = match (task.state.as_str(), task.desired) {
         (_, Desired::Paused) | ("paused", _) if task.outcome.is_none() => &["resume"],
@@ -92,7 +104,7 @@ fn next(task: &TaskInfo, session: &Session) -> Vec<String> {
         ("completed" | "cancelled", _) => &["logs"],
         _ => &["attach"],
     };
-    words.iter().map(|words| session.command(&format!("{words} {id}"))).collect()
+    words.iter().map(|words| app.command(&format!("{words} {id}"))).collect()
 }
 
 fn to_text(task: &TaskInfo, next: &[String], scene: Scene) -> String {

@@ -72,7 +72,8 @@ pub(crate) async fn run(global: Global, references: &[String], wish: Wish, waiti
         outcomes = settle(&session, set.into_iter().map(|(set, _)| set).collect(), wish.desired, until) => outcomes?,
         () = session.taken_down() => return Err(observe::taken_down()),
     };
-    let late: Vec<String> = outcomes.iter().filter(|outcome| outcome.late).map(|outcome| outcome.task.short()).collect();
+    let late: Vec<String> =
+        outcomes.iter().filter(|outcome| outcome.late).map(|outcome| outcome.task.short()).collect();
     if let [first, ..] = &late[..] {
         failed.get_or_insert(
             Error::new(Kind::TimedOut, not_in_time(&late, wish.desired, waiting.timeout))

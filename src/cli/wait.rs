@@ -31,7 +31,9 @@ const WIDTH: usize = 400;
 /// Prints each as it ends; with `--output json` one object a line, as `ado status` prints them. The exit code is the first
 /// that is not 0, in the order in which the tasks are given (of a group: by index); 124 when it took too long.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  ado wait build test && ado run deploy     when both have succeeded\n  ado wait --any group-a1b2                 until one has ended, with its exit code\n  ado wait --timeout 10m nightly            exit code 124 when it takes longer")]
+#[command(
+    after_help = "Examples:\n  ado wait build test && ado run deploy     when both have succeeded\n  ado wait --any group-a1b2                 until one has ended, with its exit code\n  ado wait --timeout 10m nightly            exit code 124 when it takes longer"
+)]
 pub(crate) struct Args {
     /// Ids, beginnings of ids, names, groups
     #[arg(required = true, value_name = "TASK", add = complete::tasks())]
@@ -82,7 +84,10 @@ pub(crate) async fn run(global: Global, args: Args) -> Result<u8, Error> {
         };
         let waited = values::show_duration(args.timeout.unwrap_or_default());
         let error = Error::new(Kind::TimedOut, format!("{what} within {waited}"));
-        return Err(left.iter().take(5).fold(error, |e, id| e.hint(session.command(&format!("attach {}", id.short())))));
+        return Err(left
+            .iter()
+            .take(5)
+            .fold(error, |e, id| e.hint(session.command(&format!("attach {}", id.short())))));
     }
     session.close().await;
     Ok(awaited.code(args.any))
@@ -95,7 +100,13 @@ struct Awaited {
 }
 
 impl Awaited {
-    async fn all(&mut self, session: &Session, tasks: Vec<TaskInfo>, args: &Args, global: &Global) -> Result<(), Error> {
+    async fn all(
+        &mut self,
+        session: &Session,
+        tasks: Vec<TaskInfo>,
+        args: &Args,
+        global: &Global,
+    ) -> Result<(), Error> {
         let any = args.any;
         let (over, open): (Vec<_>, Vec<_>) = tasks.into_iter().partition(|task| is_over(&task.state));
         for task in over {

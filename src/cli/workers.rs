@@ -34,7 +34,9 @@ enum Command {
 }
 
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Columns that do not fit the terminal are left out unless they are named.\n\nExamples:\n  ado workers list --task nightly           why nobody takes this task\n  ado workers list --columns name,labels")]
+#[command(
+    after_help = "Columns that do not fit the terminal are left out unless they are named.\n\nExamples:\n  ado workers list --task nightly           why nobody takes this task\n  ado workers list --columns name,labels"
+)]
 struct List {
     /// Say of each why it could not take this task
     #[arg(long, value_name = "TASK", add = complete::open_tasks())]
@@ -56,7 +58,10 @@ const DEFAULT: [&str; 11] =
 static COLUMNS: [Column<WorkerInfo>; 15] = [
     column("name", "NAME", Side::Left, 8, 24, 0, |worker, _| worker.name.clone()),
     column("id", "ID", Side::Left, 36, 36, 9, |worker, _| worker.id.to_string()),
-    Column { colour: |worker| Colour::of_state(&worker.state), ..column("state", "STATE", Side::Left, 12, 12, 0, |worker, _| worker.state.clone()) },
+    Column {
+        colour: |worker| Colour::of_state(&worker.state),
+        ..column("state", "STATE", Side::Left, 12, 12, 0, |worker, _| worker.state.clone())
+    },
     column("slots", "BUSY", Side::Right, 5, 9, 0, |worker, _| format!("{}/{}", worker.busy, worker.slots)),
     column("pool", "POOL", Side::Left, 7, 20, 5, |worker, _| worker.pool.clone()),
     column("agents", "AGENTS", Side::Left, 8, 30, 4, |worker, _| worker.agents.join(",")),
@@ -68,7 +73,9 @@ static COLUMNS: [Column<WorkerInfo>; 15] = [
     column("rtt", "RTT", Side::Right, 5, 7, 2, |worker, _| worker.rtt_us.map_or("-".into(), rtt)),
     column("namespace", "NAMESPACE", Side::Left, 9, 20, 9, |worker, _| worker.namespace.to_string()),
     column("build", "BUILD", Side::Left, 5, 20, 9, |worker, _| worker.build.clone()),
-    column("why", "WHY NOT", Side::Left, 10, 100, 0, |worker, _| worker.ineligible.clone().unwrap_or_else(|| "-".into())),
+    column("why", "WHY NOT", Side::Left, 10, 100, 0, |worker, _| {
+        worker.ineligible.clone().unwrap_or_else(|| "-".into())
+    }),
 ];
 
 const fn column(

@@ -103,6 +103,16 @@ impl Cursor {
         self.next
     }
 
+    /// Which task's log.
+    pub(super) fn task(&self) -> TaskId {
+        self.task
+    }
+
+    /// Of which log, once it is known.
+    pub(super) fn generation(&self) -> Option<u64> {
+        self.generation
+    }
+
     /// What to ask for.
     pub(super) fn request(&self) -> Follow {
         let from = self.next.map_or(self.start, StartAt::Offset);

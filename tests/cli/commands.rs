@@ -106,7 +106,8 @@ fn waiting_tells_how_each_ended() {
 #[test]
 fn detaching_ends_viewers_and_not_tasks() {
     let env = TestEnv::new();
-    let mut running = env.start(["run", "--name", "long", "echo one; while [ ! -e gate ]; do sleep 0.02; done; echo two"]);
+    let mut running =
+        env.start(["run", "--name", "long", "echo one; while [ ! -e gate ]; do sleep 0.02; done; echo two"]);
     assert_eq!(running.line(), "one\n");
     let mut waiting = env.start(["wait", "long"]);
     let detached = env.ado(["detach", "long", "-o", "json"]).json();
@@ -127,7 +128,8 @@ fn events_go_on_where_they_were_left() {
     let first = env.submit("true");
     env.ado(["wait", &first]).assert_code(0);
     let all = env.ado(["events", "--from", "start", "-o", "json"]).json_lines();
-    let kinds = |events: &[Value]| events.iter().map(|event| event["kind"].as_str().unwrap().to_owned()).collect::<Vec<_>>();
+    let kinds =
+        |events: &[Value]| events.iter().map(|event| event["kind"].as_str().unwrap().to_owned()).collect::<Vec<_>>();
     let cursors: Vec<_> = all.iter().map(|event| event["cursor"].as_u64().expect("a number")).collect();
     assert!(cursors.is_sorted_by(|a, b| a < b), "{cursors:?}");
     let of_task = env.ado(["events", "--task", &first, "--kind", "task.*", "-o", "json"]).json_lines();
@@ -140,12 +142,14 @@ fn events_go_on_where_they_were_left() {
     assert_eq!(rest[..], all[2..]);
 
     // A controller that dies and comes back loses and repeats nothing.
-    let mut following = env.start(["events", "--follow", "--kind", "task.submitted", "--from", &cursors[0].to_string(), "-o", "json"]);
+    let mut following =
+        env.start(["events", "--follow", "--kind", "task.submitted", "--from", &cursors[0].to_string(), "-o", "json"]);
     let mut submitted = || {
         let event: Value = serde_json::from_str(&following.line()).expect("an event");
         event["taskId"].as_str().expect("a task").to_owned()
     };
-    let id = |short: &str| env.ado(["status", short, "-o", "json"]).json()["taskId"].as_str().expect("an id").to_owned();
+    let id =
+        |short: &str| env.ado(["status", short, "-o", "json"]).json()["taskId"].as_str().expect("an id").to_owned();
     assert_eq!(submitted(), id(&first));
     let controller = i32::try_from(env.ado(["up", "-o", "json"]).json()["controller"]["pid"].as_i64().expect("a pid"));
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(controller.expect("a pid")), Signal::SIGKILL).expect("it runs");
@@ -183,7 +187,10 @@ fn lists_are_filtered_and_columns_are_chosen() {
 
     let why = |args: &[&str]| mesh.ado(["workers", "list", "-o", "json"].iter().chain(args)).json()[0].clone();
     let worker = why(&[]);
-    assert_eq!((&worker["name"], &worker["slots"], &worker["labels"]["gpu"]), (&json!("box"), &json!(4), &json!("yes")));
+    assert_eq!(
+        (&worker["name"], &worker["slots"], &worker["labels"]["gpu"]),
+        (&json!("box"), &json!(4), &json!("yes"))
+    );
     assert_eq!(worker["ineligible"], Value::Null);
     let unfit = why(&["--task", &ids(&["--group", &group])[0]]);
     assert!(unfit["ineligible"].as_str().is_some_and(|why| why.contains("later")), "{unfit}");

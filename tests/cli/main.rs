@@ -1,5 +1,7 @@
 //! The command line as people use it: the real binary, its real background processes, nothing else on the machine.
 
+mod bench;
+mod cached;
 mod commands;
 mod completions;
 mod mesh;

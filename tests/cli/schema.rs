@@ -2,8 +2,8 @@
 
 use ado::json::Events;
 use ado_proto::record::{
-    Assigned, Body, Checkpointed, Desired, DesiredChanged, Ended, Exited, Loss, Note, Outcome, Output, Paused, Progress,
-    Requeued, Resumed, Skipped, Started, Stream, Submitted, Truncated, WorkerLost,
+    Assigned, Body, Checkpointed, Desired, DesiredChanged, Ended, Exited, Loss, Note, Outcome, Output, Paused,
+    Progress, Requeued, Resumed, Skipped, Started, Stream, Submitted, Truncated, WorkerLost,
 };
 use ado_proto::spec::{Containment, Exit, Input, TaskSpec};
 use ado_proto::{CheckpointId, Epoch, Namespace, Offset, Origin, Record, Seq, TaskId, Timestamp, WorkerId};
@@ -105,7 +105,8 @@ fn every_record_is_an_event_of_the_schema() {
         group: None,
         spec: TaskSpec::new("shell", Input::Text("true".into())),
     };
-    let assigned = Assigned { worker, worker_name: "box".into(), epoch: Epoch(1), attempt: 1, resumes: Some(Offset(3)) };
+    let assigned =
+        Assigned { worker, worker_name: "box".into(), epoch: Epoch(1), attempt: 1, resumes: Some(Offset(3)) };
     let of_controller: Vec<Body> = vec![
         submitted.into(),
         assigned.into(),
@@ -133,9 +134,11 @@ fn every_record_is_an_event_of_the_schema() {
     let of_worker = of_worker.into_iter().chain(exits.map(|exit| Exited { exit }.into()));
     let mut events = Events::new(task, None);
     let mut out = Vec::new();
-    for (origin, body) in of_controller.into_iter().map(|body| (Origin::Controller, body)).chain(
-        of_worker.map(|body| (Origin::Worker { epoch: Epoch(1), seq: Seq(0) }, body)),
-    ) {
+    for (origin, body) in of_controller
+        .into_iter()
+        .map(|body| (Origin::Controller, body))
+        .chain(of_worker.map(|body| (Origin::Worker { epoch: Epoch(1), seq: Seq(0) }, body)))
+    {
         events.write(&Record { offset: Offset(4), origin, time: Timestamp(1_000_000), body }, &mut out);
     }
     events.write_reset(3, &mut out);
@@ -149,7 +152,7 @@ fn every_record_is_an_event_of_the_schema() {
         schema.check("taskEvent", &event);
     }
     let defined = schema.0["$defs"]["taskEvent"]["oneOf"].as_array().expect("events").len();
-    assert_eq!(seen.len() + 1, defined, "all but hitl_required: {seen:?}");
+    assert_eq!(seen.len() + 3, defined, "all but hitl_required, and what a cache says: {seen:?}");
 }
 
 #[test]
@@ -176,6 +179,15 @@ fn everything_printed_for_programs_is_in_the_schema() {
     let held = one("submitted", &["run", "--detach", "--name", "held", "--pool", "later", "true"]);
     one("task", &["status", "first"]);
     one("tasks", &["status", &group]);
+    one("task", &["status", "first", "--cached"]);
+    one("tasks", &["list", "--cached"]);
+    lines("taskEvent", &["logs", "first", "--cached"]);
+    let said = mesh.ado(["run", &inside(&["progress 40 compiling", "checkpoint --data 7", "log hello"])]);
+    said.assert_code(0);
+    said.json_lines().iter().for_each(|line| schema.check("said", line));
+    assert_eq!(said.json_lines().len(), 3);
+    // Its exit code says whether the target was met: not asked here.
+    lines("latencyReport", &["bench", "latency", "--duration", "1s"]);
     one("tasks", &["status", "first", "held"]);
     one("tasks", &["list"]);
     one("ids", &["list", "--ids"]);
@@ -213,4 +225,10 @@ fn everything_printed_for_programs_is_in_the_schema() {
         let error: Value = serde_json::from_str(ran.stderr()).unwrap_or_else(|e| panic!("{e}: {}", ran.stderr()));
         schema.check("error", &error);
     }
+}
+
+/// A command line that says things from inside of a task.
+fn inside(words: &[&str]) -> String {
+    let ado = env!("CARGO_BIN_EXE_ado");
+    words.iter().map(|words| format!("{ado} task {words} -o json")).collect::<Vec<_>>().join(" && ")
 }

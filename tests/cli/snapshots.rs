@@ -116,7 +116,14 @@ fn commands() {
     );
     snapshot!(
         "attach",
-        scene.transcript(&["attach first", "attach $BAD4", "attach $BAD -o json", "attach nothing", "attach twin", "attach"])
+        scene.transcript(&[
+            "attach first",
+            "attach $BAD4",
+            "attach $BAD -o json",
+            "attach nothing",
+            "attach twin",
+            "attach"
+        ])
     );
     snapshot!(
         "logs",
@@ -209,16 +216,19 @@ fn commands() {
             "events --tail 1 --since 1h",
         ])
     );
-    snapshot!("terminal", scene.on_terminal(&[
-        "list",
-        "list --columns task,state,name,pool,owner,command",
-        "status $GROUP",
-        "workers --columns name,state,slots,pool,agents,labels,why",
-        "workers list --task twin",
-        "events --task bad",
-        "wait first",
-        "status nothing",
-    ]));
+    snapshot!(
+        "terminal",
+        scene.on_terminal(&[
+            "list",
+            "list --columns task,state,name,pool,owner,command",
+            "status $GROUP",
+            "workers --columns name,state,slots,pool,agents,labels,why",
+            "workers list --task twin",
+            "events --task bad",
+            "wait first",
+            "status nothing",
+        ])
+    );
 }
 
 #[test]
@@ -250,9 +260,20 @@ fn machines_and_set_up() {
 #[test]
 fn help() {
     let env = crate::support::TestEnv::new();
-    let names = "run attach logs wait pause resume detach cancel list status events workers up down controller worker join token config completions man schema";
+    let names = "run attach logs wait pause resume detach cancel list status events workers up down controller worker join token bench task config completions man schema";
     let mut text = String::new();
-    let nested = ["workers list", "token create", "token list", "token revoke", "token revoke-identity", "config show"];
+    let nested: [&str; 10] = [
+        "workers list",
+        "token create",
+        "token list",
+        "token revoke",
+        "token revoke-identity",
+        "config show",
+        "bench latency",
+        "task progress",
+        "task checkpoint",
+        "task log",
+    ];
     for name in std::iter::once("").chain(names.split(' ')).chain(nested) {
         let ran = env.ado(name.split(' ').filter(|word| !word.is_empty()).chain(["--help"]));
         ran.assert_code(0);
