@@ -2,9 +2,14 @@
 
 mod bench;
 mod cached;
+mod commands;
+mod completions;
 mod inside;
+mod mesh;
 mod promises;
 mod remote;
+mod schema;
+mod snapshots;
 mod support;
 mod top;
 mod tour;
