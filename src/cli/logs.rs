@@ -1,27 +1,31 @@
-//! `ado logs`: print what a task wrote.
+//! `ado logs`: print what a task, or the tasks of a group, wrote.
 
 use std::io::IsTerminal;
 
+use ado_proto::Offset;
 use ado_proto::record::Stream;
+use ado_proto::request::{StartAt, TaskInfo};
 
-use super::Global;
-use super::attach::one_task;
+use super::attach::find;
 use super::error::Error;
-use super::painter::{Lines, Look};
-use super::run::look;
-use super::session::App;
+use super::session::{App, Reached, Session};
 use super::signals::Signals;
+use super::surviving::Surviving;
 use super::values::Start;
-use super::watch::Watch;
+use super::watch::{Lines, Look, OnInterrupt, Watch, Watched, look};
+use super::{Global, complete};
+use crate::client::Step;
 use crate::config::Flags;
 
-/// Print what a task wrote
+/// Print what a task, or the tasks of a group, wrote
 ///
-/// Begins with the last 100 lines on a terminal, with the first elsewhere. With `--output json` every record is one line
+/// Begins with the last 100 lines on a terminal, with the first elsewhere. Every line of a group begins with the number of
+/// its task; without --follow one task comes after the other. With `--output json` every record is one line
 /// of JSON.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Id, or the beginning of one, or a task's name
+    /// Id of a task or a group, or the beginning of one, or a name
+    #[arg(add = complete::tasks())]
     task: String,
     #[command(flatten)]
     start: Start,
@@ -37,6 +41,9 @@ pub(crate) struct Args {
     /// Write bytes as they are, even to a terminal
     #[arg(long)]
     raw: bool,
+    /// Show what this machine has seen, without asking the mesh
+    #[arg(long, conflicts_with = "follow")]
+    cached: bool,
 }
 
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
@@ -47,22 +54,58 @@ enum Only {
 
 pub(crate) async fn run(global: Global, args: Args) -> Result<u8, Error> {
     let app = App::new(global, Flags::default())?;
-    let session = app.session().await?;
-    let info = one_task(&session, &args.task).await?;
-    let general = look(&app.global, args.raw);
-    let look = Look {
-        lines: if app.global.quiet { Lines::None } else { Lines::Mattering },
-        stream: args.stream.map(|only| match only {
-            Only::Stdout => Stream::Stdout,
-            Only::Stderr => Stream::Stderr,
-        }),
-        // Nothing resumes from a checkpoint yet: each epoch began anew, and the last one is what survived.
-        epoch: args.only_final.then_some(info.epoch),
-        ..general
+    // Nothing remembered stands for what happens now.
+    let reached = if args.follow { Reached::Live(app.session().await?) } else { app.reach(args.cached).await? };
+    let start = |tasks: usize| args.start.resolve(std::io::stdout().is_terminal(), tasks, app.env.now());
+    let session = match reached {
+        Reached::Live(session) => session,
+        Reached::Remembered(remembered) => {
+            let found = remembered.find(&args.task)?;
+            for known in &found {
+                remembered.print_log(&known.info, start(found.len()), args.look(&app.global), args.only_final)?;
+            }
+            return Ok(0);
+        }
     };
-    let start = args.start.resolve(std::io::stdout().is_terminal(), app.env.now());
+    let (group, tasks) = find(&session, &args.task).await?;
+    let start = Some(start(tasks.len()));
+    let look = args.look(&app.global);
+    let mut watched = Vec::with_capacity(tasks.len());
+    for info in &tasks {
+        let surviving = if args.only_final { Some(survivors(&session, info).await?) } else { None };
+        watched.push(Watched { surviving, ..Watched::of(info, start, look) });
+    }
+    let (env, on_interrupt) = (app.env.clone(), OnInterrupt::Detach);
     let mut signals = Signals::catch()?;
-    Watch { start, follow: args.follow, ..Watch::of(&session, &info, look) }.run(&mut signals).await?;
+    let watch = Watch { session: &session, env, group, tasks: watched, follow: args.follow, look, on_interrupt };
+    watch.run(&mut signals).await?;
     session.close().await;
     Ok(0)
+}
+
+/// Looks through the log for where attempts went on from, without what they wrote.
+async fn survivors(session: &Session, info: &TaskInfo) -> Result<Surviving, Error> {
+    let mut stream = session.client.follow(info.id, StartAt::Offset(Offset(0)), false).without_output();
+    let mut surviving = Surviving::default();
+    while let Some(step) = stream.next().await {
+        match step? {
+            Step::Record(record) => surviving.learn(&record),
+            Step::Reset { .. } => surviving = Surviving::default(),
+            Step::Paused { .. } | Step::Resumed | Step::Detached { .. } | Step::End => {}
+        }
+    }
+    Ok(surviving)
+}
+
+impl Args {
+    fn look(&self, global: &Global) -> Look {
+        Look {
+            lines: if global.quiet { Lines::None } else { Lines::Mattering },
+            stream: self.stream.map(|only| match only {
+                Only::Stdout => Stream::Stdout,
+                Only::Stderr => Stream::Stderr,
+            }),
+            ..look(global, self.raw)
+        }
+    }
 }

@@ -8,7 +8,7 @@ use ado_proto::{Epoch, Incarnation, Offset, Seq, TaskId, Timestamp, WorkerId};
 use serde::{Deserialize, Serialize};
 
 use super::{Error, Result, Row, log, score};
-use crate::task::{Checkpoint, Holder, State, Task};
+use crate::task::{Asked, Checkpoint, Holder, State, Task};
 
 /// First byte of a stored fold; the rest is the fold in postcard form. Another form gets another byte.
 const FOLD: u8 = 1;
@@ -74,6 +74,7 @@ pub(super) fn decode(parts: Parts<'_>) -> Result<Task> {
         spec: submitted.spec,
         state: fold.state.into_owned(),
         desired: fold.desired,
+        asked: fold.asked.into_owned(),
         generation: fold.generation,
         force: fold.force,
         epoch: fold.epoch,
@@ -103,6 +104,7 @@ fn checkpoint(record: Vec<u8>) -> Result<Checkpoint> {
 struct Fold<'a> {
     state: Cow<'a, State>,
     desired: Desired,
+    asked: Cow<'a, Option<Asked>>,
     generation: u64,
     force: bool,
     epoch: Epoch,
@@ -122,6 +124,7 @@ pub(super) fn encode(task: &Task) -> Vec<u8> {
     let fold = Fold {
         state: Cow::Borrowed(&task.state),
         desired: task.desired,
+        asked: Cow::Borrowed(&task.asked),
         generation: task.generation,
         force: task.force,
         epoch: task.epoch,

@@ -1,8 +1,17 @@
 //! The command line as people use it: the real binary, its real background processes, nothing else on the machine.
 
+mod bench;
+mod cached;
+mod commands;
+mod completions;
+mod inside;
+mod mesh;
 mod promises;
 mod remote;
+mod schema;
+mod snapshots;
 mod support;
+mod top;
 mod tour;
 mod workers;
 

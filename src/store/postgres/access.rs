@@ -1,11 +1,12 @@
 //! Tokens, certificates, audit, retention: who may do what, who did, and for how long that is known.
 
 use ado_proto::{Audience, Namespace, Timestamp};
+use bytes::Bytes;
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, QueryBuilder, Row as _, query, raw_sql};
 
-use super::super::{Audit, Certificate, EVENT_RETENTION, Error, KEY_RETENTION, Token, TokenRefusal, rules};
-use super::commit::commit;
+use super::super::{Audit, Certificate, EVENT_RETENTION, Error, KEY_RETENTION, Key, Token, TokenRefusal, rules};
+use super::commit::{commit, remember};
 use super::error::Tried;
 use super::write::push_audit;
 use super::{Postgres, scope, size, text};
@@ -104,7 +105,13 @@ impl Postgres {
         found.iter().map(token).collect()
     }
 
-    pub(super) async fn forget_token(&self, audience: &Audience, id: &str, audit: Audit) -> Tried<bool> {
+    pub(super) async fn forget_token(
+        &self,
+        audience: &Audience,
+        id: &str,
+        kept: Option<(Key, Bytes)>,
+        audit: Audit,
+    ) -> Tried<bool> {
         let mut tx = self.begin().await?;
         let deleted = query("DELETE FROM token WHERE id = $1 AND ($2::text IS NULL OR namespace = $2)")
             .bind(text(id))
@@ -117,6 +124,9 @@ impl Postgres {
         }
         let now = self.clock.read(&mut tx).await?;
         insert_audit(&mut tx, now, audit).await?;
+        if let Some((key, answer)) = kept {
+            remember(&mut tx, &key, &answer, now).await?;
+        }
         commit(tx).await?;
         Ok(true)
     }

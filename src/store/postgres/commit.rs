@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ado_proto::{TaskId, Timestamp};
 use bytes::Bytes;
-use sqlx::{PgConnection, Row as _, query};
+use sqlx::{Executor, PgConnection, Row as _, query};
 use uuid::Uuid;
 
 use super::super::batch::{self, Batch};
-use super::super::{Change, Committed, Error, Once, Outcome, Unit};
+use super::super::{Change, Committed, Error, Key, Outcome, Unit};
 use super::error::{Failure, Tried};
 use super::tasks::{self, Locking};
 use super::write::Writes;
@@ -27,6 +27,11 @@ struct Attempt {
 }
 
 impl Postgres {
+    pub(super) async fn seen(&self, key: &Key) -> Tried<Option<Committed>> {
+        let found = stored(&self.pool, &KeyColumns::of(key)).await?;
+        Ok(found.map(|(body, answer)| replayed(key, &body, answer)))
+    }
+
     pub(super) async fn commit_units(&self, units: Vec<Unit>) -> Tried<Vec<Committed>> {
         self.make_days(new_days(&units)).await?;
         let units = units.into_iter().enumerate().collect();
@@ -120,17 +125,16 @@ fn refused(unit: &Unit) -> Committed {
 fn run(batch: &mut Batch, keys: &mut Keys, writes: &mut Writes, unit: Unit) -> Tried<Committed> {
     let Unit { changes, once, audit } = unit;
     if let Some(once) = &once
-        && let Some(seen) = keys.seen(once)
+        && let Some(seen) = keys.seen(&once.key)
     {
         return Ok(seen);
     }
     let outcomes = batch.run(changes);
     let mut answer = None;
     if let Some(once) = once {
-        let key = Key::of(&once);
-        let body = once.body;
+        let key = KeyColumns::of(&once.key);
         let bytes = (once.answer)(&outcomes);
-        keys.0.insert(key.clone(), (body.to_vec(), Some(bytes.clone())));
+        keys.0.insert(key.clone(), (once.key.body.to_vec(), Some(bytes.clone())));
         writes.answers.push((key, bytes.clone()));
         answer = Some(bytes);
     }
@@ -140,29 +144,29 @@ fn run(batch: &mut Batch, keys: &mut Keys, writes: &mut Writes, unit: Unit) -> T
     Ok(Committed::Done(outcomes, answer))
 }
 
-/// What tells a request from others.
+/// A [`Key`] as its columns, without the body, in the order in which keys are locked.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Key {
+pub(super) struct KeyColumns {
     pub(super) id: Uuid,
     pub(super) kind: i32,
     pub(super) principal: String,
 }
 
-impl Key {
-    fn of(once: &Once) -> Self {
-        Self { id: once.id.0, kind: once.kind.into(), principal: text(&once.principal).into_owned() }
+impl KeyColumns {
+    fn of(key: &Key) -> Self {
+        Self { id: key.id.0, kind: key.kind.into(), principal: text(&key.principal).into_owned() }
     }
 }
 
 /// The keys of a batch with the hash of their bodies, and the answers of those that were seen before.
-struct Keys(BTreeMap<Key, (Vec<u8>, Option<Bytes>)>);
+struct Keys(BTreeMap<KeyColumns, (Vec<u8>, Option<Bytes>)>);
 
 impl Keys {
     fn of(units: &[Placed]) -> Self {
         let mut keys = BTreeMap::new();
         for once in units.iter().filter_map(|(_, unit)| unit.once.as_ref()) {
             // Of two alike in a batch the first one counts.
-            keys.entry(Key::of(once)).or_insert_with(|| (once.body.to_vec(), None));
+            keys.entry(KeyColumns::of(&once.key)).or_insert_with(|| (once.key.body.to_vec(), None));
         }
         Self(keys)
     }
@@ -187,29 +191,59 @@ impl Keys {
         .await?;
         let mut taken: BTreeSet<_> = keys.keys().cloned().collect();
         for columns in &inserted {
-            taken.remove(&Key { id: columns.try_get(0)?, kind: columns.try_get(1)?, principal: columns.try_get(2)? });
+            let (id, kind, principal) = (columns.try_get(0)?, columns.try_get(1)?, columns.try_get(2)?);
+            taken.remove(&KeyColumns { id, kind, principal });
         }
         for key in taken {
             // A statement of its own: it sees what the other transaction committed.
-            let found = query("SELECT body, answer FROM request WHERE id = $1 AND kind = $2 AND principal = $3")
-                .bind(key.id)
-                .bind(key.kind)
-                .bind(&key.principal)
-                .fetch_optional(&mut *db)
-                .await?;
+            let found = stored(&mut *db, &key).await?;
             let gone = || Error::Unavailable("a request's key was deleted just now".into());
-            let columns = found.ok_or_else(gone)?;
-            keys.insert(key, (columns.try_get(0)?, Some(columns.try_get::<Vec<u8>, _>(1)?.into())));
+            let (body, answer) = found.ok_or_else(gone)?;
+            keys.insert(key, (body, Some(answer)));
         }
         Ok(())
     }
 
     /// What was answered before.
-    fn seen(&self, once: &Once) -> Option<Committed> {
-        let (body, answer) = self.0.get(&Key::of(once))?;
-        if body[..] != once.body {
-            return answer.is_some().then_some(Committed::KeyConflict);
-        }
-        answer.clone().map(Committed::Replayed)
+    fn seen(&self, key: &Key) -> Option<Committed> {
+        let (body, answer) = self.0.get(&KeyColumns::of(key))?;
+        Some(replayed(key, body, answer.clone()?))
     }
+}
+
+fn replayed(key: &Key, body: &[u8], answer: Bytes) -> Committed {
+    if *body == key.body { Committed::Replayed(answer) } else { Committed::KeyConflict }
+}
+
+/// The body's hash and the answer that are kept for a key.
+async fn stored(
+    db: impl Executor<'_, Database = sqlx::Postgres>,
+    key: &KeyColumns,
+) -> Tried<Option<(Vec<u8>, Bytes)>> {
+    let found = query("SELECT body, answer FROM request WHERE id = $1 AND kind = $2 AND principal = $3")
+        .bind(key.id)
+        .bind(key.kind)
+        .bind(&key.principal)
+        .fetch_optional(db)
+        .await?;
+    let Some(columns) = found else { return Ok(None) };
+    Ok(Some((columns.try_get(0)?, columns.try_get::<Vec<u8>, _>(1)?.into())))
+}
+
+/// Keeps what was answered to a request.
+pub(super) async fn remember(db: &mut PgConnection, key: &Key, answer: &Bytes, now: Timestamp) -> Tried<()> {
+    let columns = KeyColumns::of(key);
+    query(
+        "INSERT INTO request (id, kind, principal, body, answer, at) VALUES ($1, $2, $3, $4, $5, $6) \
+         ON CONFLICT DO NOTHING",
+    )
+    .bind(columns.id)
+    .bind(columns.kind)
+    .bind(columns.principal)
+    .bind(&key.body[..])
+    .bind(&answer[..])
+    .bind(now.0)
+    .execute(db)
+    .await?;
+    Ok(())
 }

@@ -11,12 +11,12 @@
 //! 43 bits of ids last 55 years at 5,000 a second; 20 bits are a million events of one commit. `base` is not zero after a
 //! dump was restored into a server whose ids are lower (see `schema`).
 
-use ado_proto::request::SystemEvent;
+use ado_proto::request::{Events, EventsFrom, SystemEvent};
 use ado_proto::{Audience, TaskId, Timestamp, WorkerId};
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, QueryBuilder, Row as _, query};
 
-use super::super::NewEvent;
+use super::super::{NewEvent, rules};
 use super::commit::commit;
 use super::error::Tried;
 use super::{Postgres, int, scope, size, text};
@@ -24,10 +24,18 @@ use super::{Postgres, int, scope, size, text};
 /// Most events of one transaction: the numbers that 20 bits hold.
 const MOST: usize = (1 << 20) - 1;
 
-// `$2` restricts to a namespace.
-pub(super) const EVENTS_AFTER: &str = "SELECT cursor, at, kind, task, worker, text FROM event WHERE cursor > $1 AND cursor < \
-     (SELECT (pg_snapshot_xmin(pg_current_snapshot())::text::bigint + event_base) << 20 FROM meta) \
-     AND ($2::text IS NULL OR namespace = $2) ORDER BY cursor LIMIT $3";
+/// The highest cursor that is seen, or was.
+pub(super) const LAST_EVENT: &str = "SELECT greatest(event_last, (SELECT max(cursor) FROM event WHERE cursor < \
+     (SELECT (pg_snapshot_xmin(pg_current_snapshot())::text::bigint + event_base) << 20 FROM meta))) FROM meta";
+// `$2` restricts to a namespace, `$4` is the highest cursor that is seen.
+pub(super) const EVENTS_AFTER: &str = "SELECT cursor, at, kind, task, worker, text FROM event \
+     WHERE cursor > $1 AND cursor <= $4 AND ($2::text IS NULL OR namespace = $2) ORDER BY cursor LIMIT $3";
+// Times of transactions that ran at once may rise in another order than cursors, by moments.
+pub(super) const EVENTS_SINCE: &str = "SELECT cursor, at, kind, task, worker, text FROM event \
+     WHERE cursor >= (SELECT min(cursor) FROM (SELECT cursor FROM event WHERE at >= $1 ORDER BY at LIMIT 1000) AS near) \
+     AND cursor <= $4 AND at >= $1 AND ($2::text IS NULL OR namespace = $2) ORDER BY cursor LIMIT $3";
+pub(super) const EVENTS_TAIL: &str = "SELECT cursor, at, kind, task, worker, text FROM event \
+     WHERE cursor > $1 AND cursor <= $4 AND ($2::text IS NULL OR namespace = $2) ORDER BY cursor DESC LIMIT $3";
 
 /// Pushes an INSERT of events. One a transaction: their numbers begin anew.
 pub(super) fn push_insert(sql: &mut QueryBuilder<sqlx::Postgres>, now: Timestamp, events: &[NewEvent]) {
@@ -68,14 +76,24 @@ fn event(columns: &PgRow) -> Tried<SystemEvent> {
 }
 
 impl Postgres {
-    pub(super) async fn events_after(&self, audience: &Audience, after: u64, limit: usize) -> Tried<Vec<SystemEvent>> {
-        let found = query(EVENTS_AFTER)
-            .bind(int(after))
+    pub(super) async fn read_events(&self, audience: &Audience, from: EventsFrom, limit: usize) -> Tried<Events> {
+        // Before the events: what is added in between is for the next call.
+        let last: i64 = query(LAST_EVENT).fetch_one(&self.pool).await?.try_get(0)?;
+        let (sql, at, limit) = match from {
+            EventsFrom::After(after) => (EVENTS_AFTER, int(after), limit),
+            EventsFrom::Since(since) => (EVENTS_SINCE, since.0, limit),
+            EventsFrom::Tail(count) => (EVENTS_TAIL, 0, limit.min(count as usize)),
+        };
+        let found = query(sql)
+            .bind(at)
             .bind(scope(audience))
             .bind(size(limit))
+            .bind(last)
             .fetch_all(&self.pool)
             .await?;
-        found.iter().map(event).collect()
+        let mut events = found.iter().map(event).collect::<Tried<Vec<_>>>()?;
+        events.sort_by_key(|event| event.cursor);
+        Ok(rules::events_page(events, from, last.unsigned_abs(), limit))
     }
 
     pub(super) async fn keep_events(&self, events: Vec<NewEvent>) -> Tried<()> {

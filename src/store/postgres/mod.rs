@@ -29,9 +29,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use ado_proto::request::SystemEvent;
+use ado_proto::request::{Events, EventsFrom};
 use ado_proto::{Audience, Epoch, Incarnation, Offset, TaskId, Timestamp, WorkerId};
 use async_trait::async_trait;
+use bytes::Bytes;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{ConnectOptions, Connection, PgPool, Row as _, Transaction, query};
 use tokio::time::Instant;
@@ -39,7 +40,7 @@ use tokio::time::Instant;
 use self::clock::Clock;
 use self::error::Tried;
 use super::{
-    Audit, Certificate, Committed, Error, Find, ListFilter, NewEvent, Page, Renewal, Result, Row, Store, Token,
+    Audit, Certificate, Committed, Error, Find, Key, ListFilter, NewEvent, Page, Renewal, Result, Row, Store, Token,
     TokenRefusal, Unit, Waiting, Worker, WorkerEvent, rules,
 };
 use crate::env::Env;
@@ -286,6 +287,10 @@ impl Store for Postgres {
         self.call(self.commit_units(units)).await
     }
 
+    async fn answered(&self, key: &Key) -> Result<Option<Committed>> {
+        self.call(self.seen(key)).await
+    }
+
     async fn row(&self, id: TaskId) -> Result<Option<Row>> {
         self.call(self.find_row(id)).await
     }
@@ -369,8 +374,14 @@ impl Store for Postgres {
         self.call(self.all_tokens(audience)).await
     }
 
-    async fn revoke_token(&self, audience: &Audience, id: &str, audit: Audit) -> Result<bool> {
-        self.call(self.forget_token(audience, id, audit)).await
+    async fn revoke_token(
+        &self,
+        audience: &Audience,
+        id: &str,
+        kept: Option<(Key, Bytes)>,
+        audit: Audit,
+    ) -> Result<bool> {
+        self.call(self.forget_token(audience, id, kept, audit)).await
     }
 
     async fn put_certificate(&self, certificate: Certificate) -> Result<bool> {
@@ -385,8 +396,8 @@ impl Store for Postgres {
         self.call(self.denied_serials()).await
     }
 
-    async fn events(&self, audience: &Audience, after: u64, limit: usize) -> Result<Vec<SystemEvent>> {
-        self.call(self.events_after(audience, after, limit)).await
+    async fn events(&self, audience: &Audience, from: EventsFrom, limit: usize) -> Result<Events> {
+        self.call(self.read_events(audience, from, limit)).await
     }
 
     async fn add_events(&self, events: Vec<NewEvent>) -> Result<()> {

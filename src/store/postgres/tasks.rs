@@ -62,6 +62,15 @@ pub(super) const LIST: &str =
     select!("WHERE id < $1 AND ($2::text IS NULL OR namespace = $2) ORDER BY id DESC LIMIT $3");
 pub(super) const LIST_STATE: &str =
     select!("WHERE state = $4 AND id < $1 AND ($2::text IS NULL OR namespace = $2) ORDER BY id DESC LIMIT $3");
+// `$5` are states, none for all. A group is small: its members are found by its index, and then put in order.
+pub(super) const LIST_GROUP: &str = select!(
+    "WHERE group_id = $4 AND id < $1 AND ($2::text IS NULL OR namespace = $2) AND ($6::text IS NULL OR name = $6) \
+     AND (cardinality($5::text[]) = 0 OR state = ANY($5)) ORDER BY id DESC LIMIT $3"
+);
+pub(super) const LIST_NAME: &str = select!(
+    "WHERE name = $4 AND id < $1 AND ($2::text IS NULL OR namespace = $2) \
+     AND (cardinality($5::text[]) = 0 OR state = ANY($5)) ORDER BY id DESC LIMIT $3"
+);
 pub(super) const WAITING: &str = "SELECT score, id, namespace, pool, agent FROM task WHERE score IS NOT NULL \
      AND (score, id) > ($1, $2) ORDER BY score, id LIMIT $3";
 pub(super) const EXPIRED: &str = select!("WHERE lease_expires_at < $1 ORDER BY lease_expires_at, id LIMIT $2");
@@ -220,6 +229,15 @@ impl Postgres {
         // No id is this high: its version and variant bits are not set like that.
         let before = filter.before.map_or(Uuid::max(), |id| id.0);
         let (scope, limit) = (scope(&filter.audience), size(filter.limit));
+        let name = filter.name.as_deref().map(text);
+        let states = || filter.states.iter().map(|state| text(state).into_owned()).collect::<Vec<_>>();
+        if let Some(group) = filter.group {
+            let list = query(LIST_GROUP).bind(before).bind(scope).bind(limit).bind(group.0);
+            return self.rows(list.bind(states()).bind(name)).await;
+        }
+        if let Some(name) = name {
+            return self.rows(query(LIST_NAME).bind(before).bind(scope).bind(limit).bind(name).bind(states())).await;
+        }
         if filter.states.is_empty() {
             return self.rows(query(LIST).bind(before).bind(scope).bind(limit)).await;
         }

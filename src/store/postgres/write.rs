@@ -15,7 +15,7 @@ use super::super::batch::Staged;
 use super::super::fold::{self, Columns, tail};
 use super::super::log::{self, Chunk};
 use super::super::{Audit, Error, NewEvent, Row};
-use super::commit::Key;
+use super::commit::KeyColumns;
 use super::error::Tried;
 use super::{day, events, int, size, text};
 
@@ -29,7 +29,7 @@ pub(super) struct Writes {
     lifecycle: Vec<(TaskId, Record)>,
     chunks: Vec<(TaskId, Chunk)>,
     pub(super) events: Vec<NewEvent>,
-    pub(super) answers: Vec<(Key, Bytes)>,
+    pub(super) answers: Vec<(KeyColumns, Bytes)>,
     pub(super) audit: Vec<Audit>,
 }
 
