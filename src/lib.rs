@@ -15,15 +15,15 @@ pub mod local;
 pub mod net;
 pub mod queue;
 pub mod scheduler;
+#[cfg(all(test, unix))]
+#[path = "../tests/support/servers/mod.rs"]
+mod servers;
 pub mod store;
 pub mod task;
 pub mod tasks;
 pub mod telemetry;
 #[cfg(unix)]
 pub mod worker;
-#[cfg(all(test, unix))]
-#[path = "../tests/support/servers/mod.rs"]
-mod servers;
 
 /// This build, for people.
 pub const BUILD: &str = concat!("ado ", env!("CARGO_PKG_VERSION"));

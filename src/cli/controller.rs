@@ -29,11 +29,14 @@ pub(crate) struct Args {
     /// Tell others to reach it here; default: where it listens, with this machine's own address for 0.0.0.0
     #[arg(long, value_name = "HOST:PORT,…")]
     advertise: Option<String>,
+    /// Keep tasks and logs in this PostgreSQL database; others see flags: prefer ADO_DATABASE_URL
+    #[arg(long, value_name = "URL")]
+    database_url: Option<String>,
     /// Keep everything here; default: serve/controller below ado's own directory
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
     /// Be the controller of this machine's user
-    #[arg(long, hide = true, conflicts_with_all = ["listen", "advertise", "dir"])]
+    #[arg(long, hide = true, conflicts_with_all = ["listen", "advertise", "dir", "database_url"])]
     local: bool,
 }
 
@@ -44,6 +47,7 @@ pub(crate) async fn run(global: Global, args: Args) -> Result<u8, Error> {
         ("controller.listen", "--listen", &args.listen),
         ("controller.http", "--http", &args.http),
         ("controller.advertise", "--advertise", &args.advertise),
+        ("controller.database.url", "--database-url", &args.database_url),
     ] {
         if let Some(value) = value {
             flags.set(key, flag, value);
@@ -104,6 +108,8 @@ fn config(app: &App, dir: &Path, local: bool) -> controller::Config {
             lost_after: app.config.failover.heartbeat_timeout,
         },
         policy: Policy::default(),
+        // The embedded controller of a user keeps its own.
+        database: settings.database_url.as_ref().filter(|_| !local).map(|url| url.reveal().into()),
         local: local.then(|| LocalIdentities { admin: app.home.admin(), worker: app.home.worker_identity() }),
     }
 }
@@ -165,7 +171,9 @@ async fn greet(app: &App, dir: &Path, handle: &Handle) -> Result<(), Error> {
 }
 
 fn cannot_start(error: controller::Error) -> Error {
-    Error::new(Kind::Local, "the controller cannot start").because(error)
+    let cannot_use = matches!(error, controller::Error::Store(_));
+    let error = Error::new(Kind::Local, "the controller cannot start").because(error);
+    if cannot_use { error.hint("see where its database comes from: ado config show") } else { error }
 }
 
 #[cfg(test)]

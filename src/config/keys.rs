@@ -190,6 +190,8 @@ keys! {
     controller_advertise: Vec<Endpoint> = "controller.advertise", Some("ADO_CONTROLLER_ADVERTISE"), None, "ado.example.com:4433";
     /// Address of a controller's HTTP side (health, metrics), TCP.
     controller_http: SocketAddr = "controller.http", Some("ADO_CONTROLLER_HTTP"), Some("127.0.0.1:4434"), "127.0.0.1:4434";
+    /// PostgreSQL database where controllers keep tasks and logs together: `postgres://user:password@host/name?sslmode=verify-full`. Unset: a file.
+    controller_database: Secret = "controller.database.url", Some("ADO_DATABASE_URL"), None, "${ADO_DATABASE_URL}";
 
     /// Name of a worker started here. Unset: the host's name.
     worker_name: Name = "worker.name", Some("ADO_WORKER_NAME"), None, "builder-1";

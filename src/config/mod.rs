@@ -202,6 +202,8 @@ pub struct Controller {
     pub advertise: Vec<Endpoint>,
     /// Address of its HTTP side, TCP.
     pub http: Given<SocketAddr>,
+    /// Database where it keeps tasks and logs. `None`: in a file.
+    pub database_url: Option<Secret>,
 }
 
 /// A worker started or launched here.
@@ -349,6 +351,7 @@ impl Config {
                 listen: raw.controller_listen.expect("the defaults were laid under"),
                 advertise: raw.controller_advertise.map(|given| given.value).unwrap_or_default(),
                 http: raw.controller_http.expect("the defaults were laid under"),
+                database_url: raw.controller_database.map(|url| url.value),
             },
             worker: Worker {
                 name: raw.worker_name.map(|name| name.value.0),

@@ -17,7 +17,7 @@ use crate::env::Env;
 use crate::gateway;
 use crate::net::{Server, ServerConfig, ServerKeys};
 use crate::queue::Local;
-use crate::store::{self, Sqlite, Store};
+use crate::store::{self, Postgres, Sqlite, Store};
 use crate::tasks::Tasks;
 
 /// How often certificates are looked after: denied ones, ended ones, the controller's own.
@@ -37,7 +37,7 @@ const IDLE: Duration = Duration::from_secs(120);
 pub struct Handle {
     shared: Shared,
     server: Arc<Server>,
-    store: Arc<Sqlite>,
+    store: Arc<dyn Store>,
     http: Option<gateway::Gateway>,
     /// Cancelled first of all when it stops.
     leaving: CancellationToken,
@@ -99,6 +99,13 @@ impl Handle {
     }
 }
 
+async fn open_store(config: &Config, env: &Env) -> Result<Arc<dyn Store>, Error> {
+    Ok(match &config.database {
+        Some(url) => Arc::new(Postgres::open(url, env.clone()).await?),
+        None => Arc::new(Sqlite::open(&config.dir.join("store.sqlite3"), env.clone()).await?),
+    })
+}
+
 /// Starts a controller.
 ///
 /// # Errors
@@ -106,7 +113,7 @@ impl Handle {
 pub async fn start(config: Config, env: Env) -> Result<Handle, Error> {
     ado_certs::create_private_folder(&config.dir)?;
     let authority = Arc::new(Authority::open(&config.dir, &env)?);
-    let store = Arc::new(Sqlite::open(&config.dir.join("store.sqlite3"), env.clone()).await?);
+    let store = open_store(&config, &env).await?;
     authority.denied.set(store.denied().await?);
     if let Some(local) = &config.local {
         authority.keep_local(&*store, local, &env).await.map_err(|error| match error {
@@ -118,9 +125,8 @@ pub async fn start(config: Config, env: Env) -> Result<Handle, Error> {
     let server = Arc::new(bind(&config, &authority, &env, &tasks)?);
     let hub = Arc::new(Hub::default());
     let fleet = Arc::new(Fleet::new(config.timing.lease()));
-    let dynamic: Arc<dyn Store> = store.clone();
     let committing = Tasks::new();
-    let committer = Committer::start(dynamic.clone(), hub.clone(), fleet.clone(), &committing);
+    let committer = Committer::start(store.clone(), hub.clone(), fleet.clone(), &committing);
     let advertise = match &config.advertise {
         given if given.is_empty() => server.addresses().iter().map(ToString::to_string).collect(),
         given => given.clone(),
@@ -128,7 +134,7 @@ pub async fn start(config: Config, env: Env) -> Result<Handle, Error> {
     let shared = Shared {
         id: authority.id(),
         incarnation: Incarnation(env.uuid()),
-        store: dynamic,
+        store: store.clone(),
         queue: Arc::new(Local::new()),
         committer,
         hub,

@@ -59,6 +59,8 @@ pub struct Config {
     pub timing: Timing,
     /// Numbers of retries.
     pub policy: task::Policy,
+    /// URL of the PostgreSQL database where tasks and logs are; `None`: in a file in `dir`.
+    pub database: Option<String>,
     /// Identities to keep for processes of the same user on the same machine.
     pub local: Option<LocalIdentities>,
 }

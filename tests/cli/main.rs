@@ -9,6 +9,9 @@ mod mesh;
 mod promises;
 mod remote;
 mod schema;
+#[path = "../support/servers/mod.rs"]
+mod servers;
+mod services;
 mod snapshots;
 mod support;
 mod top;

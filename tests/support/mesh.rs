@@ -133,6 +133,7 @@ fn config(dir: &tempfile::TempDir) -> Config {
         advertise: Vec::new(),
         timing: TIMING,
         policy: ado::task::Policy::default(),
+        database: None,
         local: Some(LocalIdentities { admin: dir.path().join("admin"), worker: dir.path().join("worker") }),
     }
 }

@@ -178,12 +178,11 @@ impl Postgres {
     /// A certificate is denied because its identity is: one that was being issued meanwhile is denied too.
     pub(super) async fn denied_serials(&self) -> Tried<Vec<String>> {
         let now = self.read_clock().await?;
-        let denied = query(
-            "SELECT serial FROM certificate JOIN revoked USING (identity) WHERE not_after > $1 ORDER BY serial",
-        )
-        .bind(now.0)
-        .fetch_all(&self.pool)
-        .await?;
+        let denied =
+            query("SELECT serial FROM certificate JOIN revoked USING (identity) WHERE not_after > $1 ORDER BY serial")
+                .bind(now.0)
+                .fetch_all(&self.pool)
+                .await?;
         denied.iter().map(|columns| Ok(columns.try_get(0)?)).collect()
     }
 

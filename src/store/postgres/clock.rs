@@ -64,7 +64,12 @@ impl Clock {
     }
 
     /// The time of a reading, once it is not below `floor`.
-    pub(super) async fn settle(&self, db: &mut PgConnection, mut reading: Reading, floor: Timestamp) -> Tried<Timestamp> {
+    pub(super) async fn settle(
+        &self,
+        db: &mut PgConnection,
+        mut reading: Reading,
+        floor: Timestamp,
+    ) -> Tried<Timestamp> {
         if reading.time() < floor.0 {
             let raised = query("UPDATE meta SET lead = greatest(lead, $1) RETURNING lead")
                 .bind(floor.0.saturating_sub(reading.server))

@@ -216,10 +216,7 @@ fn replayed(key: &Key, body: &[u8], answer: Bytes) -> Committed {
 }
 
 /// The body's hash and the answer that are kept for a key.
-async fn stored(
-    db: impl Executor<'_, Database = sqlx::Postgres>,
-    key: &KeyColumns,
-) -> Tried<Option<(Vec<u8>, Bytes)>> {
+async fn stored(db: impl Executor<'_, Database = sqlx::Postgres>, key: &KeyColumns) -> Tried<Option<(Vec<u8>, Bytes)>> {
     let found = query("SELECT body, answer FROM request WHERE id = $1 AND kind = $2 AND principal = $3")
         .bind(key.id)
         .bind(key.kind)

@@ -101,7 +101,8 @@ mod tests {
     #[test]
     fn callers_learn_what_they_can_act_on() {
         let of = |code| of_code(code, String::new());
-        for code in ["57P01", "53300", "53200", "40001", "40P01", "25006", "08006", "58030", "57014", "55P03", "", "?"] {
+        for code in ["57P01", "53300", "53200", "40001", "40P01", "25006", "08006", "58030", "57014", "55P03", "", "?"]
+        {
             assert!(matches!(of(code), Error::Unavailable(_)), "{code}");
             assert!(of(code).is_transient());
         }

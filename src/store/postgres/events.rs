@@ -84,13 +84,8 @@ impl Postgres {
             EventsFrom::Since(since) => (EVENTS_SINCE, since.0, limit),
             EventsFrom::Tail(count) => (EVENTS_TAIL, 0, limit.min(count as usize)),
         };
-        let found = query(sql)
-            .bind(at)
-            .bind(scope(audience))
-            .bind(size(limit))
-            .bind(last)
-            .fetch_all(&self.pool)
-            .await?;
+        let found =
+            query(sql).bind(at).bind(scope(audience)).bind(size(limit)).bind(last).fetch_all(&self.pool).await?;
         let mut events = found.iter().map(event).collect::<Tried<Vec<_>>>()?;
         events.sort_by_key(|event| event.cursor);
         Ok(rules::events_page(events, from, last.unsigned_abs(), limit))

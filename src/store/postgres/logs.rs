@@ -23,8 +23,7 @@ pub(super) const CHUNKS_BEFORE: &str = "SELECT format, bytes, data, first_offset
      sum(bytes) OVER (ORDER BY first_offset DESC ROWS UNBOUNDED PRECEDING) - bytes AS before FROM (SELECT * FROM chunk \
      WHERE day = $1 AND task = $2 AND first_offset < $3 ORDER BY first_offset DESC LIMIT $5) AS near) AS summed \
      WHERE before < $4 ORDER BY first_offset DESC";
-const CHUNK_AT: &str =
-    "SELECT max(first_offset) FROM chunk WHERE day = $1 AND task = $2 AND first_offset <= $3";
+const CHUNK_AT: &str = "SELECT max(first_offset) FROM chunk WHERE day = $1 AND task = $2 AND first_offset <= $3";
 pub(super) const CHUNKS_SINCE: &str = "SELECT format, bytes, data FROM chunk \
      WHERE day = $1 AND task = $2 AND last_time >= $3 ORDER BY first_offset LIMIT 1";
 const OWN_FROM: &str = "SELECT record FROM lifecycle WHERE task = $1 AND record_offset >= $2 AND record_offset < $3 \
@@ -82,8 +81,7 @@ impl Postgres {
             .fetch_one(&self.pool)
             .await?;
         let own: Option<i64> = own.try_get(0)?;
-        let chunk =
-            query(CHUNKS_SINCE).bind(day(task)).bind(task.0).bind(since.0).fetch_optional(&self.pool).await?;
+        let chunk = query(CHUNKS_SINCE).bind(day(task)).bind(task.0).bind(since.0).fetch_optional(&self.pool).await?;
         let bulk = match &chunk {
             Some(columns) => records(columns)?.into_iter().find(|record| record.time >= since),
             None => None,
@@ -125,7 +123,8 @@ impl Postgres {
 
     /// Bulk records from an offset on, until they weigh `max_bytes` or the log ends.
     async fn bulk_from(&self, log: &Log, from: Offset, max_bytes: usize) -> Tried<Vec<Record>> {
-        let begins = query(CHUNK_AT).bind(day(log.task)).bind(log.task.0).bind(int(from.0)).fetch_one(&self.pool).await?;
+        let begins =
+            query(CHUNK_AT).bind(day(log.task)).bind(log.task.0).bind(int(from.0)).fetch_one(&self.pool).await?;
         let mut next = begins.try_get::<Option<i64>, _>(0)?.unwrap_or(0);
         let mut bulk = Vec::new();
         let mut total = 0;

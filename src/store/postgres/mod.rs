@@ -196,8 +196,11 @@ impl Postgres {
 }
 
 fn options(url: &str) -> Result<PgConnectOptions> {
+    if !["postgres://", "postgresql://"].iter().any(|scheme| url.starts_with(scheme)) {
+        return Err(Error::Unusable("the database's URL does not begin with postgres://".into()));
+    }
     let options = PgConnectOptions::from_str(url)
-        .map_err(|error| Error::Unusable(format!("the database's URL is not one of PostgreSQL: {error}")))?;
+        .map_err(|error| Error::Unusable(format!("the database's URL is not one: {error}")))?;
     let ms = |limit: Duration| format!("{}ms", limit.as_millis());
     Ok(options
         .application_name("ado")
@@ -209,8 +212,9 @@ fn options(url: &str) -> Result<PgConnectOptions> {
             ("statement_timeout", ms(STATEMENT_WITHIN)),
             ("lock_timeout", ms(LOCK_WITHIN)),
             ("idle_in_transaction_session_timeout", ms(IDLE_WITHIN)),
-            // A plan that was made while a table was empty must not read all of it later.
+            // A plan that was made while a table was empty must not read all of it later: walk down an index, in its order.
             ("enable_seqscan", "off".into()),
+            ("enable_bitmapscan", "off".into()),
             ("client_min_messages", "error".into()),
         ])
         .disable_statement_logging())

@@ -223,7 +223,8 @@ fn push_columns(sql: &mut Sql, before: &'static str, rows: &[Row]) {
 pub(super) fn push_audit(sql: &mut Sql, now: Timestamp, lines: &[Audit]) {
     sql.push("INSERT INTO audit (at, principal, action, target, result) SELECT ").push_bind(now.0);
     sql.push("::bigint, line.* FROM unnest(");
-    let texts = |column: fn(&Audit) -> &str| lines.iter().map(|line| text(column(line)).into_owned()).collect::<Vec<_>>();
+    let texts =
+        |column: fn(&Audit) -> &str| lines.iter().map(|line| text(column(line)).into_owned()).collect::<Vec<_>>();
     let mut arrays = sql.separated(", ");
     arrays.push_bind(texts(|line| &line.principal));
     arrays.push_bind(texts(|line| line.action));

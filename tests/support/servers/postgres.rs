@@ -136,7 +136,8 @@ impl Cluster {
     pub fn launch(&mut self) {
         let postgres = programs().expect("it was there before").join("postgres");
         let (data, sockets) = (self.data(), self.folder.display().to_string());
-        let arguments = ["-D", &data, "-k", &sockets, "-h", "", "-c", "max_connections=300", "-c", "shared_buffers=64MB"];
+        let arguments =
+            ["-D", &data, "-k", &sockets, "-h", "", "-c", "max_connections=300", "-c", "shared_buffers=64MB"];
         let keep = Keep { folder: &self.folder, signal: "QUIT", user: self.user };
         for look in 0..LOOKS {
             // After a kill the old processes may hold its memory for a moment: then it ends at once, and is started again.
@@ -146,7 +147,9 @@ impl Cluster {
             }
             // The last line says what it does.
             let pid = fs::read_to_string(self.folder.join("data/postmaster.pid")).unwrap_or_default();
-            if pid.starts_with(&format!("{}\n", self.pid())) && pid.lines().nth(7).is_some_and(|line| line.trim() == "ready") {
+            if pid.starts_with(&format!("{}\n", self.pid()))
+                && pid.lines().nth(7).is_some_and(|line| line.trim() == "ready")
+            {
                 return;
             }
             std::thread::park_timeout(LOOK);

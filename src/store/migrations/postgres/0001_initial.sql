@@ -91,7 +91,8 @@ BEGIN
         RETURN;
     END IF;
     PERFORM pg_advisory_xact_lock(hashtext('ado partitions'), 0);
-    IF to_regclass(part) IS NOT NULL THEN
+    -- Not by its name again: that it is not there is remembered until a relation is locked.
+    IF EXISTS (SELECT FROM pg_class WHERE relname = part AND relnamespace = 'ado'::regnamespace) THEN
         RETURN;
     END IF;
     EXECUTE format('CREATE TABLE %I (LIKE chunk INCLUDING ALL, CHECK (day = %s))', part, wanted);
