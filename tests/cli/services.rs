@@ -28,7 +28,8 @@ fn tasks_and_logs_outlive_the_controller_and_the_database_servers_crash() {
     );
     let ran = laptop.ado(["run", "--remote", "--name", "one", "echo over there; echo oops >&2; exit 3"]);
     ran.assert_code(3);
-    assert_eq!((ran.stdout(), ran.stderr()), ("over there\n", "oops\n"));
+    // On stderr is also that it waits, if the worker is slow to come.
+    assert!(ran.stdout() == "over there\n" && ran.stderr().ends_with("oops\n"), "{}", ran.stderr());
     // It runs while its controller is restarted and the database is cut off, and notices neither.
     let gate = builder.work().join("gate");
     let waits = format!("echo begun; while [ ! -e {} ]; do sleep 0.05; done; echo done", gate.display());

@@ -97,7 +97,7 @@ impl Postgres {
 /// Ends a transaction, durably.
 pub(super) async fn commit(tx: sqlx::Transaction<'_, sqlx::Postgres>) -> Tried<()> {
     tx.commit().await.map_err(|error| match error {
-        // The server says that it did not happen.
+        // Its code says what is known: out of space, it did not happen.
         error @ sqlx::Error::Database(_) => error.into(),
         // It may have happened or not.
         error => Failure::Said(Error::Unavailable(format!("a commit's outcome is unknown: {error}"))),

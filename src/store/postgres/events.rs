@@ -24,9 +24,10 @@ use super::{Postgres, int, scope, size, text};
 /// Most events of one transaction: the numbers that 20 bits hold.
 const MOST: usize = (1 << 20) - 1;
 
-/// The highest cursor that is seen, or was.
-pub(super) const LAST_EVENT: &str = "SELECT greatest(event_last, (SELECT max(cursor) FROM event WHERE cursor < \
-     (SELECT (pg_snapshot_xmin(pg_current_snapshot())::text::bigint + event_base) << 20 FROM meta))) FROM meta";
+/// The highest cursor that is seen, or was before it was deleted; never past what may still be added.
+pub(super) const LAST_EVENT: &str = "SELECT least(bound - 1, greatest(event_last, \
+     (SELECT max(cursor) FROM event WHERE cursor < bound))) FROM (SELECT event_last, \
+     (pg_snapshot_xmin(pg_current_snapshot())::text::bigint + event_base) << 20 AS bound FROM meta) AS seen";
 // `$2` restricts to a namespace, `$4` is the highest cursor that is seen.
 pub(super) const EVENTS_AFTER: &str = "SELECT cursor, at, kind, task, worker, text FROM event \
      WHERE cursor > $1 AND cursor <= $4 AND ($2::text IS NULL OR namespace = $2) ORDER BY cursor LIMIT $3";
