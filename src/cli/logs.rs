@@ -1,4 +1,4 @@
-//! `ado logs`: print what a task wrote.
+//! `ado logs`: print what a task, or the tasks of a group, wrote.
 
 use std::io::IsTerminal;
 
@@ -6,26 +6,25 @@ use ado_proto::Offset;
 use ado_proto::record::Stream;
 use ado_proto::request::{StartAt, TaskInfo};
 
-use super::attach::one_task;
+use super::attach::find;
 use super::error::Error;
-use super::painter::{Lines, Look};
-use super::run::look;
 use super::session::{App, Reached, Session};
 use super::signals::Signals;
 use super::surviving::Surviving;
 use super::values::Start;
-use super::watch::Watch;
+use super::watch::{Lines, Look, OnInterrupt, Watch, Watched, look};
 use super::{Global, complete};
 use crate::client::Step;
 use crate::config::Flags;
 
-/// Print what a task wrote
+/// Print what a task, or the tasks of a group, wrote
 ///
-/// Begins with the last 100 lines on a terminal, with the first elsewhere. With `--output json` every record is one line
+/// Begins with the last 100 lines on a terminal, with the first elsewhere. Every line of a group begins with the number of
+/// its task; without --follow one task comes after the other. With `--output json` every record is one line
 /// of JSON.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Id, or the beginning of one, or a task's name
+    /// Id of a task or a group, or the beginning of one, or a name
     #[arg(add = complete::tasks())]
     task: String,
     #[command(flatten)]
@@ -57,21 +56,28 @@ pub(crate) async fn run(global: Global, args: Args) -> Result<u8, Error> {
     let app = App::new(global, Flags::default())?;
     // Nothing remembered stands for what happens now.
     let reached = if args.follow { Reached::Live(app.session().await?) } else { app.reach(args.cached).await? };
-    let start = args.start.resolve(std::io::stdout().is_terminal(), app.env.now());
+    let start = |tasks: usize| args.start.resolve(std::io::stdout().is_terminal(), tasks, app.env.now());
     let session = match reached {
         Reached::Live(session) => session,
         Reached::Remembered(remembered) => {
-            for known in remembered.find(&args.task)? {
-                remembered.print_log(&known.info, start, args.look(&app.global), args.only_final)?;
+            let found = remembered.find(&args.task)?;
+            for known in &found {
+                remembered.print_log(&known.info, start(found.len()), args.look(&app.global), args.only_final)?;
             }
             return Ok(0);
         }
     };
-    let info = one_task(&session, &args.task).await?;
-    let look = args.look(&app.global);
-    let surviving = if args.only_final { Some(survivors(&session, &info).await?) } else { None };
+    let (group, infos) = find(&session, &args.task).await?;
+    let (start, look) = (Some(start(infos.len())), args.look(&app.global));
+    let mut tasks = Vec::new();
+    for info in &infos {
+        let surviving = if args.only_final { Some(survivors(&session, info).await?) } else { None };
+        tasks.push(Watched { surviving, ..Watched::of(info, start, look) });
+    }
+    let (env, on_interrupt) = (app.env.clone(), OnInterrupt::Detach);
     let mut signals = Signals::catch()?;
-    Watch { start, follow: args.follow, surviving, ..Watch::of(&session, &info, look) }.run(&mut signals).await?;
+    let watch = Watch { session: &session, env, group, tasks, follow: args.follow, look, on_interrupt };
+    watch.run(&mut signals).await?;
     session.close().await;
     Ok(0)
 }

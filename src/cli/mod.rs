@@ -23,7 +23,6 @@ mod logs;
 mod man;
 mod observe;
 mod output;
-mod painter;
 mod pause;
 mod remembered;
 mod resume;

@@ -3,14 +3,15 @@
 use std::io;
 
 use ado_proto::ids::Reference;
+use ado_proto::record::Stream;
 use ado_proto::request::{ErrorCode, ListTasks, StartAt, TaskFilter, TaskInfo};
 use ado_proto::{GroupId, Offset, Timestamp};
 use serde_json::{Value, json};
 
 use super::error::{Error, Kind};
 use super::output::{Format, age, plain, print};
-use super::painter::{Batch, Look, Painter};
 use super::surviving::Surviving;
+use super::watch::{Look, Painter, Sheet};
 use crate::client::cache::{KnownRecord, KnownTask, Memory};
 use crate::json;
 
@@ -109,22 +110,25 @@ impl Remembered {
         let log = self.memory.log(task.id, self.now);
         let log = log.ok_or_else(|| self.unknown(&format!("this machine has seen nothing of the log of {name}")))?;
         self.say(Some(log.seen_at));
-        let mut page = Page { task, look, painter: Painter::new(task.id, None, look), batch: Batch::default() };
-        page.event(&json!({ "type": "cached", "cachedAt": json::rfc3339(log.seen_at), "reason": self.why }));
         let mut surviving = only_final.then(Surviving::default);
         for known in log.from(StartAt::Offset(Offset(0))) {
             if let (Some(surviving), KnownRecord::Record(record)) = (&mut surviving, known) {
                 surviving.learn(&record);
             }
         }
+        let mut page = Page {
+            task,
+            look,
+            painter: Painter::new(task.id, None, look).keeping(surviving),
+            sheet: Sheet::new(look.terminals(), look.raw),
+        };
+        page.event(&json!({ "type": "cached", "cachedAt": json::rfc3339(log.seen_at), "reason": self.why }));
         for known in log.from(start) {
             match known {
-                KnownRecord::Record(record)
-                    if surviving.as_ref().is_some_and(|surviving| !surviving.keeps(&record)) => {}
-                KnownRecord::Record(record) => page.painter.record(&record, &mut page.batch),
+                KnownRecord::Record(record) => page.painter.record(&record, &mut page.sheet),
                 KnownRecord::Missing { from, to } => page.missing(from.0, Some(to.0)),
             }
-            if page.batch.weight() >= BATCH && !page.flush()? {
+            if page.sheet.weight() >= BATCH && !page.flush()? {
                 return Ok(());
             }
         }
@@ -134,7 +138,7 @@ impl Remembered {
         } else if task.outcome.is_none() && !log.is_ended() {
             page.missing(known.0, None);
         }
-        page.painter.finish(&mut page.batch);
+        page.painter.finish(&mut page.sheet);
         page.flush().map(drop)
     }
 
@@ -161,7 +165,7 @@ struct Page<'a> {
     task: &'a TaskInfo,
     look: Look,
     painter: Painter,
-    batch: Batch,
+    sheet: Sheet,
 }
 
 impl Page<'_> {
@@ -174,20 +178,20 @@ impl Page<'_> {
             None => format!("{name}: what came after record {} is not known here", from.saturating_sub(1)),
         };
         self.event(&json!({ "type": "missing", "from": from, "to": to }));
-        self.painter.notice(&text, true, &mut self.batch);
+        self.painter.notice(&text, true, &mut self.sheet);
     }
 
     fn event(&mut self, event: &Value) {
         if self.look.format == Format::Json {
             let mut event = event.clone();
             event["taskId"] = json!(self.task.id);
-            self.batch.line(&event.to_string());
+            self.sheet.output(Stream::Stdout, format!("{event}\n").as_bytes());
         }
     }
 
     /// Writes what is gathered. Returns whether anybody reads.
     fn flush(&mut self) -> Result<bool, Error> {
-        match std::mem::take(&mut self.batch).write() {
+        match self.sheet.take().write() {
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
             written => Ok(written.map(|()| true)?),
         }
