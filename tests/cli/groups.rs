@@ -30,7 +30,8 @@ fn by_member(text: &str) -> BTreeMap<usize, Vec<&str>> {
 #[test]
 fn every_worker_is_told_its_place_and_every_line_says_whose_it_is() {
     let env = TestEnv::new();
-    let ran = env.ado(["run", "--workers", "3", "echo $ADO_GROUP_INDEX of $ADO_GROUP_COUNT; echo oops >&2; printf end"]);
+    let ran =
+        env.ado(["run", "--workers", "3", "echo $ADO_GROUP_INDEX of $ADO_GROUP_COUNT; echo oops >&2; printf end"]);
     ran.assert_code(0);
     let members = by_member(ran.stdout());
     let expected: Vec<_> = (0..3).map(|index| vec![format!("{index} of 3"), "end".into()]).collect();
@@ -105,9 +106,13 @@ fn programs_get_events_of_all_tasks_and_a_summary() {
     assert_eq!(offsets.len(), 3);
     assert!(offsets.values().all(|offsets| *offsets == (0..6).collect::<Vec<_>>()), "{offsets:?}");
     let summary: Value = serde_json::from_str(ran.stderr()).unwrap();
-    assert_eq!((&summary["type"], &summary["completed"], &summary["failed"]), (&json!("summary"), &json!(1), &json!(2)));
+    assert_eq!(
+        (&summary["type"], &summary["completed"], &summary["failed"]),
+        (&json!("summary"), &json!(1), &json!(2))
+    );
     assert_eq!((&summary["exitCode"], &summary["tasks"][2]["result"]["exitCode"]), (&json!(1), &json!(2)));
-    let ids: BTreeSet<_> = summary["tasks"].as_array().unwrap().iter().map(|task| task["taskId"].as_str().unwrap()).collect();
+    let ids: BTreeSet<_> =
+        summary["tasks"].as_array().unwrap().iter().map(|task| task["taskId"].as_str().unwrap()).collect();
     assert_eq!(ids, offsets.keys().map(String::as_str).collect());
 
     let detached = env.ado(["run", "-o", "json", "--detach", "--workers", "2", "true"]).json();
@@ -209,4 +214,20 @@ fn a_thousand_tasks_are_watched_at_once() {
     let logs = env.ado(["logs", "-o", "json", &id]).json_lines();
     let completed = logs.iter().filter(|event| event["type"] == "completed").count();
     assert_eq!(completed, 1000);
+}
+
+#[test]
+fn more_tasks_than_a_connection_has_streams_are_read_in_turns() {
+    let env = TestEnv::new();
+    env.ado(["up"]).assert_code(0);
+    // Nobody runs them for now: all of their logs are quiet.
+    let running = env.start(["run", "--pool", "later", "--workers", "400", "--agent", "noop", "x"]);
+    let waits = || env.ado(["list", "-n", "1", "-o", "json"]).json()[0]["pool"] == "later";
+    crate::promises::eventually("they are submitted", waits);
+    let join = env.ado(["token", "create", "--role", "worker"]).stdout().trim().to_owned();
+    let worker = crate::support::Service::start(&env, ["worker", "--pool", "later", "--join", &join, "-o", "json"]);
+    let (code, stdout, stderr) = running.end();
+    assert_eq!((code, stdout.as_str()), (Some(0), ""), "{stderr}");
+    assert!(stderr.ends_with(": 400 completed\n"), "{stderr}");
+    worker.stop();
 }

@@ -4,6 +4,7 @@ mod groups;
 mod promises;
 mod remote;
 mod support;
+mod terminal;
 mod tour;
 mod workers;
 
