@@ -5,12 +5,12 @@ use std::io::IsTerminal;
 use ado_proto::GroupId;
 use ado_proto::request::TaskInfo;
 
-use super::Global;
 use super::error::{Error, Kind};
 use super::session::{App, Session};
 use super::signals::Signals;
 use super::values::Start;
 use super::watch::{OnInterrupt, Places, Watch, Watched, look};
+use super::{Global, complete};
 use crate::config::Flags;
 
 /// Watch a task, or all tasks of a group, from any point of their logs
@@ -20,6 +20,7 @@ use crate::config::Flags;
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Id of a task or a group, or the beginning of one, or a name
+    #[arg(add = complete::tasks())]
     task: String,
     #[command(flatten)]
     start: Start,

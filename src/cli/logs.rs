@@ -5,13 +5,13 @@ use std::io::IsTerminal;
 use ado_proto::record::Stream;
 use ado_proto::request::TaskInfo;
 
-use super::Global;
 use super::attach::find;
 use super::error::Error;
-use super::session::App;
+use super::session::{App, Reached};
 use super::signals::Signals;
 use super::values::Start;
 use super::watch::{Lines, Look, OnInterrupt, Watch, Watched, look};
+use super::{Global, complete};
 use crate::config::Flags;
 
 /// Print what a task, or the tasks of a group, wrote
@@ -22,6 +22,7 @@ use crate::config::Flags;
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Id of a task or a group, or the beginning of one, or a name
+    #[arg(add = complete::tasks())]
     task: String,
     #[command(flatten)]
     start: Start,
@@ -37,6 +38,9 @@ pub(crate) struct Args {
     /// Write bytes as they are, even to a terminal
     #[arg(long)]
     raw: bool,
+    /// Show what this machine has seen, without asking the mesh
+    #[arg(long, conflicts_with = "follow")]
+    cached: bool,
 }
 
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
@@ -47,28 +51,44 @@ enum Only {
 
 pub(crate) async fn run(global: Global, args: Args) -> Result<u8, Error> {
     let app = App::new(global, Flags::default())?;
-    let session = app.session().await?;
+    // Nothing remembered stands for what happens now.
+    let reached = if args.follow { Reached::Live(app.session().await?) } else { app.reach(args.cached).await? };
+    let start = |tasks| args.start.resolve(std::io::stdout().is_terminal(), tasks, app.env.now());
+    let session = match reached {
+        Reached::Live(session) => session,
+        Reached::Remembered(remembered) => {
+            let tasks = remembered.find(&args.task)?;
+            for (index, known) in tasks.iter().enumerate() {
+                let member = (tasks.len() > 1).then_some((index, tasks.len()));
+                let look = args.look(&app.global, &known.info);
+                remembered.print_log(&known.info, member, start(tasks.len()), look)?;
+            }
+            return Ok(0);
+        }
+    };
     let (group, tasks) = find(&session, &args.task).await?;
-    let general = look(&app.global, args.raw);
-    let look = Look {
-        lines: if app.global.quiet { Lines::None } else { Lines::Mattering },
-        stream: args.stream.map(|only| match only {
-            Only::Stdout => Stream::Stdout,
-            Only::Stderr => Stream::Stderr,
-        }),
-        ..general
-    };
-    let start = Some(args.start.resolve(std::io::stdout().is_terminal(), tasks.len(), app.env.now()));
-    let watched = |info: &TaskInfo| {
-        // Nothing resumes from a checkpoint yet: each epoch began anew, and the last one is what survived.
-        let look = Look { epoch: args.only_final.then_some(info.epoch), ..look };
-        Watched::of(info, start, look)
-    };
-    let tasks = tasks.iter().map(watched).collect();
+    let look = args.look(&app.global, &tasks[0]);
+    let start = Some(start(tasks.len()));
+    let tasks = tasks.iter().map(|info| Watched::of(info, start, args.look(&app.global, info))).collect();
     let (env, on_interrupt) = (app.env.clone(), OnInterrupt::Detach);
     let mut signals = Signals::catch()?;
     let watch = Watch { session: &session, env, group, tasks, follow: args.follow, look, on_interrupt };
     watch.run(&mut signals).await?;
     session.close().await;
     Ok(0)
+}
+
+impl Args {
+    fn look(&self, global: &Global, info: &TaskInfo) -> Look {
+        Look {
+            lines: if global.quiet { Lines::None } else { Lines::Mattering },
+            stream: self.stream.map(|only| match only {
+                Only::Stdout => Stream::Stdout,
+                Only::Stderr => Stream::Stderr,
+            }),
+            // Nothing resumes from a checkpoint yet: each epoch began anew, and the last one is what survived.
+            epoch: self.only_final.then_some(info.epoch),
+            ..look(global, self.raw)
+        }
+    }
 }

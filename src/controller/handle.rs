@@ -133,6 +133,7 @@ pub async fn start(config: Config, env: Env) -> Result<Handle, Error> {
         committer,
         hub,
         fleet,
+        viewers: Arc::default(),
         authority,
         advertise: advertise.into(),
         server: server.clone(),

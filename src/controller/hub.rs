@@ -1,4 +1,4 @@
-//! Wakes viewers, and lets those that keep up read from memory.
+//! Wakes viewers and readers of events, and lets viewers that keep up read from memory.
 //!
 //! A task has a tail only while somebody follows it. The tail holds the newest committed records, at most
 //! [`TAIL_BYTES`]; a viewer that falls behind it reads the store and costs nobody else anything.
@@ -17,6 +17,8 @@ const TAIL_BYTES: usize = 2 * 1024 * 1024;
 #[derive(Default)]
 pub(super) struct Hub {
     tails: Mutex<BTreeMap<TaskId, Weak<Tail>>>,
+    /// Changes whenever there may be new system events.
+    news: watch::Sender<()>,
 }
 
 impl Hub {
@@ -56,6 +58,17 @@ impl Hub {
         // A tail's last owner takes it out of the map.
         drop(tails);
         live.iter().for_each(|tail| tail.reset());
+        self.news();
+    }
+
+    /// There may be new system events.
+    pub(super) fn news(&self) {
+        self.news.send_replace(());
+    }
+
+    /// Told whenever there may be new system events.
+    pub(super) fn watch_news(&self) -> watch::Receiver<()> {
+        self.news.subscribe()
     }
 
     fn forget(&self, task: TaskId) {

@@ -9,14 +9,18 @@ mod authority;
 mod commit;
 mod dispatch;
 mod enrol;
+mod filter;
 mod fleet;
 mod follow;
 mod handle;
 mod hub;
 mod info;
+mod quiet;
 mod reaper;
+mod reason;
 mod requests;
 mod session;
+mod viewers;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -36,6 +40,7 @@ use authority::Authority;
 use commit::Committer;
 use fleet::Fleet;
 use hub::Hub;
+use viewers::Viewers;
 
 pub use authority::LocalIdentities;
 pub use handle::{Handle, start};
@@ -119,6 +124,7 @@ struct Shared {
     committer: Committer,
     hub: Arc<Hub>,
     fleet: Arc<Fleet>,
+    viewers: Arc<Viewers>,
     authority: Arc<Authority>,
     server: Arc<Server>,
     /// Addresses that join strings name.

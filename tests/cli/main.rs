@@ -1,10 +1,13 @@
 //! The command line as people use it: the real binary, its real background processes, nothing else on the machine.
 
+mod bench;
+mod cached;
 mod groups;
 mod promises;
 mod remote;
 mod support;
 mod terminal;
+mod top;
 mod tour;
 mod workers;
 

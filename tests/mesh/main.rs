@@ -7,4 +7,8 @@ mod mesh;
 
 mod access;
 mod attempts;
+mod detach;
+mod events;
+mod lists;
 mod viewers;
+mod workers;

@@ -30,9 +30,10 @@ use super::session::Session;
 use super::signals::Signals;
 use crate::env::Env;
 
-pub(crate) use painter::{Lines, Look};
+pub(crate) use painter::{Lines, Look, Painter};
 pub(crate) use places::{MOST_TASKS, Places};
 pub(crate) use progress::Doing;
+pub(crate) use sheet::Sheet;
 
 /// What Ctrl-C means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
