@@ -525,11 +525,7 @@ fn as_client(what: &str) -> String {
 }
 
 fn notes(log: &[Body]) -> Vec<&str> {
-    let text = |body| match body {
-        &Body::Note(ref note) => Some(note.text.as_str()),
-        _ => None,
-    };
-    log.iter().filter_map(text).collect()
+    log.iter().filter_map(|body| if let Body::Note(note) = body { Some(note.text.as_str()) } else { None }).collect()
 }
 
 #[tokio::test]

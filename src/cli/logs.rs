@@ -8,6 +8,7 @@ use ado_proto::request::{StartAt, TaskInfo};
 
 use super::attach::find;
 use super::error::Error;
+use super::remembered::Part;
 use super::session::{App, Reached, Session};
 use super::signals::Signals;
 use super::surviving::Surviving;
@@ -60,23 +61,26 @@ pub(crate) async fn run(global: Global, args: Args) -> Result<u8, Error> {
     let session = match reached {
         Reached::Live(session) => session,
         Reached::Remembered(remembered) => {
-            let found = remembered.find(&args.task)?;
-            for known in &found {
-                remembered.print_log(&known.info, start(found.len()), args.look(&app.global), args.only_final)?;
+            let tasks = remembered.find(&args.task)?;
+            let part = Part { start: start(tasks.len()), look: args.look(&app.global), only_final: args.only_final };
+            for (index, known) in tasks.iter().enumerate() {
+                let member = (tasks.len() > 1).then_some((index, tasks.len()));
+                remembered.print_log(&known.info, member, part)?;
             }
             return Ok(0);
         }
     };
-    let (group, infos) = find(&session, &args.task).await?;
-    let (start, look) = (Some(start(infos.len())), args.look(&app.global));
-    let mut tasks = Vec::new();
-    for info in &infos {
+    let (group, tasks) = find(&session, &args.task).await?;
+    let start = Some(start(tasks.len()));
+    let look = args.look(&app.global);
+    let mut watched = Vec::with_capacity(tasks.len());
+    for info in &tasks {
         let surviving = if args.only_final { Some(survivors(&session, info).await?) } else { None };
-        tasks.push(Watched { surviving, ..Watched::of(info, start, look) });
+        watched.push(Watched { surviving, ..Watched::of(info, start, look) });
     }
     let (env, on_interrupt) = (app.env.clone(), OnInterrupt::Detach);
     let mut signals = Signals::catch()?;
-    let watch = Watch { session: &session, env, group, tasks, follow: args.follow, look, on_interrupt };
+    let watch = Watch { session: &session, env, group, tasks: watched, follow: args.follow, look, on_interrupt };
     watch.run(&mut signals).await?;
     session.close().await;
     Ok(0)

@@ -6,7 +6,6 @@ use ado_proto::{Offset, TaskId};
 use super::super::filter::Filter;
 use super::super::lifecycle::words;
 use super::super::output::Format;
-use super::super::surviving::Surviving;
 use super::sheet::{Sheet, index};
 use super::voice::Voice;
 use crate::json::Events;
@@ -63,8 +62,6 @@ pub(crate) struct Painter {
     look: Look,
     events: Events,
     filters: [Filter; 2],
-    /// Only what this keeps; `None`: everything.
-    surviving: Option<Surviving>,
     /// `None` for who is alone.
     voice: Option<Voice>,
     /// Reused from event to event.
@@ -79,7 +76,6 @@ impl Painter {
             look,
             events: Events::new(task, worker),
             filters: Default::default(),
-            surviving: None,
             voice: None,
             event: Vec::new(),
         }
@@ -90,11 +86,6 @@ impl Painter {
     pub(crate) fn among(mut self, index: u32, count: u32) -> Self {
         self.voice = Some(Voice::new(index, count, self.look.filters(), self.look.colour));
         self
-    }
-
-    /// Shows only what is kept by `surviving`.
-    pub(crate) fn keeping(self, surviving: Option<Surviving>) -> Self {
-        Self { surviving, ..self }
     }
 
     /// Adds what a record looks like.
@@ -161,12 +152,8 @@ impl Painter {
     }
 
     fn wants(&self, record: &Record) -> bool {
-        let survives = self.surviving.as_ref().is_none_or(|surviving| surviving.keeps(record));
-        let of_stream = match &record.body {
-            Body::Output(output) => self.look.stream.is_none_or(|stream| stream == output.stream),
-            _ => true,
-        };
-        survives && of_stream
+        let Body::Output(output) = &record.body else { return true };
+        self.look.stream.is_none_or(|stream| stream == output.stream)
     }
 
     /// What is told of one of several tasks on a terminal, though it is no surprise: the footer tells the rest.
@@ -309,15 +296,11 @@ mod tests {
     }
 
     #[test]
-    fn one_stream_or_what_survived() {
-        let records = [output(1, Stream::Stdout, b"a"), output(1, Stream::Stderr, b"c")];
+    fn one_stream() {
+        let records =
+            [output(1, Stream::Stdout, b"a"), output(2, Stream::Stdout, b"b"), output(2, Stream::Stderr, b"c")];
         let stderr = Look { stream: Some(Stream::Stderr), ..Look::default() };
         assert_eq!(painted(stderr, &records), expected(&[(2, "c")]));
-        let mut painter = Painter::new(TaskId(Uuid::from_u128(7)), None, Look::default());
-        painter = painter.keeping(Some(Surviving::default()));
-        let mut sheet = Sheet::new([false; 2], false);
-        records.iter().for_each(|record| painter.record(record, &mut sheet));
-        assert_eq!(sheet.take().weight(), 0, "nothing is known to have survived");
     }
 
     #[test]

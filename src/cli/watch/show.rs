@@ -15,6 +15,7 @@ use super::super::error::{Error, Kind};
 use super::super::output::{Format, one_line};
 use super::super::session::Session;
 use super::super::signals::Signals;
+use super::super::surviving::Surviving;
 use super::menu::{Choice, Offer};
 use super::painter::{Look, Painter};
 use super::places::{Place, Places};
@@ -61,6 +62,8 @@ struct Member {
     task: TaskId,
     start: Option<StartAt>,
     painter: Painter,
+    /// Only what this keeps; `None`: everything.
+    surviving: Option<Surviving>,
     doing: Doing,
     ended: Option<Ended>,
     /// One after the last record that was painted, and written.
@@ -96,11 +99,12 @@ impl<'a> Show<'a> {
         let reference = group.map_or_else(|| tasks[0].task.to_string(), |group| group.to_string());
         let count = u32::try_from(tasks.len()).unwrap_or(u32::MAX);
         let member = |(index, watched): (usize, Watched)| {
-            let painter = Painter::new(watched.task, watched.worker, watched.look).keeping(watched.surviving);
+            let painter = Painter::new(watched.task, watched.worker, watched.look);
             let index = u32::try_from(index).unwrap_or(u32::MAX);
             Member {
                 task: watched.task,
                 painter: if group.is_some() { painter.among(index, count) } else { painter },
+                surviving: watched.surviving,
                 doing: watched.doing,
                 ended: watched.ended,
                 painted: None,
@@ -213,6 +217,8 @@ impl<'a> Show<'a> {
     fn paint(&mut self, index: usize, step: Step) {
         let member = &mut self.members[index];
         match step {
+            // What does not survive is not seen: neither is what it says of itself.
+            Step::Record(record) if member.surviving.as_ref().is_some_and(|surviving| !surviving.keeps(&record)) => {}
             Step::Record(record) => {
                 member.painter.record(&record, &mut self.sheet);
                 member.doing.saw(&record);
