@@ -11,8 +11,9 @@ use crate::support::{Ran, Service, TestEnv};
 /// Files of logs that a machine keeps.
 fn logs(env: &TestEnv) -> Vec<PathBuf> {
     let Ok(meshes) = fs::read_dir(env.home().join("cache")) else { return Vec::new() };
-    let files = meshes.flat_map(|mesh| fs::read_dir(mesh.expect("an entry").path()).expect("a folder"));
-    files.map(|file| file.expect("an entry").path()).filter(|path| path.extension().is_some_and(|kind| kind == "log")).collect()
+    let entries = |path: PathBuf| fs::read_dir(path).expect("a folder").flatten().map(|entry| entry.path());
+    let files = meshes.flatten().flat_map(|mesh| entries(mesh.path()));
+    files.filter(|path| path.extension().is_some_and(|kind| kind == "log")).collect()
 }
 
 fn error(ran: &Ran) -> Value {
@@ -122,6 +123,19 @@ fn a_log_that_is_known_in_part_says_which_part_is_not() {
     let whole = env.ado(["logs", "long", "--cached"]);
     assert_eq!(whole.stdout(), "one\ntwo\nthree\n");
     assert_eq!(whole.stderr().lines().count(), 1, "{}", whole.stderr());
+}
+
+#[test]
+fn a_record_of_which_a_part_was_shown_is_kept_whole() {
+    let env = TestEnv::new();
+    let id = env.submit(r"printf 'a\nb\n'");
+    env.ado(["attach", &id, "--tail", "1", "-q"]).assert_code(0);
+    let cached = env.ado(["logs", &id, "--cached"]);
+    assert_eq!(cached.stdout(), "a\nb\n");
+    let tail = env.ado(["logs", &id, "--cached", "--tail", "1"]);
+    assert_eq!(tail.stdout(), "b\n");
+    let missing = |ran: &Ran| ran.stderr().contains("not known here");
+    assert!(!missing(&tail), "{}", tail.stderr());
 }
 
 #[test]
