@@ -5,7 +5,6 @@ use std::io::IsTerminal;
 use ado_proto::record::Stream;
 use ado_proto::request::TaskInfo;
 
-use super::Global;
 use super::attach::one_task;
 use super::error::Error;
 use super::painter::{Lines, Look};
@@ -14,6 +13,7 @@ use super::session::{App, Reached};
 use super::signals::Signals;
 use super::values::Start;
 use super::watch::Watch;
+use super::{Global, complete};
 use crate::config::Flags;
 
 /// Print what a task wrote
@@ -23,6 +23,7 @@ use crate::config::Flags;
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Id, or the beginning of one, or a task's name
+    #[arg(add = complete::tasks())]
     task: String,
     #[command(flatten)]
     start: Start,

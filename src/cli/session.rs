@@ -88,10 +88,7 @@ impl App {
     pub(crate) async fn reach(&self, cached: bool) -> Result<Reached, Error> {
         let remembered = |memory, why| Ok(Reached::Remembered(Remembered::new(memory, self.meant()?, why, self)));
         if cached {
-            let memory = self.memory()?.ok_or_else(|| {
-                Error::usage("nothing is remembered: `cache.enabled` is false").hint("leave out --cached")
-            })?;
-            return remembered(memory, None);
+            return Ok(Reached::Remembered(self.remembered(None)?));
         }
         let memory = match self.meant()?.as_str() {
             // The processes of this machine are started when they are missing.
@@ -117,11 +114,22 @@ impl App {
         }
     }
 
+    /// What this machine remembers of the mesh meant, without asking anybody; `why` is what was wrong with asking.
+    ///
+    /// # Errors
+    /// When nothing is kept, or the mesh cannot be told.
+    pub(crate) fn remembered(&self, why: Option<String>) -> Result<Remembered, Error> {
+        let memory = self.memory()?.ok_or_else(|| {
+            Error::usage("nothing is remembered: `cache.enabled` is false").hint("leave out --cached")
+        })?;
+        Ok(Remembered::new(memory, self.meant()?, why, self))
+    }
+
     /// What this machine remembers of the mesh meant, without asking anybody. `None`: nothing is kept.
     ///
     /// # Errors
     /// When the mesh cannot be told.
-    pub(crate) fn memory(&self) -> Result<Option<Memory>, Error> {
+    fn memory(&self) -> Result<Option<Memory>, Error> {
         if !self.config.cache.enabled {
             return Ok(None);
         }
@@ -134,6 +142,14 @@ impl App {
     }
 
     /// The name of the context meant.
+    /// A command line that talks to the mesh meant, whether or not it answers.
+    pub(crate) fn command(&self, words: &str) -> String {
+        match self.meant() {
+            Ok(context) if context != self.config.context => format!("ado --context {context} {words}"),
+            _ => format!("ado {words}"),
+        }
+    }
+
     fn meant(&self) -> Result<String, Error> {
         if self.global.remote { self.remote() } else { Ok(self.context.clone()) }
     }
@@ -193,6 +209,31 @@ impl App {
         })
     }
 
+    /// A session with the mesh meant, if it is there: nothing is started, joined, renewed or said.
+    pub(crate) async fn session_if_up(&self) -> Result<Session, Error> {
+        let context = self.meant()?;
+        let namespace = self.global.namespace.clone().map(Namespace);
+        let tasks = Tasks::new();
+        let client = if context == config::LOCAL {
+            local::live_endpoint(&self.home)
+                .ok_or_else(|| Error::new(Kind::Local, "the local controller does not run").hint("ado up"))?;
+            local::connect(&self.home, namespace, &self.env, &tasks)?
+        } else {
+            let identity = Identity::load(&self.identity_dir(&context))?;
+            Client::connect(self.client_config(&context, identity, namespace)?, self.env.clone(), &tasks)?
+        };
+        Ok(Session {
+            renewal_due: false,
+            renewed: Arc::new(Notify::new()),
+            client,
+            local: None,
+            named: context != self.config.context,
+            context,
+            tasks,
+            recorder: None,
+        })
+    }
+
     /// Where `--remote` goes.
     fn remote(&self) -> Result<String, Error> {
         if self.context != config::LOCAL {
@@ -203,7 +244,8 @@ impl App {
     }
 
     async fn connect(&self, context: &str, namespace: Option<Namespace>, tasks: &Tasks) -> Result<Client, Error> {
-        let controllers = self.controllers(context)?;
+        // A context that is not there is told before an identity that is not.
+        self.controllers(context)?;
         let identity = match Identity::load(&self.identity_dir(context)) {
             // One that has ended is as good as none for whoever has a key to get another.
             Ok(ended) if ended.not_after() <= self.env.now() && self.key(context).is_some() => {
@@ -212,14 +254,24 @@ impl App {
             Ok(identity) => identity,
             Err(error) => self.enrol_by_key(context, error).await?,
         };
-        let config = client::Config {
+        let config = self.client_config(context, identity, namespace)?;
+        Ok(Client::connect(config, self.env.clone(), tasks)?)
+    }
+
+    fn client_config(
+        &self,
+        context: &str,
+        identity: Identity,
+        namespace: Option<Namespace>,
+    ) -> Result<client::Config, Error> {
+        let controllers = self.controllers(context)?;
+        Ok(client::Config {
             addresses: Arc::new(move || controllers.clone()),
             identity,
             namespace,
             reconnect_interval: self.config.communication.reconnect_interval,
             timeout: ANSWER_PATIENCE,
-        };
-        Ok(Client::connect(config, self.env.clone(), tasks)?)
+        })
     }
 
     fn controllers(&self, context: &str) -> Result<Vec<String>, Error> {
@@ -388,8 +440,38 @@ pub(crate) fn current(home: &Home) -> Option<String> {
     joined(home, &name).map(|_| name)
 }
 
-/// What this user would like to be called.
+/// What this user would like to be called: people of one mesh should not all have the same name.
 pub(crate) fn user_name() -> String {
-    let name = std::env::var("USER").or_else(|_| std::env::var("LOGNAME")).unwrap_or_default();
-    if is_name(&name) { name } else { "user".into() }
+    let variables = ["USER", "LOGNAME"].map(|name| std::env::var(name).unwrap_or_default());
+    let account = nix::unistd::User::from_uid(nix::unistd::getuid()).ok().flatten().map(|user| user.name);
+    let host = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
+    named(&variables, account.as_deref(), nix::unistd::getuid().as_raw(), host.as_deref())
+}
+
+/// The first that is a name: a variable, the account, its number on this host.
+fn named(variables: &[String], account: Option<&str>, uid: u32, host: Option<&str>) -> String {
+    let short_host = host.and_then(|host| host.split('.').next()).filter(|host| is_name(host));
+    let said = variables.iter().map(String::as_str).find(|name| is_name(name));
+    // Every container has its root: the host tells them apart.
+    let account = account.filter(|name| is_name(name) && *name != "root");
+    let of_uid = || match short_host {
+        Some(host) => format!("uid{uid}@{host}").chars().take(63).collect(),
+        None => format!("uid{uid}"),
+    };
+    said.or(account).map_or_else(of_uid, Into::into)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_has_no_name_is_called_by_number_and_host() {
+        let unset = [String::new(), "no name".into()];
+        assert_eq!(named(&["ann".into(), "bob".into()], Some("eve"), 7, Some("h")), "ann");
+        assert_eq!(named(&unset, Some("eve"), 7, Some("h")), "eve");
+        assert_eq!(named(&unset, Some("root"), 0, Some("box.example.com")), "uid0@box");
+        assert_eq!(named(&unset, None, 1000, Some("a b")), "uid1000");
+        assert!(is_name(&named(&unset, None, u32::MAX, Some(&"h".repeat(63)))));
+    }
 }
