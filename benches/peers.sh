@@ -7,9 +7,14 @@ set -eu
 
 here=$(cd "$(dirname "$0")/.." && pwd)
 folder=$(mktemp -d)
+export TMPDIR="$folder"
 pids=
 
 stop() {
+    # Where the bench itself was stopped, nobody has stopped its background processes.
+    for home in "$folder"/.tmp*/home; do
+        [ ! -d "$home" ] || ADO_HOME=$home "$here/target/release/ado" down >&2 || true
+    done
     for pid in $pids; do
         kill "$pid" 2>/dev/null || true
     done
@@ -64,6 +69,8 @@ UsePAM no
 PrintMotd no
 MaxStartups 200
 MaxSessions 200
+# Not the first shell: so bash does not read its start files, which cost what this user put there.
+SetEnv SHLVL=2
 END
     cat >"$folder/ssh_config" <<END
 Host peer

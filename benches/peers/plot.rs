@@ -8,7 +8,7 @@ use crate::rows::Row;
 use crate::stats::percentile;
 
 const SIZE: (u32, u32) = (1200, 1250);
-/// Distributions: of which row, and the probabilities at which they are drawn.
+/// Distributions: of which row.
 const DISTRIBUTIONS: [Row; 4] = [Row::Line, Row::Lines50, Row::Spawn, Row::SpawnWarm];
 /// Bars: of which row.
 const BARS: [Row; 3] = [Row::Random, Row::Zeros, Row::Flood];
@@ -63,8 +63,11 @@ fn distribution(report: &Report, row: Row, area: &Area<'_>) -> Result<(), Failur
         .map_err(failed)?;
     chart
         .configure_mesh()
+        .max_light_lines(1)
+        .x_labels(6)
         .x_desc("milliseconds")
         .y_desc("% within")
+        .y_label_formatter(&|percent| format!("{percent:.0}"))
         .x_label_formatter(&|ms| format!("{}", (ms * 1000.0).round() / 1000.0))
         .draw()
         .map_err(failed)?;
@@ -93,23 +96,35 @@ fn bars(report: &Report, row: Row, area: &Area<'_>) -> Result<(), Failure> {
     let figures = report.of(row, "rate");
     let most = figures.iter().map(|figure| figure.median()).fold(1.0, f64::max);
     let unit = figures.first().map_or("", |figure| figure.unit);
-    let peers: Vec<_> = figures.iter().map(|figure| figure.peer).collect();
     let count = figures.len().max(1) as f64;
     let mut chart = ChartBuilder::on(area)
         .caption(row.title(), ("sans-serif", 16))
         .margin(12)
         .x_label_area_size(36)
         .y_label_area_size(64)
-        .build_cartesian_2d(0.0..count, 0.0..most * 1.1)
+        .build_cartesian_2d(0.0..count, 0.0..most * 1.2)
         .map_err(failed)?;
-    chart.configure_mesh().disable_x_mesh().disable_x_axis().y_desc(unit).draw().map_err(failed)?;
+    chart
+        .configure_mesh()
+        .max_light_lines(1)
+        .disable_x_mesh()
+        .disable_x_axis()
+        .y_desc(unit)
+        .y_label_formatter(&|value| short(*value))
+        .draw()
+        .map_err(failed)?;
     for (at, figure) in figures.iter().enumerate() {
         let at = at as f64;
         let bar = Rectangle::new([(at + 0.15, 0.0), (at + 0.85, figure.median())], colour(figure.peer).filled());
         chart.draw_series([bar]).map_err(failed)?;
-        let label = format!("{}: {:.0}", peers[at as usize], figure.median());
-        let text = Text::new(label, (at + 0.18, most * 1.08), ("sans-serif", 13));
-        chart.draw_series([text]).map_err(failed)?;
+        for (text, height) in [(figure.peer.to_owned(), 1.18), (short(figure.median()), 1.11)] {
+            let text = Text::new(text, (at + 0.18, most * height), ("sans-serif", 14));
+            chart.draw_series([text]).map_err(failed)?;
+        }
     }
     Ok(())
+}
+
+fn short(value: f64) -> String {
+    if value < 10_000.0 { format!("{value:.0}") } else { format!("{:.0}k", value / 1000.0) }
 }

@@ -5,8 +5,9 @@ use std::io::{self, BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::Arc;
+use std::time::Duration;
 
-use ::quinn::{ClientConfig, Connection, Endpoint, RecvStream, SendStream, ServerConfig};
+use ::quinn::{ClientConfig, Connection, Endpoint, RecvStream, SendStream, ServerConfig, TransportConfig};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tempfile::TempDir;
 use tokio::io::AsyncReadExt;
@@ -96,7 +97,12 @@ async fn connect(address: SocketAddr, certificate: &str) -> Result<Connection, F
     let mut roots = rustls::RootCertStore::empty();
     roots.add(CertificateDer::from(std::fs::read(certificate)?))?;
     let mut endpoint = Endpoint::client((Ipv4Addr::LOCALHOST, 0).into())?;
-    endpoint.set_default_client_config(ClientConfig::with_root_certificates(Arc::new(roots))?);
+    let mut config = ClientConfig::with_root_certificates(Arc::new(roots))?;
+    let mut transport = TransportConfig::default();
+    // A session that is there stays there.
+    transport.keep_alive_interval(Some(Duration::from_secs(2)));
+    config.transport_config(Arc::new(transport));
+    endpoint.set_default_client_config(config);
     Ok(endpoint.connect(address, "localhost")?.await?)
 }
 

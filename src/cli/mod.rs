@@ -33,6 +33,7 @@ mod session;
 mod signals;
 mod status;
 mod steer;
+mod task;
 mod token;
 mod top;
 mod up;
@@ -65,11 +66,11 @@ pub struct Cli {
 
 /// What people want to do, and the commands for it.
 const GROUPS: [(&str, &[&str]); 5] = [
-    ("Run and watch", &["run", "attach", "logs", "wait"]),
+    ("Run and watch", &["run", "attach", "logs", "wait", "task"]),
     ("Steer", &["pause", "resume", "detach", "cancel"]),
     ("Look", &["list", "status", "events", "workers", "top"]),
     ("Machines", &["up", "down", "controller", "worker", "join", "token"]),
-    ("Set up", &["config", "completions", "man", "schema"]),
+    ("Set up", &["config", "completions", "man", "schema", "bench"]),
 ];
 
 const AFTER_HELP: &str = "\
@@ -155,6 +156,7 @@ enum Command {
     Status(status::Args),
     Events(events::Args),
     Workers(workers::Args),
+    Task(task::Args),
     Top(top::Args),
     Up(up::Args),
     Down(down::Args),
@@ -265,6 +267,7 @@ impl Cli {
             Command::Status(args) => status::run(global, args).await,
             Command::Events(args) => events::run(global, args).await,
             Command::Workers(args) => workers::run(global, args).await,
+            Command::Task(args) => task::run(&global, args),
             Command::Top(args) => top::run(global, args).await,
             Command::Up(args) => up::run(global, args).await,
             Command::Down(args) => down::run(global, args).await,

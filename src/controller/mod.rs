@@ -17,6 +17,7 @@ mod hub;
 mod info;
 mod quiet;
 mod reaper;
+mod reason;
 mod requests;
 mod session;
 mod viewers;

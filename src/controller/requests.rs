@@ -5,6 +5,7 @@ mod events;
 mod list;
 mod once;
 mod tasks;
+mod workers;
 
 use std::future::Future;
 
@@ -230,18 +231,6 @@ impl Asked<'_> {
         reply::<Renew>(renewed)
     }
 
-    async fn list_workers(&self, _request: ListWorkers) -> Result<Vec<ado_proto::request::WorkerInfo>, ErrorReply> {
-        let now = self.shared.store.now().await.map_err(unavailable)?;
-        let workers = self.shared.store.workers().await.map_err(unavailable)?;
-        let visible = |worker: &store::Worker| match &self.access.audience {
-            ado_proto::Audience::Everywhere => true,
-            ado_proto::Audience::Namespace(own) => worker.namespace == *own,
-        };
-        let lost_after = self.shared.timing.lost_after;
-        let info = |worker| info::worker(worker, &self.shared.fleet, lost_after, now);
-        Ok(workers.into_iter().filter(visible).map(info).collect())
-    }
-
     async fn wait_for_events(&self, gone: impl Future<Output = ()>) -> Result<Vec<u8>, ErrorReply> {
         reply::<ListEvents>(self.list_events(self.decode()?, gone).await?)
     }
@@ -282,7 +271,7 @@ impl Asked<'_> {
             Err(refusal) => Err(refusal),
         };
         let Some(opened) = begin::<WorkerSession, _>(&mut channel, answer).await? else { return Ok(()) };
-        session::serve(self.shared, opened, channel).await
+        session::serve(self.shared, self.connection, opened, channel).await
     }
 
     async fn task_output(&self, mut channel: Channel) -> Result<(), net::Error> {

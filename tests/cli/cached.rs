@@ -11,11 +11,9 @@ use crate::support::{Ran, Service, TestEnv};
 /// Files of logs that a machine keeps.
 fn logs(env: &TestEnv) -> Vec<PathBuf> {
     let Ok(meshes) = fs::read_dir(env.home().join("cache")) else { return Vec::new() };
-    let files = meshes.flat_map(|mesh| fs::read_dir(mesh.expect("an entry").path()).expect("a folder"));
-    files
-        .map(|file| file.expect("an entry").path())
-        .filter(|path| path.extension().is_some_and(|kind| kind == "log"))
-        .collect()
+    let entries = |path: PathBuf| fs::read_dir(path).expect("a folder").flatten().map(|entry| entry.path());
+    let files = meshes.flatten().flat_map(|mesh| entries(mesh.path()));
+    files.filter(|path| path.extension().is_some_and(|kind| kind == "log")).collect()
 }
 
 fn error(ran: &Ran) -> Value {

@@ -26,7 +26,7 @@ async fn told(channel: &mut Channel) -> String {
         match next(channel).await {
             FollowItem::Records(_) => {}
             FollowItem::Detached(detached) => {
-                assert!(channel.rx.next().await.unwrap().is_none(), "the stream ends");
+                assert!(channel.rx.next().await.expect("it ends well").is_none(), "the stream ends");
                 return detached.by;
             }
             other => panic!("{other:?}"),
@@ -150,10 +150,10 @@ fn client(mesh: &Mesh) -> Client {
     let addresses: Vec<_> = mesh.controller.addresses().iter().map(ToString::to_string).collect();
     let config = client::Config {
         addresses: Arc::new(move || addresses.clone()),
-        identity: Identity::load(&mesh.dir.path().join("admin")).unwrap(),
+        identity: Identity::load(&mesh.dir.path().join("admin")).expect("an identity"),
         namespace: None,
         reconnect_interval: Duration::from_millis(200),
         timeout: Duration::from_secs(30),
     };
-    Client::connect(config, mesh.env.clone(), &mesh.tasks).unwrap()
+    Client::connect(config, mesh.env.clone(), &mesh.tasks).expect("a session")
 }

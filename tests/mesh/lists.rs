@@ -125,3 +125,16 @@ async fn what_is_rare_among_many_is_found_in_few_answers() {
     assert_eq!(every.len(), 20_001);
     assert!(every.is_sorted_by(|a, b| a > b));
 }
+
+#[tokio::test]
+async fn copies_are_bounded_in_all() {
+    let mesh = Mesh::start().await;
+    let admin = mesh.admin();
+    let long = |bytes| TaskSpec::new("noop", Input::Text("x".repeat(bytes)));
+    let submit = |bytes, copies| ask(&admin, Submit { name: None, specs: vec![long(bytes)], copies });
+    let message = refusal(submit(190 * 1024, 1000).await, ErrorCode::Invalid);
+    assert!(message.contains("1000 tasks with 194560000 bytes"), "{message}");
+    assert_eq!(submit(16 * 1024, 1000).await.unwrap().tasks.len(), 1000);
+    refusal(submit(1, 1001).await, ErrorCode::Invalid);
+    refusal(submit(1, 0).await, ErrorCode::Invalid);
+}

@@ -11,3 +11,4 @@ mod detach;
 mod events;
 mod lists;
 mod viewers;
+mod workers;

@@ -151,6 +151,8 @@ pub struct Worker {
     pub identity: Identity,
     pub incarnation: Incarnation,
     pub channel: Channel,
+    /// What its heartbeats say of its machine.
+    pub load: Load,
     beats: u64,
 }
 
@@ -159,7 +161,7 @@ impl Worker {
         let incarnation = Incarnation(mesh.env.uuid());
         let session = session(incarnation, slots);
         let (_, channel) = link.open(&session, call()).await.expect("the worker is accepted");
-        Self { link, identity, incarnation, channel, beats: 0 }
+        Self { link, identity, incarnation, channel, load: Load::default(), beats: 0 }
     }
 
     /// The worker's process died and came back.
@@ -171,8 +173,7 @@ impl Worker {
 
     pub async fn report(&mut self, holds: &[(TaskId, Epoch)]) {
         self.beats += 1;
-        let heartbeat =
-            FromWorker::from(Heartbeat { number: self.beats, holds: holds.to_vec(), load: Load::default() });
+        let heartbeat = FromWorker::from(Heartbeat { number: self.beats, holds: holds.to_vec(), load: self.load });
         self.channel.tx.send_message(&heartbeat).await.expect("the session lives");
     }
 

@@ -5,6 +5,7 @@ use ado_proto::record::{self, Member};
 use ado_proto::request::{
     DesiredSet, ErrorCode, ErrorReply, GetTasks, SetDesired, Submit, Submitted, TaskInfo, encode_response,
 };
+use ado_proto::spec::{Input, TaskSpec};
 use ado_proto::{Audience, GroupId, TaskId};
 
 use super::{Asked, info, unavailable};
@@ -17,6 +18,9 @@ use crate::task::{self, Command};
 
 /// Most tasks of one group.
 const MAX_GROUP: usize = 1000;
+/// Most bytes of input and environment that the tasks of one request have, copies included: they are one transaction, and
+/// lie in memory several times until it is durable.
+const MAX_SUBMIT: usize = 16 * 1024 * 1024;
 
 impl Asked<'_> {
     /// Finds the task, or the tasks of the group, that people mean: an id, the beginning of one, or a label. What fits
@@ -196,11 +200,31 @@ fn desired_set(task: TaskId, outcome: &Outcome) -> DesiredSet {
     DesiredSet { task, state: state.into(), unchanged }
 }
 
+/// Bytes of a task's texts.
+fn weight(spec: &TaskSpec) -> usize {
+    let input = match &spec.input {
+        Input::Text(text) => text.len(),
+        Input::Argv(argv) => argv.iter().map(String::len).sum(),
+    };
+    let pairs = spec.env.iter().chain(&spec.labels);
+    input + pairs.map(|(key, value)| key.len() + value.len()).sum::<usize>() + spec.cwd.as_ref().map_or(0, String::len)
+}
+
 fn check_submit(request: &Submit) -> Result<(), ErrorReply> {
     let invalid = |message: String| Err(ErrorReply::new(ErrorCode::Invalid, message));
     let count = request.specs.len().saturating_mul(request.copies as usize);
     if !(1..=MAX_GROUP).contains(&count) {
         return invalid(format!("a request submits 1 to {MAX_GROUP} tasks, not {count}"));
+    }
+    let each: usize = request.specs.iter().map(weight).sum();
+    let total = each.saturating_mul(request.copies as usize);
+    if total > MAX_SUBMIT {
+        let message = format!(
+            "{count} tasks with {total} bytes of input in all are more than the {MAX_SUBMIT} a request may submit"
+        );
+        return Err(ErrorReply::new(ErrorCode::Invalid, message)
+            .hint("put long input into a file on the workers")
+            .hint("submit fewer tasks at once"));
     }
     if let Some(name) = request.name.as_ref().filter(|name| !ado_proto::ids::is_name(name)) {
         return invalid(format!("`{name}` is not a name: 1 to 63 of a-z A-Z 0-9 . _ @ -"));

@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use super::super::{Error, Find, Lease, ListFilter, Result, Row, Waiting, log, score};
 use super::{Sqlite, int, scope, size};
-use crate::task::{Checkpoint, Holder, State, Task};
+use crate::task::{Asked, Checkpoint, Holder, State, Task};
 
 /// First byte of a stored fold; the rest is the fold in postcard form. Another form gets another byte.
 const FOLD: u8 = 1;
@@ -111,6 +111,7 @@ pub(super) fn uuid(bytes: &[u8]) -> Result<Uuid> {
 struct Fold<'a> {
     state: Cow<'a, State>,
     desired: Desired,
+    asked: Cow<'a, Option<Asked>>,
     generation: u64,
     force: bool,
     epoch: Epoch,
@@ -129,6 +130,7 @@ fn encode(task: &Task) -> Vec<u8> {
     let fold = Fold {
         state: Cow::Borrowed(&task.state),
         desired: task.desired,
+        asked: Cow::Borrowed(&task.asked),
         generation: task.generation,
         force: task.force,
         epoch: task.epoch,
@@ -172,6 +174,7 @@ fn task(columns: &SqliteRow) -> Result<Task> {
         spec: submitted.spec,
         state: fold.state.into_owned(),
         desired: fold.desired,
+        asked: fold.asked.into_owned(),
         generation: fold.generation,
         force: fold.force,
         epoch: fold.epoch,
