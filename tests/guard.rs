@@ -814,6 +814,27 @@ async fn the_death_of_the_worker_is_the_end() {
 }
 
 #[tokio::test]
+async fn a_machine_that_shuts_down_does_not_end_the_guard_before_its_worker() {
+    use nix::sys::signal::{Signal, kill};
+    use nix::unistd::Pid;
+
+    for grade in grades() {
+        let rig = Rig::new(grade);
+        let mut guard = Direct::start(&rig, "sleep 1000", later(), None);
+        guard.started();
+        for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT] {
+            kill(Pid::from_raw(guard.child.id().try_into().unwrap()), signal).unwrap();
+        }
+        guard.tell(&ToGuard::Freeze { reason: Reason::User, mark: 1 });
+        assert_eq!(guard.hear(), FromGuard::Frozen { reasons: [Reason::User].into(), mark: 1 });
+        guard.tell(&ToGuard::Kill);
+        assert_eq!(guard.hear(), FromGuard::Exited(Exit::Cancelled));
+        drop(guard);
+        rig.assert_clean();
+    }
+}
+
+#[tokio::test]
 async fn a_worker_that_died_before_the_start_starts_nothing() {
     let rig = Rig::new(Containment::Subreaper);
     let mut guard = Direct::start(&rig, "echo x > $DIR/main", later(), None);

@@ -129,7 +129,7 @@ impl App {
     ///
     /// # Errors
     /// When the mesh cannot be told.
-    fn memory(&self) -> Result<Option<Memory>, Error> {
+    pub(crate) fn memory(&self) -> Result<Option<Memory>, Error> {
         if !self.config.cache.enabled {
             return Ok(None);
         }
@@ -141,7 +141,6 @@ impl App {
         Ok(Some(Memory::at(self.place(&identity))))
     }
 
-    /// The name of the context meant.
     /// A command line that talks to the mesh meant, whether or not it answers.
     pub(crate) fn command(&self, words: &str) -> String {
         match self.meant() {
@@ -150,6 +149,7 @@ impl App {
         }
     }
 
+    /// The name of the context meant.
     fn meant(&self) -> Result<String, Error> {
         if self.global.remote { self.remote() } else { Ok(self.context.clone()) }
     }
