@@ -37,10 +37,12 @@ async fn a_reader_that_waits_is_woken_by_what_happens() {
 
     // A worker that comes is no change of a task.
     let waiting = mesh.admin();
+    let began = tokio::time::Instant::now();
     let reading = tokio::spawn(async move { read(&waiting, EventsFrom::After(seen.next), LONG).await });
-    let (link, identity) = mesh.member(Role::Worker, "default", "w").await;
+    let (link, identity) = mesh.member(Role::Worker, "without-tasks", "w").await;
     let _worker = crate::mesh::Worker::join(&mesh, link, identity, 1).await;
     assert_eq!(kinds(&reading.await.unwrap())[0], "worker.joined");
+    assert!(began.elapsed() < Duration::from_millis(LONG.into()), "not by the end of the wait");
 }
 
 fn spec_of_one() -> ado_proto::request::Submit {
