@@ -5,17 +5,27 @@ use std::io;
 use ado_proto::ids::Reference;
 use ado_proto::record::Stream;
 use ado_proto::request::{ErrorCode, ListTasks, StartAt, TaskFilter, TaskInfo};
-use ado_proto::{GroupId, Timestamp};
+use ado_proto::{GroupId, Offset, Timestamp};
 use serde_json::{Value, json};
 
 use super::error::{Error, Kind};
 use super::output::{Format, age, plain, print};
+use super::surviving::Surviving;
 use super::watch::{Look, Painter, Sheet};
 use crate::client::cache::{KnownRecord, KnownTask, Memory};
 use crate::json;
 
 /// Bytes written at once.
 const BATCH: usize = 256 * 1024;
+
+/// Which part of a log is printed, and how.
+#[derive(Clone, Copy)]
+pub(crate) struct Part {
+    pub(crate) start: StartAt,
+    pub(crate) look: Look,
+    /// Only what survived.
+    pub(crate) only_final: bool,
+}
 
 /// What is remembered of one mesh.
 pub(crate) struct Remembered {
@@ -105,13 +115,8 @@ impl Remembered {
     ///
     /// # Errors
     /// When nothing of it is known.
-    pub(crate) fn print_log(
-        &self,
-        task: &TaskInfo,
-        member: Option<(usize, usize)>,
-        start: StartAt,
-        look: Look,
-    ) -> Result<(), Error> {
+    pub(crate) fn print_log(&self, task: &TaskInfo, member: Option<(usize, usize)>, part: Part) -> Result<(), Error> {
+        let Part { start, look, only_final } = part;
         let name = task.id.short();
         let log = self.memory.log(task.id, self.now);
         let log = log.ok_or_else(|| self.unknown(&format!("this machine has seen nothing of the log of {name}")))?;
@@ -124,8 +129,16 @@ impl Remembered {
         };
         let mut page = Page { task, look, painter, sheet: Sheet::new(look.terminals(), look.raw) };
         page.event(&json!({ "type": "cached", "cachedAt": json::rfc3339(log.seen_at), "reason": self.why }));
+        let mut surviving = only_final.then(Surviving::default);
+        for known in log.from(StartAt::Offset(Offset(0))) {
+            if let (Some(surviving), KnownRecord::Record(record)) = (&mut surviving, known) {
+                surviving.learn(&record);
+            }
+        }
         for known in log.from(start) {
             match known {
+                KnownRecord::Record(record)
+                    if surviving.as_ref().is_some_and(|surviving| !surviving.keeps(&record)) => {}
                 KnownRecord::Record(record) => page.painter.record(&record, &mut page.sheet),
                 KnownRecord::Missing { from, to } => page.missing(from.0, Some(to.0)),
             }

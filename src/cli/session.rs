@@ -133,7 +133,6 @@ impl App {
         Ok(Some(Memory::at(self.place(&identity))))
     }
 
-    /// The name of the context meant.
     /// A command line that talks to the mesh meant, whether or not it answers.
     pub(crate) fn command(&self, words: &str) -> String {
         match self.meant() {
@@ -142,6 +141,7 @@ impl App {
         }
     }
 
+    /// The name of the context meant.
     fn meant(&self) -> Result<String, Error> {
         if self.global.remote { self.remote() } else { Ok(self.context.clone()) }
     }

@@ -2,9 +2,15 @@
 
 mod bench;
 mod cached;
+mod commands;
+mod completions;
 mod groups;
+mod inside;
+mod mesh;
 mod promises;
 mod remote;
+mod schema;
+mod snapshots;
 mod support;
 mod terminal;
 mod top;

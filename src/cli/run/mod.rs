@@ -71,7 +71,7 @@ pub(crate) struct Args {
     /// Do not watch: print the id of the task or the group and leave
     #[arg(long, short)]
     detach: bool,
-    /// Submit once, however often this is repeated with the same key
+    /// Submit once, however often this is repeated with the same key: a UUIDv7, good for 24 hours
     #[arg(long, value_name = "UUID")]
     idempotency_key: Option<RequestId>,
     /// Write bytes as they are, even to a terminal
@@ -87,7 +87,14 @@ pub(crate) async fn run(global: Global, args: Args) -> Result<u8, Error> {
     let inputs = inputs(&args)?;
     let app = App::new(global, Flags::default())?;
     let session = app.session().await?;
-    let key = args.idempotency_key.unwrap_or_else(|| session.client.request_id());
+    let fresh = session.client.request_id();
+    let key = args.idempotency_key.unwrap_or(fresh);
+    if key.0.get_version_num() != 7 {
+        return Err(Error::usage(format!(
+            "`{key}` is no UUIDv7: nobody could tell how old it is, and repeat it safely"
+        ))
+        .hint(format!("use a new one: --idempotency-key {fresh}")));
+    }
     let spec = spec(&args, &app.config, session.is_local())?;
     let specs: Vec<_> = inputs.into_iter().map(|input| TaskSpec { input, ..spec.clone() }).collect();
     let expected = specs.len() * args.workers as usize;

@@ -178,7 +178,7 @@ impl Dashboard<'_> {
     async fn attach(&mut self, task: TaskId, screen: &mut Screen, signals: &mut Signals) -> Result<(), Error> {
         let Some(info) = self.model.task(task).map(|task| task.info.clone()) else { return Ok(()) };
         screen.lend();
-        let finish = watch_one(self.global, self.app, self.session, &info, signals).await;
+        let finish = self.watch(&info, signals).await;
         let said = match &finish {
             // What it wrote last is still to be read.
             Ok(Finish::End(_)) => Some(format!("{} has ended", info.id.short())),
@@ -198,21 +198,21 @@ impl Dashboard<'_> {
         update(&mut self.model, tick);
         Ok(())
     }
-}
 
-/// Shows a task as `ado attach` does.
-async fn watch_one(
-    global: &Global,
-    app: &App,
-    session: &Session,
-    info: &TaskInfo,
-    signals: &mut Signals,
-) -> Result<Finish, Error> {
-    let (look, env) = (look(global, false), app.env.clone());
-    let tasks = vec![Watched::of(info, Some(StartAt::Tail(TAIL)), look)];
-    // Leaving goes back to the dashboard, which pauses and cancels.
-    let on_interrupt = OnInterrupt::Detach;
-    Watch { session, env, group: None, tasks, follow: true, look, on_interrupt }.run(signals).await
+    /// Shows a task as `ado attach` does; Ctrl-C comes back.
+    async fn watch(&self, info: &TaskInfo, signals: &mut Signals) -> Result<Finish, Error> {
+        let look = look(self.global, false);
+        let watch = Watch {
+            session: self.session,
+            env: self.app.env.clone(),
+            group: None,
+            tasks: vec![Watched::of(info, Some(StartAt::Tail(TAIL)), look)],
+            follow: true,
+            look,
+            on_interrupt: OnInterrupt::Detach,
+        };
+        watch.run(signals).await
+    }
 }
 
 fn link(client: &Client) -> Link {

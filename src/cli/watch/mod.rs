@@ -28,6 +28,7 @@ use super::error::Error;
 use super::output::Format;
 use super::session::Session;
 use super::signals::Signals;
+use super::surviving::Surviving;
 use crate::env::Env;
 
 pub(crate) use painter::{Lines, Look, Painter};
@@ -74,7 +75,6 @@ pub(crate) fn look(global: &Global, raw: bool) -> Look {
         status: text && !global.quiet && !raw && terminal::is_ours(),
         lines: if global.quiet { Lines::None } else { Lines::Fitting },
         stream: None,
-        epoch: None,
     }
 }
 
@@ -86,6 +86,8 @@ pub(crate) struct Watched {
     /// Where to begin; `None`: all of it was shown.
     pub(crate) start: Option<StartAt>,
     pub(crate) look: Look,
+    /// Only what this keeps; `None`: everything.
+    pub(crate) surviving: Option<Surviving>,
     /// What is known of it.
     pub(crate) doing: Doing,
     /// How it ended, when that is known.
@@ -96,7 +98,7 @@ impl Watched {
     /// Everything of a task that was just submitted.
     pub(crate) fn new(task: TaskId, look: Look) -> Self {
         let start = Some(StartAt::Offset(Offset(0)));
-        Self { task, worker: None, start, look, doing: Doing::default(), ended: None }
+        Self { task, worker: None, start, look, surviving: None, doing: Doing::default(), ended: None }
     }
 
     /// A task that is known, from this place on.
@@ -107,6 +109,7 @@ impl Watched {
             worker: info.worker.map(|worker| worker.to_string()),
             start,
             look,
+            surviving: None,
             doing: Doing::of(info),
             ended: info.outcome.map(ended),
         }

@@ -1,7 +1,7 @@
 //! What a viewer's records look like on stdout and stderr. Pure: a record goes in, bytes to write come out.
 
 use ado_proto::record::{Body, Ended, Outcome, Record, Stream};
-use ado_proto::{Epoch, Offset, Origin, TaskId};
+use ado_proto::{Offset, TaskId};
 
 use super::super::filter::Filter;
 use super::super::lifecycle::words;
@@ -29,8 +29,6 @@ pub(crate) struct Look {
     pub(crate) lines: Lines,
     /// Only this stream's output.
     pub(crate) stream: Option<Stream>,
-    /// Only output of this epoch.
-    pub(crate) epoch: Option<Epoch>,
 }
 
 /// Which lines about the task are told on stderr.
@@ -155,11 +153,7 @@ impl Painter {
 
     fn wants(&self, record: &Record) -> bool {
         let Body::Output(output) = &record.body else { return true };
-        let of_epoch = match (self.look.epoch, record.origin) {
-            (Some(wanted), Origin::Worker { epoch, .. }) => wanted == epoch,
-            _ => true,
-        };
-        of_epoch && self.look.stream.is_none_or(|stream| stream == output.stream)
+        self.look.stream.is_none_or(|stream| stream == output.stream)
     }
 
     /// What is told of one of several tasks on a terminal, though it is no surprise: the footer tells the rest.
@@ -200,7 +194,7 @@ impl Painter {
 #[cfg(test)]
 mod tests {
     use ado_proto::record::{Assigned, Note, Output};
-    use ado_proto::{Seq, Timestamp, WorkerId};
+    use ado_proto::{Epoch, Origin, Seq, Timestamp, WorkerId};
     use bytes::Bytes;
     use uuid::Uuid;
 
@@ -258,7 +252,6 @@ mod tests {
         status: false,
         lines: Lines::Fitting,
         stream: None,
-        epoch: None,
     };
 
     #[test]
@@ -303,13 +296,11 @@ mod tests {
     }
 
     #[test]
-    fn one_stream_or_one_epoch() {
+    fn one_stream() {
         let records =
             [output(1, Stream::Stdout, b"a"), output(2, Stream::Stdout, b"b"), output(2, Stream::Stderr, b"c")];
         let stderr = Look { stream: Some(Stream::Stderr), ..Look::default() };
         assert_eq!(painted(stderr, &records), expected(&[(2, "c")]));
-        let last = Look { epoch: Some(Epoch(2)), ..Look::default() };
-        assert_eq!(painted(last, &records), expected(&[(1, "b"), (2, "c")]));
     }
 
     #[test]

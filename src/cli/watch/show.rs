@@ -15,6 +15,7 @@ use super::super::error::{Error, Kind};
 use super::super::output::{Format, one_line};
 use super::super::session::Session;
 use super::super::signals::Signals;
+use super::super::surviving::Surviving;
 use super::menu::{Choice, Offer};
 use super::painter::{Look, Painter};
 use super::places::{Place, Places};
@@ -61,6 +62,8 @@ struct Member {
     task: TaskId,
     start: Option<StartAt>,
     painter: Painter,
+    /// Only what this keeps; `None`: everything.
+    surviving: Option<Surviving>,
     doing: Doing,
     ended: Option<Ended>,
     /// One after the last record that was painted, and written.
@@ -101,6 +104,7 @@ impl<'a> Show<'a> {
             Member {
                 task: watched.task,
                 painter: if group.is_some() { painter.among(index, count) } else { painter },
+                surviving: watched.surviving,
                 doing: watched.doing,
                 ended: watched.ended,
                 painted: None,
@@ -215,6 +219,8 @@ impl<'a> Show<'a> {
     fn paint(&mut self, index: usize, step: Step) {
         let member = &mut self.members[index];
         match step {
+            // What does not survive is not seen: neither is what it says of itself.
+            Step::Record(record) if member.surviving.as_ref().is_some_and(|surviving| !surviving.keeps(&record)) => {}
             Step::Record(record) => {
                 member.painter.record(&record, &mut self.sheet);
                 member.doing.saw(&record);
