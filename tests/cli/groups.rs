@@ -178,13 +178,9 @@ fn one_of_a_group_can_be_cancelled_and_all_of_them() {
     let id = group(&env, &["--workers", "3", "echo begun; sleep 600"]);
     let tasks = env.ado(["list", "-o", "json"]).json();
     let second = tasks.as_array().unwrap().iter().find(|task| task["group"]["index"] == 1).expect("it is listed");
-    let mut attached = env.start(["attach", &id]);
+    let attached = env.start(["attach", &id]);
     env.ado(["cancel", second["shortId"].as_str().unwrap()]).assert_code(0);
     env.ado(["cancel", &id]).assert_code(0);
-    for _ in 0..3 {
-        // Cancelled before it began, perhaps.
-        let _ = &mut attached;
-    }
     let (code, _, stderr) = attached.end();
     assert_eq!(code, Some(130), "{stderr}");
     assert!(stderr.contains(": 3 cancelled"), "{stderr}");
@@ -230,4 +226,37 @@ fn more_tasks_than_a_connection_has_streams_are_read_in_turns() {
     assert_eq!((code, stdout.as_str()), (Some(0), ""), "{stderr}");
     assert!(stderr.ends_with(": 400 completed\n"), "{stderr}");
     worker.stop();
+}
+
+#[test]
+fn who_is_detached_is_told_by_whom_and_how_to_continue() {
+    let env = TestEnv::new();
+    env.command(["up"]).env("ADO_WORKER_SLOTS", "4").status().expect("ado starts");
+    let text = "echo begun; while [ ! -e gate ]; do sleep 0.02; done; echo ended";
+    let mut alone = env.start(["run", "--name", "alone", text]);
+    assert_eq!(alone.line(), "begun\n");
+    env.ado(["detach", "alone"]).assert_code(0);
+    let (code, rest, stderr) = alone.end();
+    assert_eq!((code, rest.as_str()), (Some(0), ""), "{stderr}");
+    assert!(stderr.contains("detached by admin/"), "{stderr}");
+    assert!(stderr.contains("the task goes on; continue with\n  ado attach task-"), "{stderr}");
+
+    let mut group = env.start(["run", "--name", "several", "--workers", "2", text]);
+    let begun = [group.line(), group.line()].concat();
+    assert_eq!(by_member(&begun), BTreeMap::from([(0, vec!["begun"]), (1, vec!["begun"])]));
+    env.ado(["detach", "several"]).assert_code(0);
+    let (code, rest, stderr) = group.end();
+    assert_eq!((code, rest.as_str()), (Some(0), ""), "{stderr}");
+    let command = stderr.lines().last().unwrap().trim().strip_prefix("ado ").expect(&stderr).to_owned();
+    assert!(stderr.contains("detached by admin/") && command.contains(" --from-each "), "{stderr}");
+    std::fs::write(env.work().join("gate"), "").unwrap();
+    let continued = env.ado(command.split(' '));
+    continued.assert_code(0);
+    assert_eq!(by_member(continued.stdout()), BTreeMap::from([(0, vec!["ended"]), (1, vec!["ended"])]));
+    let quiet = env.ado(["run", "--detach", "--quiet", "--pool", "nobody", "--workers", "2", "true"]);
+    quiet.assert_code(0);
+    assert!(quiet.stderr().is_empty() && quiet.stdout().starts_with("group-") && quiet.stdout().lines().count() == 1);
+    let waits = env.ado(["run", "--detach", "--pool", "nobody", "--workers", "2", "true"]);
+    let group = waits.stdout().trim();
+    assert_eq!(waits.stderr(), format!("{group}: no worker can take its tasks now; they wait for one\n"));
 }
