@@ -7,7 +7,9 @@ use std::process::Stdio;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::support::{Ran, TestEnv};
+use crate::promises::eventually;
+use crate::schema::Schema;
+use crate::support::{Ran, Service, TestEnv};
 
 fn group(env: &TestEnv, args: &[&str]) -> String {
     let ran = env.ado([&["run", "--detach"], args].concat());
@@ -118,6 +120,15 @@ fn programs_get_events_of_all_tasks_and_a_summary() {
     let detached = env.ado(["run", "-o", "json", "--detach", "--workers", "2", "true"]).json();
     assert!(detached["shortId"].as_str().unwrap().starts_with("group-") && detached["groupId"].is_string());
     assert_eq!(detached["tasks"].as_array().unwrap().len(), 2);
+
+    let mut left = env.start(["run", "-o", "json", "--workers", "2", "sleep 600"]);
+    left.line();
+    left.signal(Signal::SIGTERM);
+    let left: Value = serde_json::from_str(&left.end().2).unwrap();
+    let schema = Schema::of(&env);
+    schema.check("groupSummary", &summary);
+    schema.check("submittedGroup", &detached);
+    schema.check("groupDetached", &left);
 }
 
 #[test]
@@ -214,17 +225,39 @@ fn a_thousand_tasks_are_watched_at_once() {
 
 #[test]
 fn more_tasks_than_a_connection_has_streams_are_read_in_turns() {
+    /// More than are read at once.
+    const PAUSED: usize = 195;
+    const ALL: usize = 200;
     let env = TestEnv::new();
     env.ado(["up"]).assert_code(0);
-    // Nobody runs them for now: all of their logs are quiet.
-    let running = env.start(["run", "--pool", "later", "--workers", "400", "--agent", "noop", "x"]);
-    let waits = || env.ado(["list", "-n", "1", "-o", "json"]).json()[0]["pool"] == "later";
-    crate::promises::eventually("they are submitted", waits);
+    // Nobody runs them for now.
+    let shown = env.work().join("shown");
+    let mut command = env.command(["run", "--pool", "later", "--workers", &ALL.to_string(), "echo $ADO_GROUP_INDEX"]);
+    let mut running = command.stdout(std::fs::File::create(&shown).unwrap()).spawn().unwrap();
+    let mut ids = BTreeMap::new();
+    eventually("they are submitted", || {
+        let tasks = env.ado(["list", "-n", "1000", "-o", "json"]).json();
+        let rows = tasks.as_array().unwrap().iter();
+        ids = rows.map(|row| (row["group"]["index"].as_u64().unwrap(), row["shortId"].clone())).collect();
+        ids.len() == ALL
+    });
+    // The first ones stay where they are: the last ones are read although those never end.
+    for id in ids.values().take(PAUSED) {
+        env.ado(["pause", id.as_str().unwrap()]).assert_code(0);
+    }
     let join = env.ado(["token", "create", "--role", "worker"]).stdout().trim().to_owned();
-    let worker = crate::support::Service::start(&env, ["worker", "--pool", "later", "--join", &join, "-o", "json"]);
-    let (code, stdout, stderr) = running.end();
-    assert_eq!((code, stdout.as_str()), (Some(0), ""), "{stderr}");
-    assert!(stderr.ends_with(": 400 completed\n"), "{stderr}");
+    let worker = Service::start(&env, ["worker", "--pool", "later", "--join", &join, "-o", "json"]);
+    let shown = || std::fs::read_to_string(&shown).unwrap();
+    eventually("the last ones are shown", || shown().lines().count() == ALL - PAUSED);
+    let expected: BTreeMap<usize, Vec<String>> = (PAUSED..ALL).map(|index| (index, vec![index.to_string()])).collect();
+    let text = shown();
+    let members: BTreeMap<_, _> = by_member(&text)
+        .into_iter()
+        .map(|(index, lines)| (index, lines.into_iter().map(Into::into).collect()))
+        .collect();
+    assert_eq!(members, expected);
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(i32::try_from(running.id()).unwrap()), Signal::SIGTERM).unwrap();
+    assert!(running.wait().unwrap().success());
     worker.stop();
 }
 
