@@ -15,10 +15,10 @@ use crate::mesh::Mesh;
 use crate::support::TestEnv;
 
 /// The schema as the binary prints it.
-struct Schema(Value);
+pub(crate) struct Schema(Value);
 
 impl Schema {
-    fn of(env: &TestEnv) -> Self {
+    pub(crate) fn of(env: &TestEnv) -> Self {
         Self(env.ado(["schema"]).json())
     }
 
@@ -32,7 +32,7 @@ impl Schema {
 
     /// A value is as its definition says, and would not be with a field renamed.
     #[track_caller]
-    fn check(&self, name: &str, value: &Value) {
+    pub(crate) fn check(&self, name: &str, value: &Value) {
         if let Err(error) = self.is_valid(name, value) {
             panic!("{name}: {error}: {value}");
         }
