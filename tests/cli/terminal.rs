@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
+use std::num::NonZero;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
@@ -64,7 +65,7 @@ impl Terminal {
         }
         let found = tcgetattr(&pty.slave).expect("its modes");
         let child = command.spawn().expect("ado starts");
-        let screen = Parser::new(24.try_into().unwrap(), 80.try_into().unwrap(), 1000);
+        let screen = Parser::new(NonZero::new(24).expect("rows"), NonZero::new(80).expect("columns"), 1000);
         let shown = Arc::new(Mutex::new(Shown { bytes: Vec::new(), screen }));
         let keyboard = File::from(pty.master);
         let (mut output, to) = (keyboard.try_clone().expect("a descriptor"), shown.clone());
