@@ -73,7 +73,7 @@ impl Terminal {
             let mut bytes = [0; 4096];
             // Ends with an error when the last who holds the other end is gone.
             while let Ok(read @ 1..) = output.read(&mut bytes) {
-                let mut shown = to.lock().unwrap();
+                let mut shown = to.lock().expect("nobody panics with it");
                 shown.bytes.extend_from_slice(&bytes[..read]);
                 shown.screen.process(&bytes[..read]);
             }
@@ -87,11 +87,11 @@ impl Terminal {
 
     /// What is on the screen, without what lines are filled up with.
     fn screen(&self) -> String {
-        self.shown.lock().unwrap().screen.screen().contents()
+        self.shown.lock().expect("nobody panics with it").screen.screen().contents()
     }
 
     fn bytes(&self) -> Vec<u8> {
-        self.shown.lock().unwrap().bytes.clone()
+        self.shown.lock().expect("nobody panics with it").bytes.clone()
     }
 
     #[track_caller]
@@ -142,7 +142,7 @@ impl Drop for Terminal {
 const GATED: &str = "echo one; while [ ! -e gate ]; do sleep 0.02; done; echo two";
 
 fn open(env: &TestEnv) {
-    std::fs::write(env.work().join("gate"), "").unwrap();
+    std::fs::write(env.work().join("gate"), "").expect("a file");
 }
 
 #[test]
