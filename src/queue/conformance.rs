@@ -120,6 +120,15 @@ macro_rules! suite {
             $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $case() { super::$case(super::Local::new()).await })+
         }
+
+        mod redis {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $case() {
+                if let Some(queue) = crate::queue::redis::tests::fresh().await {
+                    super::$case(queue).await;
+                }
+            })+
+        }
     };
 }
 
