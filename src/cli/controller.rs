@@ -104,6 +104,7 @@ fn config(app: &App, dir: &Path, local: bool) -> controller::Config {
             lost_after: app.config.failover.heartbeat_timeout,
         },
         policy: Policy::default(),
+        redis: None,
         local: local.then(|| LocalIdentities { admin: app.home.admin(), worker: app.home.worker_identity() }),
     }
 }

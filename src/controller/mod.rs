@@ -14,9 +14,11 @@ mod follow;
 mod handle;
 mod hub;
 mod info;
+mod others;
 mod reaper;
 mod requests;
 mod session;
+mod source;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -27,7 +29,7 @@ use ado_proto::{ControllerId, Incarnation};
 
 use crate::env::Env;
 use crate::net::Server;
-use crate::queue::Queue;
+use crate::queue::{self, Queue, RedisConfig};
 use crate::store::Store;
 use crate::task;
 use crate::tasks::Tasks;
@@ -38,7 +40,7 @@ use fleet::Fleet;
 use hub::Hub;
 
 pub use authority::LocalIdentities;
-pub use handle::{Handle, start};
+pub use handle::{Handle, Parts, start, start_with};
 
 /// What a controller is made of.
 pub struct Config {
@@ -54,6 +56,8 @@ pub struct Config {
     pub timing: Timing,
     /// Numbers of retries.
     pub policy: task::Policy,
+    /// Where hints are, for controllers that share a store; `None`: in this process.
+    pub redis: Option<RedisConfig>,
     /// Identities to keep for processes of the same user on the same machine.
     pub local: Option<LocalIdentities>,
 }
@@ -96,6 +100,9 @@ pub enum Error {
     /// Its CA or identity is not usable.
     #[error("cannot set up the certificates of the mesh")]
     Certs(#[from] ado_certs::Error),
+    /// Its queue cannot be used as configured. One that is only away does not keep it from starting.
+    #[error("cannot use Redis")]
+    Queue(#[from] queue::Error),
     /// An address cannot be bound.
     #[error("cannot listen")]
     Net(#[from] crate::net::Error),

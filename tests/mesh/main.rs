@@ -4,7 +4,11 @@
 #[expect(unreachable_pub, reason = "shared by test binaries")]
 #[path = "../support/mesh.rs"]
 mod mesh;
+#[expect(unreachable_pub, reason = "shared by test binaries")]
+#[path = "../support/servers/mod.rs"]
+mod servers;
 
 mod access;
 mod attempts;
+mod queue;
 mod viewers;

@@ -7,7 +7,7 @@ use tokio::time::timeout;
 
 use super::*;
 
-#[expect(unreachable_pub, dead_code, reason = "shared by test binaries")]
+#[expect(unreachable_pub, reason = "shared by test binaries")]
 #[path = "../../../tests/support/servers/redis.rs"]
 mod server;
 

@@ -1,0 +1,3 @@
+//! Private servers of what ado works with, for tests.
+
+pub mod redis;
