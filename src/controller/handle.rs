@@ -16,7 +16,7 @@ use super::{Config, Error, Shared, dispatch, others, reaper, requests};
 use crate::env::Env;
 use crate::gateway;
 use crate::net::{Server, ServerConfig, ServerKeys};
-use crate::queue::{Local, Queue, Redis, Wakes};
+use crate::queue::{Local, Queue, Redis, RedisConfig, Wakes};
 use crate::store::{self, Sqlite, Store};
 use crate::tasks::Tasks;
 
@@ -67,7 +67,10 @@ impl Parts {
         let Some(redis) = &config.redis else {
             return Ok(Self { store, queue: Arc::new(Local::new()), others: None, background });
         };
-        let redis = Arc::new(Redis::start(redis, env.clone(), &background).await?);
+        // Hints are about this store: those of another one that keeps its own in the same Redis are not its.
+        let prefix = format!("{}{:016x}:", redis.prefix, store.generation());
+        let redis = RedisConfig { prefix, ..redis.clone() };
+        let redis = Arc::new(Redis::start(&redis, env.clone(), &background).await?);
         Ok(Self { store, queue: redis.clone(), others: Some(redis), background })
     }
 }

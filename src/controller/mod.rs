@@ -29,7 +29,7 @@ use ado_proto::{ControllerId, Incarnation};
 
 use crate::env::Env;
 use crate::net::Server;
-use crate::queue::{self, Queue, RedisConfig};
+use crate::queue::{self, Queue};
 use crate::store::Store;
 use crate::task;
 use crate::tasks::Tasks;
@@ -39,6 +39,7 @@ use commit::Committer;
 use fleet::Fleet;
 use hub::Hub;
 
+pub use crate::queue::RedisConfig;
 pub use authority::LocalIdentities;
 pub use handle::{Handle, Parts, start, start_with};
 

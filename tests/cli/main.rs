@@ -1,7 +1,11 @@
 //! The command line as people use it: the real binary, its real background processes, nothing else on the machine.
 
 mod promises;
+mod redis;
 mod remote;
+#[expect(unreachable_pub, reason = "shared by test binaries")]
+#[path = "../support/servers/mod.rs"]
+mod servers;
 mod support;
 mod tour;
 mod workers;

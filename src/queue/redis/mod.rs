@@ -38,7 +38,7 @@ const POP: &str = "\
 pub struct RedisConfig {
     /// `redis://[user:password@]host[:port][/db]`, `rediss://…` for TLS, `unix:///path`. A secret.
     pub url: String,
-    /// What all keys and channels begin with: controllers of one mesh share it, meshes do not.
+    /// What all keys and channels begin with: controllers of one store share it, stores do not.
     pub prefix: String,
 }
 
