@@ -11,7 +11,6 @@ use ado_proto::{Namespace, TaskId};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use tokio::runtime::Runtime;
 
-#[allow(unreachable_pub, dead_code, reason = "shared by test binaries")]
 #[path = "../tests/support/servers/mod.rs"]
 mod servers;
 

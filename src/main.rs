@@ -3,6 +3,9 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    if ado::cli::complete() {
+        return ExitCode::SUCCESS;
+    }
     let cli = match ado::cli::parse(std::env::args_os()) {
         Ok(cli) => cli,
         Err(code) => return code,

@@ -16,9 +16,10 @@ use ado::worker::containment;
 use ado::worker::course::{GiveUp, Orders};
 use ado::worker::guard::BootTime;
 use ado::worker::guard::protocol::{self, FromGuard, Reason, Start, ToGuard};
+use ado::worker::inside::Sockets;
 use ado::worker::outbox::{Outbox, SharedOutbox};
 use ado::worker::spool::{MEMORY_LIMIT, Spool};
-use ado_proto::record::{Body, Desired, Stream};
+use ado_proto::record::{Body, Desired, MAX_CHECKPOINT, Progress, Stream};
 use ado_proto::session::Assignment;
 use ado_proto::spec::{Containment, Exit, Input, TaskSpec};
 use ado_proto::{Epoch, Namespace, Seq, TaskId};
@@ -59,6 +60,8 @@ impl Rig {
             executable: env!("CARGO_BIN_EXE_ado").into(),
             guards: dir.path().join("guards"),
             tasks: dir.path().join("tasks"),
+            sockets: Some(Sockets::prepare(dir.path(), &["/tmp".into()], std::process::id().into()).unwrap()),
+            bin: Some(Path::new(env!("CARGO_BIN_EXE_ado")).parent().unwrap().into()),
             containment,
             environment: base_environment(std::env::vars()),
         };
@@ -76,6 +79,7 @@ impl Rig {
     fn spec(&self, input: Input) -> TaskSpec {
         let mut spec = TaskSpec::new("shell", input);
         spec.env.insert(MARK.into(), self.mark.clone());
+        spec.env.insert("SELF".into(), std::env::current_exe().unwrap().display().to_string());
         spec.env.insert("DIR".into(), self.dir.path().display().to_string());
         spec
     }
@@ -95,6 +99,7 @@ impl Rig {
         assert_eq!(self.marked(), [] as [u32; 0], "processes are left");
         assert_eq!(names(&self.place.guards), [] as [String; 0], "locks are left");
         assert_eq!(names(&self.place.tasks), [] as [String; 0], "workspaces are left");
+        assert_eq!(names(&self.path("sockets")), [] as [String; 0], "sockets are left");
     }
 
     fn run(&self, spec: TaskSpec) -> Run {
@@ -102,6 +107,10 @@ impl Rig {
     }
 
     fn run_with(&self, spec: TaskSpec, spool: Spool, deliver: bool) -> Run {
+        self.run_from(spec, spool, deliver, None)
+    }
+
+    fn run_from(&self, spec: TaskSpec, spool: Spool, deliver: bool, checkpoint: Option<String>) -> Run {
         let assignment = Assignment {
             task: TaskId(self.env.uuid()),
             epoch: Epoch(7),
@@ -110,7 +119,7 @@ impl Rig {
             group: None,
             attempt: 1,
             spec,
-            checkpoint: None,
+            checkpoint,
             lease_ms: 0,
             desired: Desired::Running,
             generation: 0,
@@ -440,6 +449,259 @@ async fn who_else_holds_a_pipe_does_not_keep_the_attempt() {
     assert_eq!((exit, stdout(&log)), (Exit::Code(0), format!("{agent}\nend\n")));
     drop(foreign);
     rig.assert_clean();
+}
+
+/// Not a test: what agents run that want to say something byte by byte. It does what its variable says.
+#[test]
+fn client() {
+    use std::io::{BufRead, BufReader, Write};
+
+    let Ok(what) = std::env::var("CLIENT") else { return };
+    let connect = || UnixStream::connect(std::env::var("ADO_SOCKET").unwrap()).unwrap();
+    let mut socket = connect();
+    let mut answers = BufReader::new(socket.try_clone().unwrap());
+    let mut answer = || {
+        let mut line = String::new();
+        answers.read_line(&mut line).map(|_| line).unwrap_or_default()
+    };
+    match what.as_str() {
+        "flood" => {
+            for number in 0..5_000 {
+                let line = format!("{{\"progress\":{{\"percent\":{},\"message\":\"{number}\"}}}}\n", number / 50);
+                socket.write_all(line.as_bytes()).unwrap();
+                assert_eq!(answer(), "{\"ok\":{}}\n");
+            }
+        }
+        "notes" => {
+            let accepted = (0..500).filter(|_| {
+                socket.write_all(b"{\"log\":{\"message\":\"again\"}}\n").unwrap();
+                let answer = answer();
+                assert!(answer.starts_with("{\"ok\"") || answer.contains("5 a second are recorded"), "{answer}");
+                answer.starts_with("{\"ok\"")
+            });
+            println!("accepted {}.", accepted.count());
+        }
+        "endless" => {
+            let chunk = vec![b'x'; 1 << 20];
+            let taken = (0..1024).take_while(|_| socket.write_all(&chunk).is_ok()).count();
+            println!("taken {taken}. {}", answer());
+        }
+        "garbage" => {
+            let mut number: u32 = 1;
+            for _ in 0..2_000 {
+                let mut line: Vec<u8> = (0..64)
+                    .map(|_| {
+                        number = number.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                        (number >> 24) as u8
+                    })
+                    .filter(|byte| *byte != b'\n')
+                    .collect();
+                line.push(b'\n');
+                socket.write_all(&line).unwrap();
+                assert!(answer().starts_with("{\"error\""));
+            }
+            println!("all refused.");
+        }
+        "crowd" => {
+            for _ in 0..20 {
+                let crowd: Vec<_> = (0..500).map(|_| connect()).collect();
+                drop(crowd);
+            }
+            // Idle ones make way for those who have something to say.
+            let _idle: Vec<_> = (0..40).map(|_| connect()).collect();
+            let mut late = connect();
+            late.write_all(b"{\"log\":{\"message\":\"heard\"}}\n").unwrap();
+            let mut line = String::new();
+            BufReader::new(late).read_line(&mut line).unwrap();
+            println!("late: {line}");
+        }
+        other => panic!("{other}"),
+    }
+}
+
+/// A command that runs [`client`].
+fn as_client(what: &str) -> String {
+    format!("CLIENT={what} \"$SELF\" --exact client --nocapture")
+}
+
+fn notes(log: &[Body]) -> Vec<&str> {
+    let text = |body| match body {
+        &Body::Note(ref note) => Some(note.text.as_str()),
+        _ => None,
+    };
+    log.iter().filter_map(text).collect()
+}
+
+#[tokio::test]
+async fn what_a_task_says_comes_after_all_it_had_written() {
+    for grade in grades() {
+        let rig = Rig::new(grade);
+        // A pipe holds 64 KiB. With a spool that is full from the first record on, most of it is still in there when the
+        // task has spoken.
+        let script = "head -c 60000 /dev/zero | tr '\\0' o; echo error >&2; ado task log spoken; echo > $DIR/spoken; \
+                      ado task checkpoint --data '{\"page\": 7}' -o json; echo after";
+        let run = rig.run_with(rig.shell(script), Spool::new(rig.path("spool"), 1, 1), false);
+        eventually("it has spoken", || rig.path("spoken").exists()).await;
+        run.open.send_replace(Door::Open);
+        let (exit, log) = run.exit().await;
+        assert_eq!(exit, Exit::Code(0));
+        let spoken = log.iter().position(|body| matches!(body, Body::Note(_))).expect("the note");
+        let point = log.iter().position(|body| matches!(body, Body::Checkpointed(_))).expect("the checkpoint");
+        assert!(spoken < point);
+        for at in [spoken, point] {
+            assert_eq!(output(&log[..at], Stream::Stdout), vec![b'o'; 60_000], "not a byte more or less");
+            assert_eq!(output(&log[..at], Stream::Stderr), b"error\n");
+        }
+        let Body::Checkpointed(made) = &log[point] else { unreachable!() };
+        assert_eq!(made.data, "{\"page\": 7}");
+        let after = format!("{{\"checkpointId\":\"{}\",\"type\":\"checkpoint\"}}\nafter\n", made.id);
+        assert_eq!(stdout(&log)[60_000..], after);
+        rig.assert_clean();
+    }
+}
+
+#[tokio::test]
+async fn a_checkpoint_is_answered_once_it_is_durable_and_the_rest_at_once() {
+    let rig = Rig::new(Containment::Subreaper);
+    let script = "ado task progress 40 compiling && ado task log cold && echo > $DIR/said; \
+                  ado task checkpoint && echo > $DIR/durable";
+    let run = rig.run_with(rig.shell(script), Spool::new(rig.path("spool"), MEMORY_LIMIT, 1 << 20), false);
+    eventually("no controller is needed for these", || rig.path("said").exists()).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(!rig.path("durable").exists());
+    run.open.send_replace(Door::Open);
+    let (exit, log) = run.exit().await;
+    assert_eq!(exit, Exit::Code(0));
+    assert!(rig.path("durable").exists());
+    let progress: Vec<_> = log.iter().filter(|body| matches!(body, Body::Progress(_))).collect();
+    let expected = Progress { percent: Some(40), message: Some("compiling".into()) };
+    assert_eq!(progress, [&Body::from(expected)]);
+    assert_eq!(notes(&log), ["cold"]);
+    rig.assert_clean();
+}
+
+#[tokio::test]
+async fn an_attempt_is_told_where_to_go_on_from() {
+    let rig = Rig::new(Containment::Subreaper);
+    let spool = || Spool::new(rig.path("spool"), MEMORY_LIMIT, 1 << 20);
+    let script = "echo ${ADO_CHECKPOINT-anew}; test -S \"$ADO_SOCKET\" && stat -c %a \"${ADO_SOCKET%/*}\"";
+    let (_, log) = rig.run_from(rig.shell(script), spool(), true, Some("{\"page\":7}".into())).exit().await;
+    assert_eq!(stdout(&log), "{\"page\":7}\n700\n");
+    let mut spec = rig.shell(script);
+    spec.env.insert("ADO_CHECKPOINT".into(), "claimed".into());
+    let (_, log) = rig.run_from(spec, spool(), true, None).exit().await;
+    assert_eq!(stdout(&log), "anew\n700\n");
+    let longest = format!("\"{}\"", "x".repeat(MAX_CHECKPOINT - 2));
+    let count = rig.shell("printf %s \"$ADO_CHECKPOINT\" | wc -c");
+    let (_, log) = rig.run_from(count, spool(), true, Some(longest)).exit().await;
+    assert_eq!(stdout(&log).trim(), MAX_CHECKPOINT.to_string());
+}
+
+#[tokio::test]
+async fn nobody_speaks_for_another_task() {
+    let rig = Rig::new(Containment::Subreaper);
+    let mut victim = rig.run(rig.shell("echo $ADO_SOCKET; until test -e $DIR/go; do sleep 0.01; done"));
+    victim.until_output("\n").await;
+    let socket = stdout(&victim.log.borrow()).trim().to_owned();
+    let script =
+        format!("export ADO_SOCKET={socket}; ado task log evil; echo $?; (setsid ado task checkpoint); echo $?");
+    let (exit, log) = rig.run(rig.shell(&script)).exit().await;
+    assert_eq!((exit, stdout(&log).as_str()), (Exit::Code(0), "125\n125\n"));
+    let complaints = String::from_utf8(output(&log, Stream::Stderr)).unwrap();
+    assert_eq!(complaints.matches("only processes of this task").count(), 2, "{complaints}");
+    // Nor does one who is in no task, as the same user.
+    let to = socket.clone();
+    let answer = tokio::task::spawn_blocking(move || {
+        use std::io::{BufRead, BufReader, Write};
+        let mut outside = UnixStream::connect(to).unwrap();
+        outside.write_all(b"{\"log\":{\"message\":\"evil\"}}\n").unwrap();
+        let mut answer = String::new();
+        BufReader::new(outside).read_line(&mut answer).map(|_| answer).unwrap()
+    });
+    let answer = answer.await.unwrap();
+    assert!(answer.contains("only processes of this task"), "{answer}");
+    fs::write(rig.path("go"), "").unwrap();
+    let (_, log) = victim.exit().await;
+    assert_eq!(notes(&log), [] as [&str; 0]);
+    assert!(!log.iter().any(|body| matches!(body, Body::Checkpointed(_))));
+    assert!(UnixStream::connect(&socket).is_err(), "it ends with its attempt");
+    rig.assert_clean();
+}
+
+#[tokio::test]
+async fn an_attempt_that_is_given_up_is_heard_no_more() {
+    for how in [GiveUp::HandBack, GiveUp::Discard] {
+        let rig = Rig::new(Containment::Subreaper);
+        // Its output is not taken either, so what it says waits.
+        let run = rig.run_with(
+            rig.shell("head -c 60000 /dev/zero; ado task log late; echo > $DIR/said; ado task checkpoint; sleep 1000"),
+            Spool::new(rig.path("spool"), 1, 1),
+            false,
+        );
+        eventually("it has spoken", || rig.path("said").exists()).await;
+        run.orders.send_if_modified(|orders| orders.give_up(how));
+        eventually("it is killed", || rig.marked().is_empty()).await;
+        run.open.send_replace(Door::Open);
+        let (_, log) = run.end().await;
+        assert_eq!(notes(&log), [] as [&str; 0], "{how:?}");
+        assert!(!log.iter().any(|body| matches!(body, Body::Checkpointed(_))), "{how:?}");
+        rig.assert_clean();
+    }
+}
+
+#[tokio::test]
+async fn what_was_said_last_is_kept() {
+    let rig = Rig::new(Containment::Subreaper);
+    let script = "ado task progress 10 one; ado task progress 90 two; ado task log last; exit 3";
+    let (exit, log) = rig.run(rig.shell(script)).exit().await;
+    assert_eq!(exit, Exit::Code(3));
+    let last = log.iter().rev().find_map(|body| match body {
+        Body::Progress(progress) => Some(progress),
+        _ => None,
+    });
+    assert_eq!(last, Some(&Progress { percent: Some(90), message: Some("two".into()) }));
+    assert_eq!(notes(&log), ["last"]);
+}
+
+#[tokio::test]
+async fn floods_of_words_are_bounded() {
+    let rig = Rig::new(Containment::Subreaper);
+    let begun = tokio::time::Instant::now();
+    let (exit, log) = rig.run(rig.shell(&as_client("flood"))).exit().await;
+    assert_eq!(exit, Exit::Code(0), "{}", stdout(&log));
+    let most = 2 + usize::try_from(begun.elapsed().as_millis() / 100).unwrap();
+    let progress: Vec<_> = log.iter().filter(|body| matches!(body, Body::Progress(_))).collect();
+    assert!((1..=most).contains(&progress.len()), "{} records of progress, {most} at most", progress.len());
+    let newest = Progress { percent: Some(99), message: Some("4999".into()) };
+    assert_eq!(*progress[progress.len() - 1], Body::from(newest));
+
+    let begun = tokio::time::Instant::now();
+    let (exit, log) = rig.run(rig.shell(&as_client("notes"))).exit().await;
+    let most = 51 + usize::try_from(begun.elapsed().as_millis() / 200).unwrap();
+    assert_eq!(exit, Exit::Code(0), "{}", stdout(&log));
+    assert!((50..=most).contains(&notes(&log).len()), "{} notes, {most} at most", notes(&log).len());
+    assert!(stdout(&log).contains(&format!("accepted {}.", notes(&log).len())), "what was accepted is there");
+}
+
+#[tokio::test]
+async fn hostile_words_harm_nobody() {
+    let rig = Rig::new(Containment::Subreaper);
+    let run = |what: &str| {
+        // Its output goes on meanwhile.
+        let script = format!("seq 1 1000; {}; echo end $?", as_client(what));
+        rig.run(rig.shell(&script))
+    };
+    for (what, expected) in [("endless", "too long"), ("garbage", "all refused."), ("crowd", "late: {\"ok\":{}}")] {
+        let (exit, log) = run(what).exit().await;
+        let text = stdout(&log);
+        assert_eq!(exit, Exit::Code(0), "{what}: {text}");
+        assert!(text.starts_with("1\n2\n") && text.contains("\n1000\n") && text.ends_with("end 0\n"), "{what}: {text}");
+        assert!(text.contains(expected), "{what}: {text}");
+        rig.assert_clean();
+    }
+    let (_, log) = run("endless").exit().await;
+    let taken = stdout(&log).split_once("taken ").unwrap().1.split('.').next().unwrap().parse::<usize>().unwrap();
+    assert!(taken < 8, "{taken} MiB of a line were taken");
 }
 
 /// A guard spoken to directly.

@@ -3,6 +3,8 @@
 //! On the wire and in a store's chunk a record is its header in postcard form (frozen for ever) and then the body's
 //! bytes. Records are laid end to end; [`Reader`] walks them.
 
+use std::ops::Range;
+
 use bytes::{Buf, Bytes};
 use serde::{Deserialize, Serialize};
 
@@ -76,6 +78,15 @@ impl Record {
         };
         to_postcard(&header, out);
         out.extend_from_slice(&body);
+    }
+
+    /// The offsets it stands for: its own, or those of the records in whose place it is.
+    pub fn span(&self) -> Range<Offset> {
+        match &self.body {
+            Body::Truncated(gap) => gap.from..gap.to,
+            Body::Skipped(run) => run.from..run.to,
+            _ => self.offset..self.offset.next(),
+        }
     }
 
     /// Bytes this record takes in memory and on the wire, about.

@@ -73,13 +73,13 @@ impl TaskSpec {
     /// # Errors
     /// [`SpecError`] names the first thing that is wrong.
     pub fn check(&self) -> Result<(), SpecError> {
-        for (what, name) in [("agent", &self.agent), ("pool", &self.pool)] {
+        for (what, name) in [("an agent", &self.agent), ("a pool", &self.pool)] {
             if !is_name(name) {
                 return Err(SpecError::Name { what, name: name.clone() });
             }
         }
         if let Some(name) = self.labels.keys().find(|name| !is_name(name)) {
-            return Err(SpecError::Name { what: "label", name: name.clone() });
+            return Err(SpecError::Name { what: "a label", name: name.clone() });
         }
         if let Some(name) = self.env.keys().find(|name| name.is_empty() || name.contains('=')) {
             return Err(SpecError::Variable(name.clone()));

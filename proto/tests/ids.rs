@@ -105,10 +105,10 @@ fn a_task_that_could_run_nowhere_is_refused() {
     assert_eq!(good.check(), Ok(()));
     assert_eq!(check(|spec| spec.input = Input::Argv(vec![])), Err(SpecError::NoProgram));
     assert_eq!(check(|spec| spec.input = Input::Argv(vec!["".into()])), Err(SpecError::NoProgram));
-    assert!(matches!(check(|spec| spec.agent = "../x".into()), Err(SpecError::Name { what: "agent", .. })));
-    assert!(matches!(check(|spec| spec.pool = "".into()), Err(SpecError::Name { what: "pool", .. })));
+    assert!(matches!(check(|spec| spec.agent = "../x".into()), Err(SpecError::Name { what: "an agent", .. })));
+    assert!(matches!(check(|spec| spec.pool = "".into()), Err(SpecError::Name { what: "a pool", .. })));
     let label = check(|spec| drop(spec.labels.insert("a b".into(), "c".into())));
-    assert!(matches!(label, Err(SpecError::Name { what: "label", .. })));
+    assert!(matches!(label, Err(SpecError::Name { what: "a label", .. })));
     assert_eq!(check(|spec| drop(spec.env.insert("A=B".into(), "".into()))), Err(SpecError::Variable("A=B".into())));
     assert_eq!(check(|spec| drop(spec.env.insert("A".into(), "b\0".into()))), Err(SpecError::Nul("b\\0".into())));
     assert_eq!(check(|spec| spec.cwd = Some("\0".into())), Err(SpecError::Nul("\\0".into())));

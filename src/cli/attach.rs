@@ -2,13 +2,13 @@
 
 use std::io::IsTerminal;
 
-use super::Global;
 use super::error::{Error, Kind};
 use super::run::look;
 use super::session::{App, Session};
 use super::signals::Signals;
 use super::values::Start;
 use super::watch::{OnInterrupt, Watch};
+use super::{Global, complete};
 use crate::config::Flags;
 use ado_proto::request::TaskInfo;
 
@@ -18,6 +18,7 @@ use ado_proto::request::TaskInfo;
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Id, or the beginning of one, or a task's name
+    #[arg(add = complete::tasks())]
     task: String,
     #[command(flatten)]
     start: Start,

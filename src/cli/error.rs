@@ -10,6 +10,8 @@ use crate::{client, local, net};
 
 /// Exit code of an error of ado itself.
 pub(crate) const ADO_ERROR: u8 = 125;
+/// Exit code of what took longer than it may: a task, or waiting for one.
+pub(crate) const TIMED_OUT: u8 = 124;
 
 /// What kind of error: picks the exit code and the word programs see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,12 +28,15 @@ pub(crate) enum Kind {
     Local,
     /// The user stopped it before anything was done.
     Interrupted,
+    /// It took longer than the user wants to wait.
+    TimedOut,
 }
 
 impl Kind {
     fn code(self) -> u8 {
         match self {
             Self::Interrupted => 130,
+            Self::TimedOut => TIMED_OUT,
             Self::Usage | Self::Refused(_) | Self::Network | Self::Identity | Self::Local => ADO_ERROR,
         }
     }
@@ -61,6 +66,7 @@ impl Kind {
             Self::Identity => "identity",
             Self::Local => "local",
             Self::Interrupted => "interrupted",
+            Self::TimedOut => "timed_out",
         }
     }
 }

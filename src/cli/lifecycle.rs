@@ -4,11 +4,9 @@ use ado_proto::TaskId;
 use ado_proto::record::{Body, Desired, Ended, Loss, Outcome, Record};
 use ado_proto::spec::Exit;
 
-use super::error::ADO_ERROR;
+use super::error::{ADO_ERROR, TIMED_OUT};
 use super::output::one_line;
 
-/// Exit code of a task that ran longer than its time limit.
-const TIMED_OUT: u8 = 124;
 /// Exit code of a cancelled task.
 const CANCELLED: u8 = 130;
 /// Longest text from elsewhere in a line.

@@ -3,51 +3,105 @@
 //! Data goes to stdout, everything else to stderr. Must never know: SQL, kube, Redis, QUIC.
 
 mod attach;
+mod bench;
 mod cancel;
+mod columns;
+mod complete;
+mod completions;
 mod config;
 mod controller;
+mod detach;
 mod down;
 mod error;
+mod events;
 mod filter;
 mod guard;
 mod join;
 mod lifecycle;
 mod list;
 mod logs;
+mod man;
+mod observe;
 mod output;
 mod painter;
+mod pause;
+mod remembered;
+mod resume;
 mod run;
+mod schema;
 mod session;
 mod signals;
 mod status;
+mod steer;
+mod task;
 mod token;
+mod top;
 mod up;
 mod values;
+mod wait;
 mod watch;
 mod worker;
+mod workers;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::Parser;
 use clap::error::{ContextKind, ErrorKind};
+use clap::{CommandFactory, FromArgMatches, Parser};
 
 use crate::telemetry;
 use error::{ADO_ERROR, Error};
 use output::Format;
 
-/// Runs AI coding agents on machines that are not your laptop.
-///
-/// Exit codes of commands that watch a task: the task's own; 128 + n when signal n killed it; 124 when it ran longer than
-/// its time limit; 125 when ado itself failed; 130 when it was cancelled; 0 after detaching.
+/// Runs AI coding agents, or any command, on machines that are not your laptop
 #[derive(Debug, Parser)]
-#[command(name = "ado", version, verbatim_doc_comment)]
+#[command(name = "ado", version, max_term_width = 80)]
 pub struct Cli {
     #[command(flatten)]
     global: Global,
     #[command(subcommand)]
     command: Command,
+}
+
+/// What people want to do, and the commands for it.
+const GROUPS: [(&str, &[&str]); 5] = [
+    ("Run and watch", &["run", "attach", "logs", "wait"]),
+    ("Steer", &["pause", "resume", "detach", "cancel"]),
+    ("Look", &["list", "status", "events", "workers"]),
+    ("Machines", &["up", "down", "controller", "worker", "join", "token"]),
+    ("Set up", &["config", "completions", "man", "schema"]),
+];
+
+const AFTER_HELP: &str = "\
+Examples:
+  ado run 'echo hello from $(hostname)'       run a command line and watch it
+  ado run --detach --name tests 'make test'   leave it running
+  ado attach tests                            watch it from where you like
+  ado wait tests && echo well                 until it has ended
+
+A TASK is an id (task-7k2m9x0qvb), the beginning of one, a name (--name) or a
+group. Exit codes of commands that watch a task: the task's own; 128 + n when
+signal n killed it; 124 when it ran longer than its time limit; 125 when ado
+itself failed; 130 when it was cancelled; 0 after detaching.
+
+More on a command: ado COMMAND --help";
+
+/// The whole command line.
+pub fn command() -> clap::Command {
+    let command = Cli::command();
+    let mut groups = String::new();
+    for (title, names) in GROUPS {
+        groups += &format!("{title}:\n");
+        for name in names {
+            let inner = command.find_subcommand(name).unwrap_or_else(|| panic!("there is no command {name}"));
+            groups += &format!("  {name:<13}{}\n", inner.get_about().map(ToString::to_string).unwrap_or_default());
+        }
+        groups.push('\n');
+    }
+    let template =
+        format!("{{about-with-newline}}\n{{usage-heading}} {{usage}}\n\n{groups}Options:\n{{options}}{{after-help}}");
+    command.help_template(template).after_help(AFTER_HELP).disable_help_subcommand(true)
 }
 
 /// Flags every command has.
@@ -91,10 +145,19 @@ enum Command {
     Run(run::Args),
     Attach(attach::Args),
     Logs(logs::Args),
+    Wait(wait::Args),
+    Pause(pause::Args),
+    Resume(resume::Args),
+    Detach(detach::Args),
+    #[command(alias = "stop")]
+    Cancel(cancel::Args),
     #[command(alias = "ls")]
     List(list::Args),
     Status(status::Args),
-    Cancel(cancel::Args),
+    Events(events::Args),
+    Workers(workers::Args),
+    Task(task::Args),
+    Top(top::Args),
     Up(up::Args),
     Down(down::Args),
     Controller(controller::Args),
@@ -102,9 +165,15 @@ enum Command {
     Join(join::Args),
     Token(token::Args),
     Config(config::Args),
+    Bench(bench::Args),
+    Completions(completions::Args),
+    Man(man::Args),
+    Schema(schema::Args),
     #[command(hide = true)]
     Guard(guard::Args),
 }
+
+pub use complete::answer as complete;
 
 /// Reads the command line. What is wrong with it, or its help, has been printed when this fails.
 ///
@@ -112,7 +181,8 @@ enum Command {
 /// The exit code.
 pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, ExitCode> {
     let args: Vec<_> = args.into_iter().collect();
-    Cli::try_parse_from(&args).map_err(|error| {
+    let parsed = command().try_get_matches_from(&args).and_then(|matches| Cli::from_arg_matches(&matches));
+    parsed.map_err(|error| {
         if !error.use_stderr() {
             // Help and version. Whoever closed stdout has seen enough.
             let _ = error.print();
@@ -188,9 +258,17 @@ impl Cli {
             Command::Run(args) => run::run(global, args).await,
             Command::Attach(args) => attach::run(global, args).await,
             Command::Logs(args) => logs::run(global, args).await,
+            Command::Wait(args) => wait::run(global, args).await,
+            Command::Pause(args) => pause::run(global, args).await,
+            Command::Resume(args) => resume::run(global, args).await,
+            Command::Detach(args) => detach::run(global, args).await,
+            Command::Cancel(args) => cancel::run(global, args).await,
             Command::List(args) => list::run(global, args).await,
             Command::Status(args) => status::run(global, args).await,
-            Command::Cancel(args) => cancel::run(global, args).await,
+            Command::Events(args) => events::run(global, args).await,
+            Command::Workers(args) => workers::run(global, args).await,
+            Command::Task(args) => task::run(&global, args),
+            Command::Top(args) => top::run(global, args).await,
             Command::Up(args) => up::run(global, args).await,
             Command::Down(args) => down::run(global, args).await,
             Command::Controller(args) => controller::run(global, args).await,
@@ -198,6 +276,10 @@ impl Cli {
             Command::Join(args) => join::run(global, args).await,
             Command::Token(args) => token::run(global, args).await,
             Command::Config(args) => config::run(global, args),
+            Command::Bench(args) => bench::run(global, args).await,
+            Command::Completions(args) => completions::run(&args),
+            Command::Man(args) => man::run(&global, &args),
+            Command::Schema(args) => schema::run(&args),
             Command::Guard(args) => unreachable!("`run_guard` comes first: {args:?}"),
         }
     }
@@ -209,8 +291,33 @@ mod tests {
 
     #[test]
     fn the_command_line_is_consistent() {
-        use clap::CommandFactory;
-        Cli::command().debug_assert();
+        command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_is_in_one_group_of_the_help() {
+        let shown: Vec<_> =
+            command().get_subcommands().filter(|c| !c.is_hide_set()).map(|c| c.get_name().to_owned()).collect();
+        let mut grouped: Vec<_> =
+            GROUPS.iter().flat_map(|(_, names)| names.iter().map(|name| (*name).to_owned())).collect();
+        let mut expected = shown;
+        (grouped.sort(), expected.sort());
+        assert_eq!(grouped, expected);
+    }
+
+    #[test]
+    fn help_fits_80_columns() {
+        fn check(command: &mut clap::Command) {
+            for text in [command.render_help(), command.render_long_help()] {
+                for line in text.to_string().lines() {
+                    assert!(line.chars().count() <= 80, "{}: {line}", command.get_name());
+                }
+            }
+            command.get_subcommands_mut().for_each(check);
+        }
+        let mut all = command();
+        all.build();
+        check(&mut all);
     }
 
     #[test]

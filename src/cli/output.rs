@@ -1,8 +1,11 @@
 //! How commands print what they found.
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 
+use ado_proto::Timestamp;
 use serde::Serialize;
+
+use super::columns::{Scene, cut};
 
 /// Text for people, JSON for programs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -27,12 +30,33 @@ pub(crate) fn print(format: Format, json: &impl Serialize, text: impl FnOnce() -
     if !out.is_empty() && !out.ends_with('\n') {
         out.push('\n');
     }
-    let mut stdout = io::stdout().lock();
-    match stdout.write_all(out.as_bytes()).and_then(|()| stdout.flush()) {
+    match write(&out) {
         // Whoever read has seen enough.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         result => result,
     }
+}
+
+/// Writes to stdout at once.
+pub(crate) fn write(text: &str) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(text.as_bytes())?;
+    stdout.flush()
+}
+
+/// Width of a table that is not on a terminal.
+const WIDTH: usize = 120;
+
+/// How tables on stdout look.
+pub(crate) fn scene(now: Timestamp) -> Scene {
+    let width = terminal_size::terminal_size_of(io::stdout()).map_or(WIDTH, |(width, _)| usize::from(width.0));
+    Scene { now, width, colours: colours(&io::stdout()) }
+}
+
+/// Whether a stream may be coloured: it is a terminal, and nobody has said no (<https://no-color.org>).
+pub(crate) fn colours(stream: &impl IsTerminal) -> bool {
+    let is_set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    stream.is_terminal() && !is_set("NO_COLOR") && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
 }
 
 /// Text from elsewhere, safe for a terminal: control characters other than newlines and tabs are replaced.
@@ -43,11 +67,7 @@ pub(crate) fn plain(text: &str) -> String {
 /// Text from elsewhere on one line of at most `width` characters.
 pub(crate) fn one_line(text: &str, width: usize) -> String {
     let line: String = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    let line = plain(&line);
-    if line.chars().count() <= width {
-        return line;
-    }
-    line.chars().take(width.saturating_sub(1)).chain(['…']).collect()
+    cut(&plain(&line), width)
 }
 
 /// A span of time in one short word: `42s`, `5m`, `3h`, `12d`.

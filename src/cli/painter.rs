@@ -38,6 +38,14 @@ impl Batch {
         Ok(())
     }
 
+    /// Adds a line to stdout.
+    pub(crate) fn line(&mut self, text: &str) {
+        self.add(Stream::Stdout, |out| {
+            out.extend_from_slice(text.as_bytes());
+            out.push(b'\n');
+        });
+    }
+
     fn piece(&mut self, stream: Stream) -> &mut Vec<u8> {
         if self.pieces.last().is_none_or(|(last, _)| *last != stream) {
             self.pieces.push((stream, Vec::new()));

@@ -14,6 +14,8 @@ use tokio::sync::Notify;
 use super::Global;
 use super::error::{Error, Kind};
 use super::output::Format;
+use super::remembered::Remembered;
+use crate::client::cache::{Memory, Place, Recorder};
 use crate::client::{self, Client};
 use crate::config::{self, Config, Flags, Secret};
 use crate::env::Env;
@@ -24,6 +26,8 @@ use crate::tasks::Tasks;
 pub(crate) const ANSWER_PATIENCE: Duration = Duration::from_secs(30);
 /// How long nobody may answer before people are told.
 const WORTH_A_WORD: Duration = Duration::from_secs(3);
+/// How long a mesh may not answer before what is remembered of it is shown instead: shorter than [`WORTH_A_WORD`].
+const MEMORY_PATIENCE: Duration = Duration::from_millis(2500);
 /// How long ending a command waits for its background work.
 pub(crate) const END_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -80,18 +84,97 @@ impl App {
         Ok(Self { global, config, home, env: Env::system(), context })
     }
 
+    /// The mesh meant; or what this machine remembers of it, when it does not answer or when that was asked for.
+    pub(crate) async fn reach(&self, cached: bool) -> Result<Reached, Error> {
+        let remembered = |memory, why| Ok(Reached::Remembered(Remembered::new(memory, self.meant()?, why, self)));
+        if cached {
+            let memory = self.memory()?.ok_or_else(|| {
+                Error::usage("nothing is remembered: `cache.enabled` is false").hint("leave out --cached")
+            })?;
+            return remembered(memory, None);
+        }
+        let memory = match self.meant()?.as_str() {
+            // The processes of this machine are started when they are missing.
+            config::LOCAL => None,
+            // Without an identity there is nothing yet; what is wrong with it is told by `session`.
+            _ => self.memory().ok().flatten().filter(|memory| !memory.is_empty()),
+        };
+        let session = match (self.session().await, &memory) {
+            (Err(error), Some(memory)) if error.kind == Kind::Network => {
+                return remembered(memory.clone(), Some(error.to_string()));
+            }
+            (session, _) => session?,
+        };
+        match memory {
+            None => Ok(Reached::Live(session)),
+            Some(memory) => match session.client.connected(MEMORY_PATIENCE).await {
+                Ok(()) => Ok(Reached::Live(session)),
+                Err(why) => {
+                    session.close().await;
+                    remembered(memory, Some(why))
+                }
+            },
+        }
+    }
+
+    /// What this machine remembers of the mesh meant, without asking anybody. `None`: nothing is kept.
+    ///
+    /// # Errors
+    /// When the mesh cannot be told.
+    pub(crate) fn memory(&self) -> Result<Option<Memory>, Error> {
+        if !self.config.cache.enabled {
+            return Ok(None);
+        }
+        let context = self.meant()?;
+        let identity = Identity::load(&self.identity_of(&context)).map_err(|error| {
+            let what = format!("nothing is remembered of `{context}`: this machine is no member of it yet");
+            Error::new(Kind::Identity, what).because(error)
+        })?;
+        Ok(Some(Memory::at(self.place(&identity))))
+    }
+
+    /// The name of the context meant.
+    /// A command line that talks to the mesh meant, whether or not it answers.
+    pub(crate) fn command(&self, words: &str) -> String {
+        match self.meant() {
+            Ok(context) if context != self.config.context => format!("ado --context {context} {words}"),
+            _ => format!("ado {words}"),
+        }
+    }
+
+    fn meant(&self) -> Result<String, Error> {
+        if self.global.remote { self.remote() } else { Ok(self.context.clone()) }
+    }
+
+    fn identity_of(&self, context: &str) -> PathBuf {
+        if context == config::LOCAL { self.home.admin() } else { self.identity_dir(context) }
+    }
+
+    fn place(&self, identity: &Identity) -> Place {
+        let namespace = self.global.namespace.clone().map(Namespace);
+        Place::of(&self.home.cache(), identity, namespace.as_ref(), self.config.cache.max_bytes)
+    }
+
     /// A session with the mesh meant.
     pub(crate) async fn session(&self) -> Result<Session, Error> {
-        let context = if self.global.remote { self.remote()? } else { self.context.clone() };
+        let context = self.meant()?;
         let tasks = Tasks::new();
         let namespace = self.global.namespace.clone().map(Namespace);
         let local = context == config::LOCAL;
-        let identity = if local { self.home.admin() } else { self.identity_dir(&context) };
+        let identity = self.identity_of(&context);
         let client = if local {
             local::ensure(&self.home, &self.env).await?;
             local::connect(&self.home, namespace, &self.env, &tasks)?
         } else {
             self.connect(&context, namespace, &tasks).await?
+        };
+        let recorder = self.config.cache.enabled.then(|| {
+            let place = self.place(&client.identity());
+            Recorder::start(place, self.env.clone())
+        });
+        let client = match &recorder {
+            Some(recorder) => client.recorded_by(recorder.clone()),
+            None => client,
         };
         let renewed = Arc::new(Notify::new());
         // In the background: its failure matters when the certificate ends, not before.
@@ -114,6 +197,32 @@ impl App {
             named: context != self.config.context,
             context,
             tasks,
+            recorder,
+        })
+    }
+
+    /// A session with the mesh meant, if it is there: nothing is started, joined, renewed or said.
+    pub(crate) async fn session_if_up(&self) -> Result<Session, Error> {
+        let context = self.meant()?;
+        let namespace = self.global.namespace.clone().map(Namespace);
+        let tasks = Tasks::new();
+        let client = if context == config::LOCAL {
+            local::live_endpoint(&self.home)
+                .ok_or_else(|| Error::new(Kind::Local, "the local controller does not run").hint("ado up"))?;
+            local::connect(&self.home, namespace, &self.env, &tasks)?
+        } else {
+            let identity = Identity::load(&self.identity_dir(&context))?;
+            Client::connect(self.client_config(&context, identity, namespace)?, self.env.clone(), &tasks)?
+        };
+        Ok(Session {
+            renewal_due: false,
+            renewed: Arc::new(Notify::new()),
+            client,
+            local: None,
+            named: context != self.config.context,
+            context,
+            tasks,
+            recorder: None,
         })
     }
 
@@ -127,7 +236,8 @@ impl App {
     }
 
     async fn connect(&self, context: &str, namespace: Option<Namespace>, tasks: &Tasks) -> Result<Client, Error> {
-        let controllers = self.controllers(context)?;
+        // A context that is not there is told before an identity that is not.
+        self.controllers(context)?;
         let identity = match Identity::load(&self.identity_dir(context)) {
             // One that has ended is as good as none for whoever has a key to get another.
             Ok(ended) if ended.not_after() <= self.env.now() && self.key(context).is_some() => {
@@ -136,14 +246,24 @@ impl App {
             Ok(identity) => identity,
             Err(error) => self.enrol_by_key(context, error).await?,
         };
-        let config = client::Config {
+        let config = self.client_config(context, identity, namespace)?;
+        Ok(Client::connect(config, self.env.clone(), tasks)?)
+    }
+
+    fn client_config(
+        &self,
+        context: &str,
+        identity: Identity,
+        namespace: Option<Namespace>,
+    ) -> Result<client::Config, Error> {
+        let controllers = self.controllers(context)?;
+        Ok(client::Config {
             addresses: Arc::new(move || controllers.clone()),
             identity,
             namespace,
             reconnect_interval: self.config.communication.reconnect_interval,
             timeout: ANSWER_PATIENCE,
-        };
-        Ok(Client::connect(config, self.env.clone(), tasks)?)
+        })
     }
 
     fn controllers(&self, context: &str) -> Result<Vec<String>, Error> {
@@ -236,12 +356,27 @@ pub(crate) struct Session {
     named: bool,
     context: String,
     pub(crate) tasks: Tasks,
+    /// Keeps what the client sees.
+    recorder: Option<Recorder>,
+}
+
+/// What a command talks to.
+pub(crate) enum Reached {
+    /// The mesh.
+    Live(Session),
+    /// What is remembered of it.
+    Remembered(Remembered),
 }
 
 impl Session {
     /// Whether the mesh is the one on this machine.
     pub(crate) fn is_local(&self) -> bool {
         self.local.is_some()
+    }
+
+    /// The mesh, for people.
+    pub(crate) fn context(&self) -> &str {
+        &self.context
     }
 
     /// A command line that talks to the same mesh.
@@ -272,6 +407,9 @@ impl Session {
             let _ = tokio::time::timeout(END_PATIENCE, self.renewed.notified()).await;
         }
         self.client.close().await;
+        if let Some(recorder) = &self.recorder {
+            recorder.finish(END_PATIENCE).await;
+        }
         self.tasks.stop(END_PATIENCE).await;
     }
 }
@@ -294,8 +432,38 @@ pub(crate) fn current(home: &Home) -> Option<String> {
     joined(home, &name).map(|_| name)
 }
 
-/// What this user would like to be called.
+/// What this user would like to be called: people of one mesh should not all have the same name.
 pub(crate) fn user_name() -> String {
-    let name = std::env::var("USER").or_else(|_| std::env::var("LOGNAME")).unwrap_or_default();
-    if is_name(&name) { name } else { "user".into() }
+    let variables = ["USER", "LOGNAME"].map(|name| std::env::var(name).unwrap_or_default());
+    let account = nix::unistd::User::from_uid(nix::unistd::getuid()).ok().flatten().map(|user| user.name);
+    let host = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
+    named(&variables, account.as_deref(), nix::unistd::getuid().as_raw(), host.as_deref())
+}
+
+/// The first that is a name: a variable, the account, its number on this host.
+fn named(variables: &[String], account: Option<&str>, uid: u32, host: Option<&str>) -> String {
+    let short_host = host.and_then(|host| host.split('.').next()).filter(|host| is_name(host));
+    let said = variables.iter().map(String::as_str).find(|name| is_name(name));
+    // Every container has its root: the host tells them apart.
+    let account = account.filter(|name| is_name(name) && *name != "root");
+    let of_uid = || match short_host {
+        Some(host) => format!("uid{uid}@{host}").chars().take(63).collect(),
+        None => format!("uid{uid}"),
+    };
+    said.or(account).map_or_else(of_uid, Into::into)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_has_no_name_is_called_by_number_and_host() {
+        let unset = [String::new(), "no name".into()];
+        assert_eq!(named(&["ann".into(), "bob".into()], Some("eve"), 7, Some("h")), "ann");
+        assert_eq!(named(&unset, Some("eve"), 7, Some("h")), "eve");
+        assert_eq!(named(&unset, Some("root"), 0, Some("box.example.com")), "uid0@box");
+        assert_eq!(named(&unset, None, 1000, Some("a b")), "uid1000");
+        assert!(is_name(&named(&unset, None, u32::MAX, Some(&"h".repeat(63)))));
+    }
 }

@@ -9,7 +9,7 @@ use super::session::App;
 use crate::config::Flags;
 use crate::local::{self, Holder, Role, holder};
 
-/// Start the controller and the worker of this machine in the background
+/// Start this machine's controller and worker in the background
 ///
 /// Every command that needs them does this by itself.
 #[derive(Debug, clap::Args)]
@@ -23,7 +23,8 @@ pub(crate) async fn run(global: Global, _args: Args) -> Result<u8, Error> {
         Holder::Process(pid) => Some(pid),
         Holder::Unnamed | Holder::Nobody => None,
     };
-    let json = json!({ "home": app.home.path(), "controller": controller, "worker": { "pid": worker } });
+    let where_it_is = controller.as_ref().map(|at| json!({ "pid": at.pid, "quic": at.quic, "http": at.http }));
+    let json = json!({ "home": app.home.path(), "controller": where_it_is, "worker": { "pid": worker } });
     print(app.global.output, &json, || {
         let mut text = String::new();
         if let Some(controller) = &controller {

@@ -30,6 +30,18 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     if text.is_empty() { Err(wrong()) } else { Ok(total) }
 }
 
+/// A duration as [`duration`] reads it.
+pub(crate) fn show_duration(span: Duration) -> String {
+    let ms = span.as_millis();
+    match ms {
+        0 => "0s".into(),
+        ms if ms % 3_600_000 == 0 => format!("{}h", ms / 3_600_000),
+        ms if ms % 60_000 == 0 => format!("{}m", ms / 60_000),
+        ms if ms % 1_000 == 0 => format!("{}s", ms / 1_000),
+        ms => format!("{ms}ms"),
+    }
+}
+
 /// `NAME=VALUE`; the value may be empty and may hold more `=`.
 pub(crate) fn pair(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
@@ -64,6 +76,19 @@ pub(crate) fn since(text: &str) -> Result<Since, String> {
     Ok(Since::At(Timestamp(i64::try_from(micros).expect("years up to 9999 fit microseconds in 64 bits"))))
 }
 
+impl Since {
+    /// The instant, seen from now.
+    pub(crate) fn at(self, now: Timestamp) -> Timestamp {
+        match self {
+            Self::At(time) => time,
+            Self::Ago(ago) => {
+                let ago = i64::try_from(ago.as_micros()).unwrap_or(i64::MAX);
+                Timestamp(now.0.saturating_sub(ago))
+            }
+        }
+    }
+}
+
 /// Where to begin reading a log.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Start {
@@ -87,11 +112,7 @@ impl Start {
         match (self.from, self.tail, self.since) {
             (Some(offset), ..) => StartAt::Offset(offset),
             (_, Some(lines), _) => StartAt::Tail(lines),
-            (_, _, Some(Since::At(time))) => StartAt::Since(time),
-            (_, _, Some(Since::Ago(ago))) => {
-                let ago = i64::try_from(ago.as_micros()).unwrap_or(i64::MAX);
-                StartAt::Since(Timestamp(now.0.saturating_sub(ago)))
-            }
+            (_, _, Some(since)) => StartAt::Since(since.at(now)),
             (None, None, None) if terminal => StartAt::Tail(TERMINAL_TAIL),
             (None, None, None) => StartAt::Offset(Offset(0)),
         }
@@ -108,6 +129,9 @@ mod tests {
         assert_eq!(seconds("30s"), Ok(30.0));
         assert_eq!(seconds("1h30m"), Ok(5_400.0));
         assert_eq!(seconds("500ms"), Ok(0.5));
+        for text in ["500ms", "30s", "90s", "10m", "36h", "0s"] {
+            assert_eq!(show_duration(duration(text).unwrap()), text);
+        }
         assert_eq!(seconds("2d"), Ok(172_800.0));
         for wrong in ["", "10", "s", "10x", "1 h", "-1s", "99999999999999999999s", "99999999999999999d", "1m2"] {
             assert_eq!(duration(wrong), Err(format!("`{wrong}` is no duration: write 30s, 10m or 1h30m")));

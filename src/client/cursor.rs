@@ -103,6 +103,16 @@ impl Cursor {
         self.next
     }
 
+    /// Which task's log.
+    pub(super) fn task(&self) -> TaskId {
+        self.task
+    }
+
+    /// Of which log, once it is known.
+    pub(super) fn generation(&self) -> Option<u64> {
+        self.generation
+    }
+
     /// What to ask for.
     pub(super) fn request(&self) -> Follow {
         let from = self.next.map_or(self.start, StartAt::Offset);
@@ -171,23 +181,25 @@ impl Cursor {
         let mut skip = self.skip;
         let mut fresh = Vec::with_capacity(records.len());
         for mut record in records {
-            let after = match &record.body {
-                Body::Truncated(gap) => gap.to,
-                Body::Skipped(skipped) => skipped.to,
-                _ => record.offset.next(),
-            };
-            if after <= next {
+            let span = record.span();
+            if span.end <= next {
                 continue;
             }
-            if record.offset > next {
-                return Err(Violation::Gap { expected: next, found: record.offset });
+            if span.start > next {
+                return Err(Violation::Gap { expected: next, found: span.start });
             }
-            next = after;
-            if let Body::Output(output) = &mut record.body {
-                let skipped = output.data.len().min(std::mem::take(&mut skip) as usize);
-                output.data.advance(skipped);
-                output.position += skipped as u64;
+            match &mut record.body {
+                // Part of what it stands for was seen before. How many bytes of it nobody can tell.
+                Body::Truncated(gap) => gap.from = next,
+                Body::Skipped(run) => run.from = next,
+                Body::Output(output) => {
+                    let skipped = output.data.len().min(std::mem::take(&mut skip) as usize);
+                    output.data.advance(skipped);
+                    output.position += skipped as u64;
+                }
+                _ => {}
             }
+            next = span.end;
             fresh.push(record);
         }
         if !fresh.is_empty() {
@@ -221,7 +233,7 @@ impl Cursor {
 
 #[cfg(test)]
 mod tests {
-    use ado_proto::record::{Note, Output, Stream, Truncated};
+    use ado_proto::record::{Note, Output, Skipped, Stream, Truncated};
     use ado_proto::session::{End, Idle, LogReset, Records};
     use ado_proto::{Origin, Timestamp};
 
@@ -310,11 +322,51 @@ mod tests {
     #[test]
     fn a_truncated_beginning_is_no_gap() {
         let mut cursor = reading(5);
-        let gap = Truncated { from: Offset(0), to: Offset(20), bytes: 7 };
-        let truncated = Record { offset: Offset(0), origin: Origin::Controller, time: Timestamp(0), body: gap.into() };
-        let item = Records::new([&truncated, &note(20)]).into();
-        assert_eq!(offsets(cursor.take(item).unwrap()), [0, 20]);
+        let gap = Truncated { from: Offset(5), to: Offset(20), bytes: 7 };
+        let item = Records::new([&Record { body: gap.into(), ..note(19) }, &note(20)]).into();
+        assert_eq!(offsets(cursor.take(item).unwrap()), [19, 20]);
         assert_eq!(cursor.next(), Some(Offset(21)));
+    }
+
+    fn skipped(from: u64, to: u64) -> Record {
+        Record { body: Skipped { from: Offset(from), to: Offset(to), bytes: 99 }.into(), ..note(to - 1) }
+    }
+
+    fn spans(took: Took) -> Vec<(u64, u64)> {
+        match took {
+            Took::Records(records) => records.iter().map(|it| (it.span().start.0, it.span().end.0)).collect(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_run_of_output_stands_for_all_its_offsets() {
+        let mut cursor = reading(0);
+        let mut take = |records: &[Record]| cursor.take(Records::new(records).into()).map(spans);
+        assert_eq!(take(&[note(0), skipped(1, 8), note(8)]), Ok(vec![(0, 1), (1, 8), (8, 9)]));
+        assert_eq!(take(&[skipped(1, 8), note(8)]), Ok(vec![]), "seen before");
+        assert_eq!(take(&[skipped(1, 5), skipped(5, 9)]), Ok(vec![]), "cut otherwise");
+        assert_eq!(take(&[skipped(9, 20)]), Ok(vec![(9, 20)]));
+        let gap = Violation::Gap { expected: Offset(20), found: Offset(21) };
+        assert_eq!(take(&[skipped(21, 30)]), Err(gap), "20 is missing, though the run ends far behind it");
+        assert_eq!(take(&[skipped(20, 30)]), Ok(vec![(20, 30)]), "and nothing was moved by it");
+        assert_eq!(cursor.take(Idle { next: Offset(30) }.into()), Ok(Took::Records(Vec::new())));
+    }
+
+    #[test]
+    fn reconnecting_in_the_middle_of_a_run_goes_on_there() {
+        let mut cursor = reading(0);
+        cursor.skip_output();
+        assert_eq!(cursor.take(Records::new([&skipped(0, 50)]).into()).map(spans), Ok(vec![(0, 50)]));
+        let again = cursor.request();
+        assert_eq!((again.from, again.without_output), (StartAt::Offset(Offset(50)), true));
+        assert_eq!(cursor.opened(&Following { from: Offset(50), skip: 0, generation: 1 }), Ok(None));
+        // A run that began before the cursor counts from the cursor on.
+        assert_eq!(
+            cursor.take(Records::new([&skipped(0, 80), &note(80)]).into()).map(spans),
+            Ok(vec![(50, 80), (80, 81)])
+        );
+        assert_eq!(cursor.next(), Some(Offset(81)));
     }
 
     #[test]

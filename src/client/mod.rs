@@ -2,6 +2,7 @@
 //!
 //! Must never know: printing, arguments, where identities are kept.
 
+pub mod cache;
 mod cursor;
 mod stream;
 
@@ -101,6 +102,7 @@ pub struct Client {
     env: Env,
     namespace: Option<Namespace>,
     timeout: Duration,
+    recorder: Option<cache::Recorder>,
 }
 
 impl Client {
@@ -119,7 +121,14 @@ impl Client {
             sockets: None,
         };
         let link = Link::start(link, env.clone(), tasks)?;
-        Ok(Self { link, tls, env, namespace: config.namespace, timeout: config.timeout })
+        Ok(Self { link, tls, env, namespace: config.namespace, timeout: config.timeout, recorder: None })
+    }
+
+    /// Tells `recorder` of every task and record that is seen.
+    #[must_use]
+    pub fn recorded_by(mut self, recorder: cache::Recorder) -> Self {
+        self.recorder = Some(recorder);
+        self
     }
 
     /// Asks who is there: the health probe.
@@ -137,12 +146,16 @@ impl Client {
 
     /// Finds the tasks a reference means: one, or all of a group.
     pub async fn tasks(&self, reference: &str) -> Result<Vec<TaskInfo>, Error> {
-        self.read(&GetTasks { reference: reference.into() }).await
+        let tasks = self.read(&GetTasks { reference: reference.into() }).await?;
+        self.saw(&tasks);
+        Ok(tasks)
     }
 
     /// One page of tasks, newest first.
     pub async fn list(&self, page: &ListTasks) -> Result<TaskPage, Error> {
-        self.read(page).await
+        let page = self.read(page).await?;
+        self.saw(&page.tasks);
+        Ok(page)
     }
 
     /// Asks for another state of the tasks a reference means.
@@ -160,15 +173,16 @@ impl Client {
         self.read(&ListWorkers { task: task.map(Into::into) }).await
     }
 
-    /// One page of system events.
+    /// One page of system events. The time it may wait for one is beside the time an answer may take.
     pub async fn events(&self, page: &ListEvents) -> Result<Events, Error> {
-        self.read(page).await
+        let timeout = Some(self.timeout + Duration::from_millis(page.wait_ms.into()));
+        Ok(self.link.call(page, Call { timeout, ..self.call(None) }).await?)
     }
 
     /// Reads a task's log; with `follow` it stays until the task ends.
     pub fn follow(&self, task: TaskId, from: StartAt, follow: bool) -> RecordStream {
         let call = Call { namespace: self.namespace.clone(), priority: Priority::Live, ..Call::default() };
-        RecordStream::new(self.link.clone(), call, task, from, follow)
+        RecordStream::new(self.link.clone(), call, task, from, follow).recorded_by(self.recorder.clone())
     }
 
     /// Makes a join token or an API key. Not repeated by itself: it may have been made when the answer is lost.
@@ -204,6 +218,20 @@ impl Client {
         }
     }
 
+    /// Waits for a connection, at most `patience`. What is in the way, for people; a failure that trying again cannot mend
+    /// is none: the next request says it better.
+    ///
+    /// # Errors
+    /// Why there is no connection yet.
+    pub async fn connected(&self, patience: Duration) -> Result<(), String> {
+        let mut state = self.link.state();
+        let settled = state.wait_for(|state| !matches!(state, LinkState::Connecting(_)));
+        if tokio::time::timeout(patience, settled).await.is_ok() {
+            return Ok(());
+        }
+        self.problem().map_or(Ok(()), Err)
+    }
+
     /// How the connection is right now. Cheap: ask as often as a line is drawn.
     pub fn connection(&self) -> ConnectionState {
         let (state, away_since) = (self.link.state().borrow().clone(), self.link.away_since());
@@ -233,6 +261,12 @@ impl Client {
     /// Ends the session, after what was sent has arrived or a short time has passed.
     pub async fn close(&self) {
         self.link.close().await;
+    }
+
+    fn saw(&self, tasks: &[TaskInfo]) {
+        if let Some(recorder) = &self.recorder {
+            recorder.tasks(tasks);
+        }
     }
 
     async fn read<R: Request>(&self, request: &R) -> Result<R::Response, Error> {

@@ -10,6 +10,7 @@ use futures_util::future::BoxFuture;
 use tokio::time::Instant;
 
 use super::Error;
+use super::cache::Recorder;
 use super::cursor::{Cursor, Took, Violation};
 use crate::net::{self, Call, Channel, Link};
 
@@ -60,6 +61,7 @@ pub struct RecordStream {
     /// When the stream was last there, while it is not.
     away_since: Instant,
     told: bool,
+    recorder: Option<Recorder>,
 }
 
 impl RecordStream {
@@ -72,10 +74,17 @@ impl RecordStream {
             ready: VecDeque::new(),
             away_since: Instant::now(),
             told: false,
+            recorder: None,
         }
     }
 
-    /// Wants to know what happens to the task, not what it writes: runs of output come as one [`Skipped`](ado_proto::record::Skipped) each.
+    pub(super) fn recorded_by(mut self, recorder: Option<Recorder>) -> Self {
+        self.recorder = recorder;
+        self
+    }
+
+    /// Wants to know what happens to the task, not what it writes: a run of output comes as one
+    /// [`Skipped`](ado_proto::record::Skipped), a long one as several.
     #[must_use]
     pub fn without_output(mut self) -> Self {
         self.cursor.skip_output();
@@ -85,7 +94,7 @@ impl RecordStream {
     /// The offset after the last record that was handed out; `None` while the controller has not said where reading
     /// begins.
     pub fn next_offset(&self) -> Option<Offset> {
-        self.ready.front().map(|record| record.offset).or(self.cursor.next())
+        self.ready.front().map(|record| record.span().start).or(self.cursor.next())
     }
 
     /// The next step; `None` after [`Step::End`] or an error. Cancel safe.
@@ -160,8 +169,9 @@ impl RecordStream {
                 self.close();
                 None
             }
-            Ok(Some(item)) => match self.cursor.take(item) {
+            Ok(Some(item)) => match self.cursor.take(item.clone()) {
                 Ok(Took::Records(records)) => {
+                    self.record(&item);
                     self.ready.extend(records);
                     None
                 }
@@ -175,6 +185,15 @@ impl RecordStream {
                 Err(violation) => self.violated(violation),
             },
             Err(error) => self.failed(error),
+        }
+    }
+
+    /// Keeps records as they came: what is handed out may begin within one.
+    fn record(&self, item: &FollowItem) {
+        if let (Some(recorder), FollowItem::Records(records), Some(generation)) =
+            (&self.recorder, item, self.cursor.generation())
+        {
+            recorder.records(self.cursor.task(), generation, records);
         }
     }
 
@@ -198,6 +217,9 @@ impl RecordStream {
 
     fn reset(&mut self, generation: u64) -> Option<Result<Step, Error>> {
         self.close();
+        if let Some(recorder) = &self.recorder {
+            recorder.reset(generation);
+        }
         Some(Ok(Step::Reset { generation }))
     }
 

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use super::values::{
-    AuthKind, ByteSize, Endpoint, MilliCpu, Millis, Name, Positive, Protocol, Seconds, Secret, Setting, UrlPath,
+    AuthKind, ByteSize, Endpoint, MilliCpu, Millis, Name, Positive, Protocol, Seconds, Secret, Setting, Switch, UrlPath,
 };
 use super::yaml::{At, Node};
 use super::{Context, Error, Given, Origin, Shown};
@@ -138,6 +138,11 @@ keys! {
     context: Name = "context", Some("ADO_CONTEXT"), Some("local"), "local";
     /// Named meshes, each with the addresses of its controllers.
     contexts: BTreeMap<String, Context> = "contexts", None, None, "contexts: {staging: {controllers: [ado.example.com:4433]}}";
+
+    /// Whether what commands see is kept on this machine, so that known tasks can be shown while their mesh does not answer.
+    cache: Switch = "cache.enabled", Some("ADO_CACHE"), Some("true"), "false";
+    /// Most bytes of logs that are kept so. Those used least recently go first.
+    cache_bytes: ByteSize = "cache.maxBytes", Some("ADO_CACHE_MAX_BYTES"), Some("256Mi"), "64Mi";
 
     /// Whether `distributed.controller.url` is used: `false` keeps the section without its effect.
     enabled: bool = "distributed.enabled", Some("ADO_DISTRIBUTED"), Some("true"), "true";

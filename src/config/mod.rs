@@ -101,6 +101,8 @@ pub struct Config {
     pub contexts: BTreeMap<String, Context>,
     /// How this machine proves who it is to the context [`REMOTE`].
     pub auth: Auth,
+    /// What is kept of what commands see.
+    pub cache: Cache,
     /// How processes talk.
     pub communication: Communication,
     /// How many workers there are.
@@ -130,6 +132,15 @@ pub struct Auth {
     pub kind: AuthKind,
     /// The API key or join string, if there is one.
     pub key: Option<Secret>,
+}
+
+/// What is kept of what commands see.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cache {
+    /// Whether anything is.
+    pub enabled: bool,
+    /// Most bytes of logs.
+    pub max_bytes: u64,
 }
 
 /// How processes talk.
@@ -315,6 +326,7 @@ impl Config {
             context: context.value.0,
             contexts,
             auth: Auth { kind: given(raw.auth_type), key: raw.auth_key.map(|key| key.value) },
+            cache: Cache { enabled: given(raw.cache).0, max_bytes: given(raw.cache_bytes).0 },
             communication: Communication {
                 protocol: given(raw.protocol),
                 websocket: given(raw.websocket),

@@ -331,6 +331,16 @@ fn what_is_shown_can_be_written() {
 }
 
 #[test]
+fn what_is_kept_can_be_switched_off() {
+    let off = |pairs: &[(&str, &str)]| from_env(pairs).map(|config| config.cache.enabled);
+    assert_eq!((off(&[]), off(&[("ADO_CACHE", "off")]), off(&[("ADO_CACHE", "0")])), (Ok(true), Ok(false), Ok(false)));
+    assert!(off(&[("ADO_CACHE", "no")]).unwrap_err().to_string().contains("true, false, on or off"));
+    let file = |text| from_file(text).map(|config| config.cache);
+    let cache = file("cache: {enabled: off, maxBytes: 1Mi}").expect("it is valid");
+    assert_eq!((cache.enabled, cache.max_bytes), (false, 1024 * 1024));
+}
+
+#[test]
 fn the_table_is_sound() {
     let defaults = Raw::defaults();
     assert_eq!(defaults.shown().len(), KEYS.len());

@@ -60,6 +60,30 @@ impl Setting for bool {
     }
 }
 
+/// Whether something is done.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Switch(pub(super) bool);
+
+impl Setting for Switch {
+    const EXPECTED: &'static str = "true, false, on or off";
+
+    fn from_text(text: &str) -> Option<Self> {
+        match text {
+            "on" => Some(Self(true)),
+            "off" => Some(Self(false)),
+            text => bool::from_text(text).map(Self),
+        }
+    }
+
+    fn from_value(value: &Value) -> Option<Self> {
+        bool::from_value(value).map(Self).or_else(|| value.as_text().and_then(Self::from_text))
+    }
+
+    fn to_json(&self) -> Json {
+        self.0.into()
+    }
+}
+
 impl Setting for u32 {
     const EXPECTED: &'static str = "a whole number from 0 on";
 

@@ -38,6 +38,9 @@ impl Committer {
                 }
                 match store.commit(units).await {
                     Ok(committed) => {
+                        if committed.iter().any(has_events) {
+                            hub.news();
+                        }
                         for (committed, answer) in committed.into_iter().zip(answers) {
                             publish(&committed, &hub, &fleet);
                             // A caller that no longer waits does not need the answer: the effect is durable.
@@ -80,6 +83,11 @@ impl Committer {
             other => Err(store::Error::Damaged(format!("one change was answered by {other:?}"))),
         }
     }
+}
+
+fn has_events(committed: &Committed) -> bool {
+    let Committed::Done(outcomes, _) = committed else { return false };
+    outcomes.iter().any(|outcome| matches!(outcome, Outcome::Applied(write) if !write.events.is_empty()))
 }
 
 fn publish(committed: &Committed, hub: &Hub, fleet: &Fleet) {

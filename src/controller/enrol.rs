@@ -8,12 +8,13 @@ use ado_proto::request::{
     RevokeToken, RevokedIdentity, TokenInfo,
 };
 use ado_proto::{Audience, Namespace, Principal, Role, WorkerId, ids};
+use bytes::Bytes;
 
 use super::Shared;
 use super::access::Access;
 use super::authority::IssueError;
 use super::requests::unavailable;
-use crate::store::{Audit, Token};
+use crate::store::{Audit, Key, Token};
 
 /// Longest life of a token.
 const MAX_TTL: Duration = Duration::from_secs(366 * 24 * 3600);
@@ -94,10 +95,15 @@ pub(super) async fn list_tokens(shared: &Shared, access: &Access) -> Result<Vec<
     Ok(tokens.into_iter().map(info).collect())
 }
 
-/// Makes a token useless.
-pub(super) async fn revoke_token(shared: &Shared, access: &Access, request: RevokeToken) -> Result<(), ErrorReply> {
+/// Makes a token useless. `kept` is remembered with it.
+pub(super) async fn revoke_token(
+    shared: &Shared,
+    access: &Access,
+    request: RevokeToken,
+    kept: Option<(Key, Bytes)>,
+) -> Result<(), ErrorReply> {
     let line = audit(access, "RevokeToken", &request.id);
-    if shared.store.revoke_token(&access.audience, &request.id, line).await.map_err(unavailable)? {
+    if shared.store.revoke_token(&access.audience, &request.id, kept, line).await.map_err(unavailable)? {
         return Ok(());
     }
     let message = format!("there is no token `{}`", request.id);

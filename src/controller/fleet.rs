@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use ado_proto::request::Load;
 use ado_proto::session::{ToWorker, Want};
 use ado_proto::{TaskId, WorkerId};
 use tokio::sync::{Notify, mpsc};
@@ -49,6 +50,27 @@ struct Member {
     /// The only sender: with the member the session ends.
     messages: mpsc::Sender<ToWorker>,
     reported_at: Instant,
+    report: Option<Report>,
+}
+
+/// What a worker's last heartbeat told about it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Report {
+    /// How busy its machine is, as it says itself.
+    pub(super) load: Load,
+    /// Round trip to it, as its connection has measured it.
+    pub(super) rtt: Duration,
+}
+
+/// A connected worker, for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Seen {
+    /// What placement goes by.
+    pub(super) candidate: Candidate,
+    /// What it holds, in order of id.
+    pub(super) holds: Vec<TaskId>,
+    /// `None` before its first heartbeat.
+    pub(super) report: Option<Report>,
 }
 
 /// A worker whose session has ended.
@@ -72,8 +94,14 @@ impl Fleet {
         let mut inner = self.lock();
         inner.sessions += 1;
         let session = Session { worker: id, number: inner.sessions };
-        let member =
-            Member { worker, session: session.number, holds: BTreeSet::new(), messages, reported_at: Instant::now() };
+        let member = Member {
+            worker,
+            session: session.number,
+            holds: BTreeSet::new(),
+            messages,
+            reported_at: Instant::now(),
+            report: None,
+        };
         inner.members.insert(id, member);
         drop(inner);
         self.recount(id, held);
@@ -89,11 +117,12 @@ impl Fleet {
     }
 
     /// A worker has sent a heartbeat.
-    pub(super) fn reported(&self, session: Session) {
+    pub(super) fn reported(&self, session: Session, report: Report) {
         let mut inner = self.lock();
         let Some(member) = inner.of(session) else { return };
         let was_silent = member.reported_at.elapsed() > self.silent_after;
         member.reported_at = Instant::now();
+        member.report = Some(report);
         drop(inner);
         if was_silent {
             self.chance.notify_one();
@@ -164,25 +193,22 @@ impl Fleet {
 
     /// What placement knows of everybody.
     pub(super) fn candidates(&self) -> Vec<Candidate> {
-        let inner = self.lock();
-        let candidate = |member: &Member| Candidate {
-            id: member.worker.id,
-            name: member.worker.name.clone(),
-            namespace: member.worker.namespace.clone(),
-            pool: member.worker.pool.clone(),
-            agents: member.worker.agents.clone(),
-            labels: member.worker.labels.clone(),
-            slots: member.worker.slots,
-            busy: u32::try_from(member.holds.len()).unwrap_or(u32::MAX),
-            draining: member.worker.draining,
-            silent: member.reported_at.elapsed() > self.silent_after,
-        };
-        inner.members.values().map(candidate).collect()
+        self.lock().members.values().map(|member| self.candidate(member)).collect()
     }
 
-    /// Attempts a worker holds; `None` when it is not connected.
-    pub(super) fn busy(&self, id: WorkerId) -> Option<u32> {
-        self.lock().members.get(&id).map(|member| u32::try_from(member.holds.len()).unwrap_or(u32::MAX))
+    /// Everybody who is connected, for people.
+    pub(super) fn seen(&self) -> BTreeMap<WorkerId, Seen> {
+        let seen = |member: &Member| Seen {
+            candidate: self.candidate(member),
+            holds: member.holds.iter().copied().collect(),
+            report: member.report,
+        };
+        self.lock().members.iter().map(|(id, member)| (*id, seen(member))).collect()
+    }
+
+    fn candidate(&self, member: &Member) -> Candidate {
+        let silent = member.reported_at.elapsed() > self.silent_after;
+        Candidate { silent, ..candidate(&member.worker, member.holds.len()) }
     }
 
     /// Resolves when something may be placeable.
@@ -199,6 +225,22 @@ impl Inner {
     /// The member whose session this is; `None` when a newer one has replaced it.
     fn of(&mut self, session: Session) -> Option<&mut Member> {
         self.members.get_mut(&session.worker).filter(|member| member.session == session.number)
+    }
+}
+
+/// What placement would know of a worker that is heard.
+pub(super) fn candidate(worker: &Worker, holds: usize) -> Candidate {
+    Candidate {
+        id: worker.id,
+        name: worker.name.clone(),
+        namespace: worker.namespace.clone(),
+        pool: worker.pool.clone(),
+        agents: worker.agents.clone(),
+        labels: worker.labels.clone(),
+        slots: worker.slots,
+        busy: u32::try_from(holds).unwrap_or(u32::MAX),
+        draining: worker.draining,
+        silent: false,
     }
 }
 
@@ -269,9 +311,14 @@ mod tests {
         let newer = fleet.join(worker(4), &[held(1)], tx);
         assert!(inbox.recv().await.is_none(), "nobody can say anything on it");
         fleet.drain(older);
+        let report = Report { load: Load { cpus: 4, ..Load::default() }, rtt: Duration::from_millis(3) };
+        fleet.reported(older, report);
+        assert_eq!(fleet.seen()[&worker(4).id].report, None);
+        fleet.reported(newer, report);
+        assert_eq!(fleet.seen()[&worker(4).id].report, Some(report));
         assert!(!fleet.candidates()[0].draining, "late words of the older session");
         assert_eq!(fleet.leave(older), None);
-        assert_eq!(fleet.busy(worker(4).id), Some(1));
+        assert_eq!(fleet.seen()[&worker(4).id].holds, [held(1).task.id]);
         fleet.drain(newer);
         assert_eq!(fleet.leave(newer), Some(Left { draining: true, holds: 1 }));
         assert!(fleet.candidates().is_empty());

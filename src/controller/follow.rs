@@ -1,15 +1,20 @@
 //! Viewers: a log from a position, and then as it grows.
 
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ado_proto::record::{Body, Record, Truncated};
 use ado_proto::request::{Follow, Following, StartAt};
-use ado_proto::session::{End, FollowItem, Idle, LogReset, Records};
+use ado_proto::session::{Detached, End, FollowItem, Idle, LogReset, Records};
 use ado_proto::{Offset, Origin, TaskId, Timestamp};
+
+use tokio::time::Instant;
 
 use super::Shared;
 use super::hub::Tail;
+use super::quiet::Quiet;
+use super::viewers::Seat;
 use crate::net::{self, Sender};
 use crate::store;
 
@@ -17,18 +22,23 @@ use crate::store;
 const FRAME_BYTES: usize = 256 * 1024;
 /// A viewer hears at least this often that its stream lives.
 const IDLE: Duration = Duration::from_secs(15);
+/// How long a run of skipped output is held back when there is nothing else to send: a flood costs a viewer that does not
+/// want it ten small frames a second.
+const HOLD: Duration = Duration::from_millis(100);
 /// Between two reads while the store is unavailable.
 const RETRY: Duration = Duration::from_millis(500);
 
 /// What a viewer was promised.
 pub(super) struct Promise {
     from: Offset,
+    /// For who stays, and may be asked to leave.
+    seat: Option<Seat>,
     /// For who does not stay: the log's length when it asked, and whether the task was over.
     until: Option<(Offset, bool)>,
 }
 
 /// Where a viewer begins: the answer to [`Follow`].
-pub(super) async fn begin(shared: &Shared, follow: &Follow) -> store::Result<(Following, Promise)> {
+pub(super) async fn begin(shared: &Shared, follow: &Follow, seat: Option<Seat>) -> store::Result<(Following, Promise)> {
     let store = &shared.store;
     let until = match follow.follow {
         true => None,
@@ -39,7 +49,7 @@ pub(super) async fn begin(shared: &Shared, follow: &Follow) -> store::Result<(Fo
         StartAt::Since(since) => (store.offset_since(follow.task, since).await?.unwrap_or_default(), 0),
         StartAt::Tail(lines) => tail_start(shared, follow.task, lines).await?,
     };
-    Ok((Following { from, skip, generation: store.generation() }, Promise { from, until }))
+    Ok((Following { from, skip, generation: store.generation() }, Promise { from, seat, until }))
 }
 
 /// Sends what [`begin`] promised, until the log or the viewer ends.
@@ -55,11 +65,15 @@ pub(super) async fn serve(
         tx.finish();
         return Ok(());
     }
-    let Promise { from, until } = promise;
+    let Promise { from, mut seat, until } = promise;
     let mut viewer = Viewer { shared, task: follow.task, tail: shared.hub.follow(follow.task), cursor: from };
+    let mut out = Out::new(tx, follow.without_output);
     let mut committed = viewer.tail.watch();
     loop {
         committed.mark_unchanged();
+        if let Some(by) = seat.as_mut().and_then(Seat::asked) {
+            return out.end(Detached { by }).await;
+        }
         // A log that grows as fast as it is read would never end for who does not stay.
         let next = match until {
             Some((end, ended)) if viewer.cursor >= end => Ok(Next::Nothing { ended: ended && viewer.cursor == end }),
@@ -68,13 +82,11 @@ pub(super) async fn serve(
         let wait = match next {
             Ok(Next::Records(records)) => {
                 viewer.cursor = records.last().map_or(viewer.cursor, |last| last.offset.next());
-                tx.send_message(&FollowItem::from(Records::new(&records))).await?;
+                out.records(records).await?;
                 continue;
             }
             Ok(Next::Nothing { ended }) if ended || !follow.follow => {
-                tx.send_message(&FollowItem::from(End { next: viewer.cursor, ended })).await?;
-                tx.finish();
-                return Ok(());
+                return out.end(End { next: viewer.cursor, ended }).await;
             }
             Ok(Next::Nothing { .. }) => IDLE,
             Err(error) if error.is_transient() => {
@@ -89,11 +101,78 @@ pub(super) async fn serve(
         tokio::select! {
             biased;
             () = shared.tasks.stopping() => return Ok(()),
-            () = tx.closed() => return Err(net::Error::Closed),
+            () = out.tx.closed() => return Err(net::Error::Closed),
+            by = asked_to_leave(&mut seat) => return out.end(Detached { by }).await,
+            () = out.due() => out.flush().await?,
             _ = committed.changed() => {}
             () = tokio::time::sleep(wait) => if wait == IDLE {
-                tx.send_message(&FollowItem::from(Idle { next: viewer.cursor })).await?;
+                out.tx.send_message(&FollowItem::from(Idle { next: viewer.cursor })).await?;
             }
+        }
+    }
+}
+
+async fn asked_to_leave(seat: &mut Option<Seat>) -> String {
+    match seat {
+        Some(seat) => seat.leave().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// What goes to a viewer, in frames.
+struct Out<'a> {
+    tx: &'a mut Sender,
+    /// For who does not want the output. Between frames it holds a run back for [`HOLD`] at most.
+    quiet: Option<Quiet>,
+    held_since: Instant,
+}
+
+impl<'a> Out<'a> {
+    fn new(tx: &'a mut Sender, without_output: bool) -> Self {
+        Self { tx, quiet: without_output.then(Quiet::default), held_since: Instant::now() }
+    }
+
+    async fn records(&mut self, records: Vec<Record>) -> Result<(), net::Error> {
+        let Some(quiet) = &mut self.quiet else { return self.send(&records).await };
+        let held_before = quiet.holds();
+        let mut ready = quiet.take(records);
+        if !held_before || !ready.is_empty() {
+            self.held_since = Instant::now();
+        }
+        if self.held_since.elapsed() >= HOLD {
+            ready.extend(quiet.flush());
+        }
+        self.send(&ready).await
+    }
+
+    /// Resolves when what is held back is to be sent.
+    fn due(&self) -> impl Future<Output = ()> + use<> {
+        let at = self.quiet.as_ref().filter(|quiet| quiet.holds()).map(|_| self.held_since + HOLD);
+        async move {
+            match at {
+                Some(at) => tokio::time::sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        }
+    }
+
+    /// Sends what is held back.
+    async fn flush(&mut self) -> Result<(), net::Error> {
+        let held = self.quiet.as_mut().and_then(Quiet::flush);
+        self.send(held.as_slice()).await
+    }
+
+    async fn end(mut self, last: impl Into<FollowItem>) -> Result<(), net::Error> {
+        self.flush().await?;
+        self.tx.send_message(&last.into()).await?;
+        self.tx.finish();
+        Ok(())
+    }
+
+    async fn send(&mut self, records: &[Record]) -> Result<(), net::Error> {
+        match records {
+            [] => Ok(()),
+            records => self.tx.send_message(&FollowItem::from(Records::new(records))).await,
         }
     }
 }

@@ -173,6 +173,7 @@ pub async fn start_with(config: Config, parts: Parts, env: Env) -> Result<Handle
         committer,
         hub,
         fleet,
+        viewers: Arc::default(),
         authority,
         advertise: advertise.into(),
         server: server.clone(),

@@ -1,4 +1,4 @@
-//! Wakes viewers, and lets those that keep up read from memory.
+//! Wakes viewers and readers of events, and lets viewers that keep up read from memory.
 //!
 //! A task has a tail only while somebody follows it. The tail holds the newest committed records, at most
 //! [`TAIL_BYTES`]; a viewer that falls behind it reads the store and costs nobody else anything.
@@ -23,6 +23,8 @@ const TAIL_BYTES: usize = 2 * 1024 * 1024;
 #[derive(Default)]
 pub(super) struct Hub {
     tails: Mutex<BTreeMap<TaskId, Weak<Tail>>>,
+    /// Changes whenever there may be new system events.
+    news: watch::Sender<()>,
     /// The other controllers, if there may be any.
     others: Option<Arc<dyn Wakes>>,
 }
@@ -30,7 +32,7 @@ pub(super) struct Hub {
 impl Hub {
     /// Nobody follows anything. The other controllers, if there may be any, are told what is committed here.
     pub(super) fn new(others: Option<Arc<dyn Wakes>>) -> Self {
-        Self { tails: Mutex::default(), others }
+        Self { others, ..Self::default() }
     }
 
     /// The tail of a task, made if nobody follows it yet. It sees what is committed from now on.
@@ -75,6 +77,7 @@ impl Hub {
     /// Something may have been committed that nobody was told of: all viewers ask the store.
     pub(super) fn doubt(&self) {
         self.live().iter().for_each(|tail| tail.reset());
+        self.news();
     }
 
     /// Viewers of whom nothing was heard since the last poll ask the store. The others need not: had something else been
@@ -82,12 +85,23 @@ impl Hub {
     pub(super) fn poll(&self) {
         let quiet = |tail: &&Arc<Tail>| !tail.told.swap(false, Ordering::Relaxed);
         self.live().iter().filter(quiet).for_each(|tail| tail.reset());
+        self.news();
     }
 
     /// All tails that somebody follows. A tail's last owner takes it out of the map: none is dropped under the lock.
     fn live(&self) -> Vec<Arc<Tail>> {
         let tails = self.tails.lock().unwrap_or_else(PoisonError::into_inner);
         tails.values().filter_map(Weak::upgrade).collect()
+    }
+
+    /// There may be new system events.
+    pub(super) fn news(&self) {
+        self.news.send_replace(());
+    }
+
+    /// Told whenever there may be new system events.
+    pub(super) fn watch_news(&self) -> watch::Receiver<()> {
+        self.news.subscribe()
     }
 
     fn forget(&self, task: TaskId) {

@@ -1,13 +1,15 @@
 //! Rows into what people are told.
 
-use ado_proto::Timestamp;
-use ado_proto::record::Desired;
+use std::time::Duration;
+
 use ado_proto::request::{CheckpointInfo, TaskInfo, WorkerInfo, encode_response};
 use ado_proto::spec::{Exit, Input};
+use ado_proto::{TaskId, Timestamp};
 use serde::Serialize;
 
-use super::fleet::Fleet;
-use crate::scheduler::{self, Candidate, Demand};
+use super::fleet::{self, Seen};
+use super::reason::reason;
+use crate::scheduler::{Candidate, Presence};
 use crate::store::{Row, Worker};
 use crate::task::{Checkpoint, State};
 
@@ -108,38 +110,44 @@ fn checkpoint(checkpoint: &Checkpoint) -> CheckpointInfo {
     CheckpointInfo { id: checkpoint.id, offset: checkpoint.offset, data: Some(checkpoint.data.to_string()) }
 }
 
-fn reason(row: &Row, fleet: &[Candidate], now: Timestamp) -> Option<String> {
-    let task = &row.task;
-    Some(match (&task.state, task.desired) {
-        (State::Queued { .. }, Desired::Paused) => "paused before it started: `ado resume` lets it run".into(),
-        (State::Queued { not_before }, _) if *not_before > now => {
-            format!("tried again in {} s, after {} failed attempts", not_before.since(now).as_secs() + 1, task.failures)
-        }
-        (State::Queued { .. }, _) => scheduler::why_waiting(fleet, &Demand::of(&task.namespace, &task.spec)),
-        (State::Starting | State::Running | State::Paused, _) if !is_connected(row, fleet) => {
-            "its worker is not connected: it goes on there, or elsewhere when the lease has ended".into()
-        }
-        (State::Starting, _) => "its worker is starting it".into(),
-        (State::Running | State::Paused, Desired::Cancelled) => "its worker is stopping it".into(),
-        (State::Ended { error: Some(error), .. }, _) => error.clone(),
-        _ => return None,
-    })
+/// A registered worker, and what this controller knows of it.
+pub(super) struct Member {
+    /// As registered.
+    pub(super) worker: Worker,
+    /// While it is connected.
+    pub(super) seen: Option<Seen>,
+    /// What it holds, in order of id.
+    pub(super) holds: Vec<TaskId>,
 }
 
-fn is_connected(row: &Row, fleet: &[Candidate]) -> bool {
-    row.lease.as_ref().is_some_and(|lease| fleet.iter().any(|worker| worker.id == lease.worker))
+impl Member {
+    pub(super) fn presence(&self, lost_after: Duration, now: Timestamp) -> Presence {
+        match &self.seen {
+            _ if now.since(self.worker.seen_at) > lost_after => Presence::Lost,
+            Some(_) => Presence::Connected,
+            None => Presence::Disconnected,
+        }
+    }
+
+    /// As placement sees it, or would see it if it were connected.
+    pub(super) fn candidate(&self) -> Candidate {
+        let known = self.seen.as_ref().map(|seen| seen.candidate.clone());
+        known.unwrap_or_else(|| fleet::candidate(&self.worker, self.holds.len()))
+    }
 }
 
 /// A worker as callers see it.
-pub(super) fn worker(worker: Worker, fleet: &Fleet, lost_after: std::time::Duration, now: Timestamp) -> WorkerInfo {
-    let age = now.since(worker.seen_at);
-    let busy = fleet.busy(worker.id);
-    let state = match (age > lost_after, worker.draining, busy) {
-        (true, ..) => "lost",
-        (_, true, _) => "draining",
-        (_, _, None) => "disconnected",
-        _ => "ready",
+pub(super) fn worker(member: Member, presence: Presence, now: Timestamp) -> WorkerInfo {
+    let Member { worker, seen, holds } = member;
+    let is_draining = worker.draining || seen.as_ref().is_some_and(|seen| seen.candidate.draining);
+    let state = match presence {
+        Presence::Lost => "lost",
+        _ if is_draining => "draining",
+        Presence::Disconnected => "disconnected",
+        Presence::Connected => "ready",
     };
+    let report = seen.and_then(|seen| seen.report);
+    let age = now.since(worker.seen_at);
     WorkerInfo {
         id: worker.id,
         name: worker.name,
@@ -147,15 +155,26 @@ pub(super) fn worker(worker: Worker, fleet: &Fleet, lost_after: std::time::Durat
         pool: worker.pool,
         namespace: worker.namespace,
         slots: worker.slots,
-        busy: busy.unwrap_or(0),
+        busy: u32::try_from(holds.len()).unwrap_or(u32::MAX),
         agents: worker.agents,
         labels: worker.labels,
         containment: worker.containment,
         heartbeat_age_ms: u64::try_from(age.as_millis()).unwrap_or(u64::MAX),
         build: worker.build,
-        load: None,
-        rtt_us: None,
-        holds: Vec::new(),
+        load: report.map(|report| report.load),
+        rtt_us: report.map(|report| u64::try_from(report.rtt.as_micros()).unwrap_or(u64::MAX)),
+        holds,
         ineligible: None,
     }
+}
+
+/// Shortens what workers hold when they would not fit one answer together: how many it is, is told beside it.
+pub(super) fn shorten_workers(mut workers: Vec<WorkerInfo>) -> Vec<WorkerInfo> {
+    for most in [16, 0] {
+        if fitting(&workers) >= workers.len() {
+            break;
+        }
+        workers.iter_mut().for_each(|worker| worker.holds.truncate(most));
+    }
+    workers
 }

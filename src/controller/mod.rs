@@ -9,16 +9,20 @@ mod authority;
 mod commit;
 mod dispatch;
 mod enrol;
+mod filter;
 mod fleet;
 mod follow;
 mod handle;
 mod hub;
 mod info;
 mod others;
+mod quiet;
 mod reaper;
+mod reason;
 mod requests;
 mod session;
 mod source;
+mod viewers;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -38,6 +42,7 @@ use authority::Authority;
 use commit::Committer;
 use fleet::Fleet;
 use hub::Hub;
+use viewers::Viewers;
 
 pub use crate::queue::RedisConfig;
 pub use authority::LocalIdentities;
@@ -127,6 +132,7 @@ struct Shared {
     committer: Committer,
     hub: Arc<Hub>,
     fleet: Arc<Fleet>,
+    viewers: Arc<Viewers>,
     authority: Arc<Authority>,
     server: Arc<Server>,
     /// Addresses that join strings name.

@@ -31,6 +31,8 @@ pub(super) async fn run(hub: Arc<Hub>, wakes: Arc<dyn Wakes>) {
                     hub.doubt();
                 }
                 news.grown.into_iter().for_each(|(task, next)| hub.reached(task, next));
+                // What is done to a task is a system event, too.
+                hub.news();
             }
         }
     }

@@ -73,6 +73,7 @@ async fn reap(shared: &Shared, grace: &mut Grace, round: Duration) -> store::Res
         session::event("worker.lost", worker, format!("{} has not reported for {lost_after:?}", worker.name))
     };
     for worker in shared.store.lose_workers(before(now, lost_after), &event).await? {
+        shared.hub.news();
         tracing::warn!(worker = %worker.id, name = worker.name, "lost");
     }
     Ok(())

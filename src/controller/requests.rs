@@ -1,13 +1,20 @@
 //! Requests to answers.
 
+mod detach;
+mod events;
+mod list;
+mod once;
 mod tasks;
+mod workers;
+
+use std::future::Future;
 
 use ado_certs::{Peer, VerifiedPeer};
 use ado_proto::frame::Limits;
 use ado_proto::request::{
-    CreateToken, Enrol, ErrorCode, ErrorReply, Events, EventsFrom, Follow, GetTasks, Header, Hello, ListEvents,
-    ListTasks, ListTokens, ListWorkers, Renew, Request, RevokeIdentity, RevokeToken, SetDesired, Submit, TaskOutput,
-    Welcome, WorkerSession, decode_body, encode_response,
+    CreateToken, Detach, Enrol, ErrorCode, ErrorReply, Follow, GetTasks, Header, Hello, ListEvents, ListTasks,
+    ListTokens, ListWorkers, Renew, Request, RevokeIdentity, RevokeToken, SetDesired, Submit, TaskOutput, Welcome,
+    WorkerSession, decode_body, encode_response,
 };
 use bytes::Bytes;
 
@@ -37,6 +44,13 @@ pub(super) fn unavailable(error: store::Error) -> ErrorReply {
 }
 
 impl Shared {
+    /// Adds events that belong to no change of a task.
+    pub(super) async fn add_events(&self, events: Vec<store::NewEvent>) -> store::Result<()> {
+        self.store.add_events(events).await?;
+        self.hub.news();
+        Ok(())
+    }
+
     /// Adds a line to the audit log, for what is not a change of a task.
     pub(super) async fn audit(&self, line: Audit) -> store::Result<()> {
         self.committer.commit(Unit { changes: Vec::new(), once: None, audit: Some(line) }).await.map(drop)
@@ -94,6 +108,10 @@ async fn serve(shared: &Shared, connection: &Connection, incoming: Incoming) -> 
                     Follow::KIND => asked.follow(channel).await,
                     WorkerSession::KIND => asked.worker_session(channel).await,
                     TaskOutput::KIND => asked.task_output(channel).await,
+                    ListEvents::KIND => {
+                        let gone = channel.tx.closed();
+                        finish(&mut channel, asked.wait_for_events(gone).await).await
+                    }
                     _ => finish(&mut channel, asked.answer().await).await,
                 }
             }
@@ -172,7 +190,7 @@ impl Asked<'_> {
             Renew::KIND => self.renew().await,
             CreateToken::KIND => reply::<CreateToken>(enrol::create_token(shared, access, self.decode()?).await?),
             ListTokens::KIND => reply::<ListTokens>(enrol::list_tokens(shared, access).await?),
-            RevokeToken::KIND => reply::<RevokeToken>(enrol::revoke_token(shared, access, self.decode()?).await?),
+            RevokeToken::KIND => self.revoke_token(self.decode()?).await,
             RevokeIdentity::KIND => {
                 reply::<RevokeIdentity>(enrol::revoke_identity(shared, access, self.decode()?).await?)
             }
@@ -180,8 +198,8 @@ impl Asked<'_> {
             GetTasks::KIND => reply::<GetTasks>(self.get_tasks(self.decode()?).await?),
             ListTasks::KIND => reply::<ListTasks>(self.list_tasks(self.decode()?).await?),
             SetDesired::KIND => self.set_desired(self.decode()?).await,
+            Detach::KIND => self.detach(self.decode()?).await,
             ListWorkers::KIND => reply::<ListWorkers>(self.list_workers(self.decode()?).await?),
-            ListEvents::KIND => reply::<ListEvents>(self.list_events(self.decode()?).await?),
             kind => {
                 let message = format!("request {kind} is not known here");
                 Err(ErrorReply::new(ErrorCode::UnsupportedVersion, message).hint("update the controller"))
@@ -213,31 +231,18 @@ impl Asked<'_> {
         reply::<Renew>(renewed)
     }
 
-    async fn list_workers(&self, _request: ListWorkers) -> Result<Vec<ado_proto::request::WorkerInfo>, ErrorReply> {
-        let now = self.shared.store.now().await.map_err(unavailable)?;
-        let workers = self.shared.store.workers().await.map_err(unavailable)?;
-        let visible = |worker: &store::Worker| match &self.access.audience {
-            ado_proto::Audience::Everywhere => true,
-            ado_proto::Audience::Namespace(own) => worker.namespace == *own,
-        };
-        let lost_after = self.shared.timing.lost_after;
-        let info = |worker| info::worker(worker, &self.shared.fleet, lost_after, now);
-        Ok(workers.into_iter().filter(visible).map(info).collect())
-    }
-
-    async fn list_events(&self, request: ListEvents) -> Result<Events, ErrorReply> {
-        let limit = request.limit.min(MAX_ROWS) as usize;
-        let EventsFrom::After(after) = request.from else {
-            return Err(ErrorReply::new(ErrorCode::Invalid, "events are read from a cursor"));
-        };
-        let mut events = self.shared.store.events(&self.access.audience, after, limit).await.map_err(unavailable)?;
-        events.truncate(info::fitting(&events));
-        let next = events.last().map_or(after, |event| event.cursor);
-        Ok(Events { events, next })
+    async fn wait_for_events(&self, gone: impl Future<Output = ()>) -> Result<Vec<u8>, ErrorReply> {
+        reply::<ListEvents>(self.list_events(self.decode()?, gone).await?)
     }
 
     async fn follow(&self, mut channel: Channel) -> Result<(), net::Error> {
-        let answer = self.open_follow().await;
+        let answer = tokio::select! {
+            biased;
+            () = self.shared.tasks.stopping() => return Ok(()),
+            // Finding the last lines of a long log takes a while.
+            () = channel.tx.closed() => return Err(net::Error::Closed),
+            answer = self.open_follow() => answer,
+        };
         let Some((request, promise)) = begin::<Follow, _>(&mut channel, answer).await? else { return Ok(()) };
         channel.tx.set_priority(if request.follow { Priority::Live } else { Priority::Bulk });
         follow::serve(self.shared, &request, promise, &mut channel.tx).await
@@ -246,7 +251,9 @@ impl Asked<'_> {
     async fn open_follow(&self) -> Result<(ado_proto::request::Following, (Follow, follow::Promise)), ErrorReply> {
         let request: Follow = self.decode()?;
         self.visible(request.task).await?;
-        let (following, promise) = follow::begin(self.shared, &request).await.map_err(unavailable)?;
+        // Whoever is answered can be asked to leave.
+        let seat = request.follow.then(|| self.shared.viewers.join(request.task, &self.access.principal));
+        let (following, promise) = follow::begin(self.shared, &request, seat).await.map_err(unavailable)?;
         Ok((following, (request, promise)))
     }
 
@@ -264,7 +271,7 @@ impl Asked<'_> {
             Err(refusal) => Err(refusal),
         };
         let Some(opened) = begin::<WorkerSession, _>(&mut channel, answer).await? else { return Ok(()) };
-        session::serve(self.shared, opened, channel).await
+        session::serve(self.shared, self.connection, opened, channel).await
     }
 
     async fn task_output(&self, mut channel: Channel) -> Result<(), net::Error> {

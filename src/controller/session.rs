@@ -12,10 +12,10 @@ use ado_proto::{Audience, Epoch, Incarnation, Origin, Seq, TaskId, Timestamp, Wo
 use futures_util::FutureExt;
 use tokio::sync::mpsc;
 
-use super::fleet::{Session, TO_WORKER, want};
+use super::fleet::{Report, Session, TO_WORKER, want};
 use super::requests::unavailable;
 use super::{Shared, dispatch, reaper};
-use crate::net::{self, Channel, Receiver, Sender};
+use crate::net::{self, Channel, Connection, Receiver, Sender};
 use crate::store::{self, Change, NewEvent, Outcome, Row, Worker, Write};
 use crate::task::{self, Command, Refusal};
 
@@ -67,7 +67,7 @@ pub(super) async fn open(
     end_former(shared, &worker, restarted).await.map_err(unavailable)?;
     if former.is_none() || restarted {
         let text = format!("{} with {} slots", worker.name, worker.slots);
-        shared.store.add_events(vec![event("worker.joined", &worker, text)]).await.map_err(unavailable)?;
+        shared.add_events(vec![event("worker.joined", &worker, text)]).await.map_err(unavailable)?;
     }
     let (messages, inbox) = mpsc::channel(TO_WORKER);
     let turn = shared.committer.turn().await;
@@ -130,11 +130,16 @@ fn worker_id(peer: &VerifiedPeer) -> Result<WorkerId, ErrorReply> {
 }
 
 /// Serves a session until the connection or the controller ends, or a newer session of the worker begins.
-pub(super) async fn serve(shared: &Shared, opened: Opened, channel: Channel) -> Result<(), net::Error> {
+pub(super) async fn serve(
+    shared: &Shared,
+    connection: &Connection,
+    opened: Opened,
+    channel: Channel,
+) -> Result<(), net::Error> {
     let Opened { worker, session, inbox } = opened;
     let Channel { tx, rx } = channel;
     let sending = send_all(inbox, tx);
-    let receiving = receive(shared, &worker, session, rx);
+    let receiving = receive(shared, connection, &worker, session, rx);
     let result = tokio::select! {
         biased;
         () = shared.tasks.stopping() => Ok(()),
@@ -146,7 +151,7 @@ pub(super) async fn serve(shared: &Shared, opened: Opened, channel: Channel) -> 
         let text = format!("{} has handed everything back", worker.name);
         let forgotten = async {
             shared.store.remove_worker(worker.id).await?;
-            shared.store.add_events(vec![event("worker.left", &worker, text)]).await
+            shared.add_events(vec![event("worker.left", &worker, text)]).await
         };
         if let Err(error) = forgotten.await {
             tracing::warn!(worker = %worker.name, %error, "a worker that left is not forgotten yet");
@@ -162,17 +167,26 @@ async fn send_all(mut inbox: mpsc::Receiver<ToWorker>, mut tx: Sender) -> Result
     Ok(())
 }
 
-async fn receive(shared: &Shared, worker: &Worker, session: Session, mut rx: Receiver) -> Result<(), net::Error> {
+async fn receive(
+    shared: &Shared,
+    connection: &Connection,
+    worker: &Worker,
+    session: Session,
+    mut rx: Receiver,
+) -> Result<(), net::Error> {
     let mut draining = worker.draining;
     while let Some(message) = rx.next_message::<FromWorker>().await? {
         match message {
-            FromWorker::Heartbeat(heartbeat) => match beat(shared, worker, session, &heartbeat, draining).await {
-                Ok(true) => {}
-                // A newer start of the worker has registered: this one is over.
-                Ok(false) => return Ok(()),
-                // No answer: the lease is not renewed, and the worker asks again.
-                Err(error) => tracing::warn!(worker = %worker.name, %error, "a heartbeat is not answered"),
-            },
+            FromWorker::Heartbeat(heartbeat) => {
+                let report = Report { load: heartbeat.load, rtt: connection.rtt() };
+                match beat(shared, worker, session, &heartbeat, report, draining).await {
+                    Ok(true) => {}
+                    // A newer start of the worker has registered: this one is over.
+                    Ok(false) => return Ok(()),
+                    // No answer: the lease is not renewed, and the worker asks again.
+                    Err(error) => tracing::warn!(worker = %worker.name, %error, "a heartbeat is not answered"),
+                }
+            }
             FromWorker::Draining(notice) => {
                 draining = true;
                 shared.fleet.drain(session);
@@ -191,12 +205,13 @@ async fn beat(
     worker: &Worker,
     session: Session,
     heartbeat: &Heartbeat,
+    report: Report,
     draining: bool,
 ) -> store::Result<bool> {
     let lease = shared.timing.lease();
     let renewed = shared.store.renew(worker.id, worker.incarnation, &heartbeat.holds, lease, draining).await?;
     let Some(renewal) = renewed else { return Ok(false) };
-    shared.fleet.reported(session);
+    shared.fleet.reported(session, report);
     let now = if renewal.unnamed.is_empty() { Timestamp(0) } else { shared.store.now().await? };
     for row in &renewal.unnamed {
         // Only an attempt this start has never named can have got lost on the way.

@@ -5,6 +5,7 @@
 
 mod event;
 mod task;
+mod worker;
 
 use ado_proto::Timestamp;
 use ado_proto::record::{Desired, Outcome, Stream};
@@ -13,6 +14,10 @@ use serde_json::{Value, json};
 
 pub use event::Events;
 pub use task::task;
+pub use worker::{system_event, worker};
+
+/// JSON Schema (2020-12) of everything that is printed for programs: each kind has a name in `$defs`.
+pub const SCHEMA: &str = include_str!("schema.json");
 
 /// RFC 3339, UTC, microseconds. Instants outside the years 1 to 9999 are shown as a number.
 pub fn rfc3339(time: Timestamp) -> String {

@@ -111,6 +111,11 @@ impl Home {
         self.contexts().join(name)
     }
 
+    /// Where is kept what was seen of meshes.
+    pub fn cache(&self) -> PathBuf {
+        self.0.join("cache")
+    }
+
     /// Where remote contexts are kept.
     pub fn contexts(&self) -> PathBuf {
         self.0.join("contexts")

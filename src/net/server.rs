@@ -362,6 +362,11 @@ impl Connection {
         self.carrier.quic.remote_address()
     }
 
+    /// Estimated round trip to the peer.
+    pub fn rtt(&self) -> Duration {
+        self.carrier.quic.rtt()
+    }
+
     /// Lets the peer have this many streams open at once: a worker needs one a slot. Fewer than every verified peer may
     /// have are not possible.
     pub fn permit_streams(&self, streams: u32) {

@@ -2,10 +2,14 @@
 //!
 //! Must never know: stores, networks, the clock. Callers pass a snapshot of the fleet.
 
+mod eligible;
+
 use std::collections::BTreeMap;
 
 use ado_proto::spec::TaskSpec;
 use ado_proto::{Namespace, Role, WorkerId};
+
+pub use eligible::{Presence, Unfit, ineligible};
 
 /// What placement knows of a worker.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,21 +63,21 @@ impl Candidate {
     }
 
     /// Why it cannot run such a task, however long one waits; `None`: it can.
-    pub fn unfit(&self, demand: &Demand<'_>) -> Option<String> {
+    pub fn unfit(&self, demand: &Demand<'_>) -> Option<Unfit> {
         if self.namespace != *demand.namespace {
-            return Some(format!("belongs to namespace {}", self.namespace));
+            return Some(Unfit::Namespace { its: self.namespace.clone(), wanted: demand.namespace.clone() });
         }
         if self.pool != demand.pool {
-            return Some(format!("is of pool {}, not {}", self.pool, demand.pool));
+            return Some(Unfit::Pool { its: self.pool.clone(), wanted: demand.pool.into() });
         }
         if !self.agents.iter().any(|agent| agent == demand.agent) {
-            return Some(format!("cannot run {}", demand.agent));
+            return Some(Unfit::Agent(demand.agent.into()));
         }
         demand
             .labels
             .iter()
             .find(|(key, value)| self.labels.get(*key) != Some(*value))
-            .map(|(key, value)| format!("lacks the label {key}={value}"))
+            .map(|(key, value)| Unfit::Label(key.clone(), value.clone()))
     }
 }
 
@@ -98,22 +102,38 @@ pub fn why_waiting(fleet: &[Candidate], demand: &Demand<'_>) -> String {
     }
     let fit: Vec<_> = fleet.iter().filter(|worker| worker.unfit(demand).is_none()).collect();
     if fit.is_empty() {
-        let each: Vec<_> = fleet
-            .iter()
-            .take(3)
-            .filter_map(|worker| worker.unfit(demand).map(|why| format!("{} {why}", worker.name)))
-            .collect();
-        return format!("none of {} connected workers can run it: {}", fleet.len(), each.join("; "));
+        let unfit: Vec<_> = fleet.iter().filter_map(|worker| Some((worker, worker.unfit(demand)?))).collect();
+        let each: Vec<_> = unfit.iter().take(3).map(|(worker, why)| format!("{} {why}", worker.name)).collect();
+        // One that lacks the least says best what to do: causes are looked for in order of how much they part.
+        let nearest = unfit.iter().max_by_key(|(_, why)| match why {
+            Unfit::Namespace { .. } => 0,
+            Unfit::Pool { .. } => 1,
+            Unfit::Agent(_) => 2,
+            Unfit::Label(..) => 3,
+        });
+        let advice = nearest.map_or_else(String::new, |(_, why)| format!("; {}", why.advice()));
+        let more = if unfit.len() > 3 { ", …" } else { "" };
+        return match fleet.len() {
+            1 => format!("the only connected worker cannot run it: {}{advice}", each.join(", ")),
+            count => format!("none of {count} connected workers can run it: {}{more}{advice}", each.join(", ")),
+        };
     }
     if fit.iter().all(|worker| worker.draining) {
         return "every worker that could run it is shutting down: start another with `ado worker`".into();
     }
     if fit.iter().all(|worker| worker.draining || worker.silent) {
-        return "no worker that could run it has reported lately: they are given up soon".into();
+        return "no worker that could run it has reported lately: it starts when one does, or start another with \
+                `ado worker`"
+            .into();
     }
     let slots: u32 = fit.iter().map(|worker| worker.slots).sum();
     if fit.iter().all(|worker| worker.free() == 0) {
-        return format!("all {slots} slots of {} fitting workers are busy: it starts when one is free", fit.len());
+        let which = match (slots, fit.len()) {
+            (1, _) => "the only fitting slot is".into(),
+            (_, 1) => format!("all {slots} slots of the only fitting worker are"),
+            (_, workers) => format!("all {slots} slots of {workers} fitting workers are"),
+        };
+        return format!("{which} busy: it starts when one is free; `ado worker` adds more");
     }
     "it is about to be placed".into()
 }
@@ -165,10 +185,10 @@ mod tests {
         };
         check(&|worker, _| worker.namespace = Namespace("other".into()), "belongs to namespace other");
         check(&|_, spec| spec.pool = "gpu".into(), "is of pool default, not gpu");
-        check(&|_, spec| spec.agent = "gemini-cli".into(), "cannot run gemini-cli");
+        check(&|_, spec| spec.agent = "gemini-cli".into(), "cannot run gemini-cli; start one");
         check(&|_, spec| drop(spec.labels.insert("zone".into(), "b".into())), "lacks the label zone=b");
         check(&|worker, _| worker.draining = true, "shutting down");
         check(&|worker, _| worker.silent = true, "has reported lately");
-        check(&|worker, _| worker.busy = 1, "all 1 slots");
+        check(&|worker, _| worker.busy = 1, "the only fitting slot is busy");
     }
 }

@@ -8,7 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ado_proto::record::{Desired, Record};
-use ado_proto::request::SystemEvent;
+use ado_proto::request::{Events, EventsFrom, SystemEvent};
 use ado_proto::{Audience, Epoch, GroupId, Incarnation, Offset, RequestId, TaskId, Timestamp, WorkerId};
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -16,8 +16,8 @@ use bytes::Bytes;
 use super::batch::{self, Batch};
 use super::clock::Clock;
 use super::{
-    Audit, Certificate, Committed, EVENT_RETENTION, Find, KEY_RETENTION, ListFilter, NewEvent, Page, Renewal, Result,
-    Row, Store, Token, TokenRefusal, Unit, Waiting, Worker, WorkerEvent, log, rules, score,
+    Audit, Certificate, Committed, EVENT_RETENTION, Find, KEY_RETENTION, Key, ListFilter, NewEvent, Page, Renewal,
+    Result, Row, Store, Token, TokenRefusal, Unit, Waiting, Worker, WorkerEvent, log, rules, score,
 };
 use crate::env::Env;
 use crate::task::State;
@@ -73,25 +73,27 @@ impl Memory {
 
 impl Held {
     fn unit(&mut self, batch: &mut Batch, unit: Unit, now: Timestamp) -> Committed {
-        let key = |once: &super::Once| (once.principal.clone(), once.kind, once.id);
-        if let Some(once) = &unit.once
-            && let Some(seen) = self.requests.get(&key(once))
-        {
-            return if seen.body == once.body {
-                Committed::Replayed(seen.answer.clone())
-            } else {
-                Committed::KeyConflict
-            };
+        if let Some(seen) = unit.once.as_ref().and_then(|once| self.answered(&once.key)) {
+            return seen;
         }
         let outcomes = batch.run(unit.changes);
         let answer = unit.once.map(|once| {
-            let key = key(&once);
             let answer = (once.answer)(&outcomes);
-            self.requests.insert(key, Answered { body: once.body, answer: answer.clone(), at: now });
+            self.keep(once.key, answer.clone(), now);
             answer
         });
         self.audit.extend(unit.audit.map(|audit| (now, batch::audited(audit, &outcomes))));
         Committed::Done(outcomes, answer)
+    }
+
+    fn answered(&self, key: &Key) -> Option<Committed> {
+        let seen = self.requests.get(&(key.principal.clone(), key.kind, key.id))?;
+        let same = seen.body == key.body;
+        Some(if same { Committed::Replayed(seen.answer.clone()) } else { Committed::KeyConflict })
+    }
+
+    fn keep(&mut self, key: Key, answer: Bytes, at: Timestamp) {
+        self.requests.insert((key.principal, key.kind, key.id), Answered { body: key.body, answer, at });
     }
 
     fn add_events(&mut self, events: Vec<NewEvent>, now: Timestamp) {
@@ -163,6 +165,10 @@ impl Store for Memory {
         Ok(committed)
     }
 
+    async fn answered(&self, key: &Key) -> Result<Option<Committed>> {
+        Ok(self.held().answered(key))
+    }
+
     async fn row(&self, id: TaskId) -> Result<Option<Row>> {
         Ok(self.held().rows.get(&id).cloned())
     }
@@ -192,6 +198,8 @@ impl Store for Memory {
         let fits = |row: &Row| {
             rules::sees(&filter.audience, &row.task.namespace)
                 && filter.before.is_none_or(|before| row.task.id < before)
+                && filter.group.is_none_or(|group| in_group(row, |id| id == group))
+                && filter.name.as_ref().is_none_or(|name| row.task.name.as_ref() == Some(name))
                 && (filter.states.is_empty() || filter.states.iter().any(|state| state == row.task.state_word()))
         };
         Ok(self.held().pick(fits, |row| Reverse(row.task.id), filter.limit))
@@ -351,7 +359,13 @@ impl Store for Memory {
         Ok(tokens)
     }
 
-    async fn revoke_token(&self, audience: &Audience, id: &str, audit: Audit) -> Result<bool> {
+    async fn revoke_token(
+        &self,
+        audience: &Audience,
+        id: &str,
+        kept: Option<(Key, Bytes)>,
+        audit: Audit,
+    ) -> Result<bool> {
         let mut held = self.held();
         let now = self.clock.now();
         if !held.tokens.get(id).is_some_and(|token| rules::sees(audience, &token.namespace)) {
@@ -359,6 +373,9 @@ impl Store for Memory {
         }
         held.tokens.remove(id);
         held.audit.push((now, audit));
+        if let Some((key, answer)) = kept {
+            held.keep(key, answer, now);
+        }
         Ok(true)
     }
 
@@ -388,11 +405,16 @@ impl Store for Memory {
         Ok(denied.filter(|one| one.not_after > now).map(|one| one.serial.clone()).collect())
     }
 
-    async fn events(&self, audience: &Audience, after: u64, limit: usize) -> Result<Vec<SystemEvent>> {
+    async fn events(&self, audience: &Audience, from: EventsFrom, limit: usize) -> Result<Events> {
         let held = self.held();
-        let later = held.events.range(after.saturating_add(1)..).map(|(_, event)| event);
-        let seen = later.filter(|(event, _)| rules::may_read(audience, event)).map(|(_, event)| event.clone());
-        Ok(seen.take(limit).collect())
+        let all: Vec<_> = held.events.values().filter(|(event, _)| rules::may_read(audience, event)).collect();
+        let first = match from {
+            EventsFrom::After(after) => all.partition_point(|(_, event)| event.cursor <= after),
+            EventsFrom::Tail(count) => all.len().saturating_sub(limit.min(count as usize)),
+            EventsFrom::Since(since) => all.partition_point(|(_, event)| event.time < since),
+        };
+        let events: Vec<_> = all[first..].iter().take(limit).map(|(_, event)| event.clone()).collect();
+        Ok(rules::events_page(events, from, held.last_cursor, limit))
     }
 
     async fn add_events(&self, events: Vec<NewEvent>) -> Result<()> {

@@ -18,7 +18,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use ado_proto::record::{Desired, Record};
-use ado_proto::request::SystemEvent;
+use ado_proto::request::{Events, EventsFrom};
 use ado_proto::spec::Containment;
 use ado_proto::{
     Audience, Epoch, GroupId, Incarnation, Namespace, Offset, RequestId, Role, TaskId, Timestamp, WorkerId,
@@ -127,16 +127,23 @@ pub struct Unit {
     pub audit: Option<Audit>,
 }
 
-/// Idempotency: the key, and what to answer when it comes again.
-pub struct Once {
+/// What tells a request from others. The body's hash is not part of it: the same key with another body is a conflict.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Key {
     /// Who asked (`ado://…`).
     pub principal: String,
     /// The request's kind.
     pub kind: u16,
     /// The caller's request id.
     pub id: RequestId,
-    /// Hash of the request's body: the same key with another body is a conflict.
+    /// Hash of the request's body.
     pub body: [u8; 32],
+}
+
+/// Idempotency: the key, and what to answer when it comes again.
+pub struct Once {
+    /// Of the request.
+    pub key: Key,
     /// The answer to keep, made from the outcomes.
     #[expect(clippy::type_complexity, reason = "one use; a name would only hide it")]
     pub answer: Box<dyn FnOnce(&[Outcome]) -> Bytes + Send>,
@@ -186,6 +193,10 @@ pub struct ListFilter {
     pub audience: Audience,
     /// Words of [`Task::state_word`]; empty means all.
     pub states: Vec<String>,
+    /// Only members of this group.
+    pub group: Option<GroupId>,
+    /// Only those with this label.
+    pub name: Option<String>,
     /// Only tasks with a lower id.
     pub before: Option<TaskId>,
     /// At most this many.
@@ -350,6 +361,9 @@ pub trait Store: Send + Sync + 'static {
     /// changes of the same task within a batch see each other.
     async fn commit(&self, units: Vec<Unit>) -> Result<Vec<Committed>>;
 
+    /// What was answered to a request: [`Committed::Replayed`] or [`Committed::KeyConflict`]; `None`: it is new.
+    async fn answered(&self, key: &Key) -> Result<Option<Committed>>;
+
     /// One task.
     async fn row(&self, id: TaskId) -> Result<Option<Row>>;
 
@@ -418,8 +432,14 @@ pub trait Store: Send + Sync + 'static {
     /// Tokens, newest first.
     async fn tokens(&self, audience: &Audience) -> Result<Vec<Token>>;
 
-    /// Forgets a token. `false`: there was none.
-    async fn revoke_token(&self, audience: &Audience, id: &str, audit: Audit) -> Result<bool>;
+    /// Forgets a token, and remembers the answer for the key. `false`: there was none, and nothing is remembered.
+    async fn revoke_token(
+        &self,
+        audience: &Audience,
+        id: &str,
+        kept: Option<(Key, Bytes)>,
+        audit: Audit,
+    ) -> Result<bool>;
 
     /// Remembers an issued certificate. `false`: its identity has been revoked, and the certificate must not be used.
     async fn put_certificate(&self, certificate: Certificate) -> Result<bool>;
@@ -431,8 +451,8 @@ pub trait Store: Send + Sync + 'static {
     /// Serials that are denied and have not expired.
     async fn denied(&self) -> Result<Vec<String>>;
 
-    /// System events after a cursor, in order.
-    async fn events(&self, audience: &Audience, after: u64, limit: usize) -> Result<Vec<SystemEvent>>;
+    /// System events from a place on, in order; at most `limit`. Of a tail longer than that the newest.
+    async fn events(&self, audience: &Audience, from: EventsFrom, limit: usize) -> Result<Events>;
 
     /// Adds events that belong to no task.
     async fn add_events(&self, events: Vec<NewEvent>) -> Result<()>;

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use ado_proto::request::{Events, EventsFrom, SystemEvent};
 use ado_proto::{Audience, Epoch, Incarnation, Namespace, TaskId, Timestamp};
 
 use super::{Lease, Renewal, Row, Token, TokenRefusal, Worker};
@@ -29,6 +30,20 @@ pub(super) fn may_read(reader: &Audience, event: &Audience) -> bool {
         Audience::Everywhere => *reader == Audience::Everywhere,
         Audience::Namespace(namespace) => sees(reader, namespace),
     }
+}
+
+/// An answer with these events. `last` is the highest cursor that was given before they were read: the next call begins
+/// there when these are all there are, so that nobody reads again what is not for him.
+pub(super) fn events_page(events: Vec<SystemEvent>, from: EventsFrom, last: u64, limit: usize) -> Events {
+    let reached = match from {
+        EventsFrom::After(after) => after,
+        EventsFrom::Tail(_) | EventsFrom::Since(_) => 0,
+    };
+    let newest = events.last().map_or(reached, |event| event.cursor);
+    // A full page may have been cut; one that reaches to the end has not.
+    let is_cut = !events.is_empty() && events.len() >= limit && !matches!(from, EventsFrom::Tail(_));
+    let next = if is_cut { newest } else { newest.max(last) };
+    Events { events, next }
 }
 
 /// A heartbeat's effect on the tasks that a worker holds here, given the pairs it named. Everything in order of id.

@@ -41,6 +41,8 @@ pub struct Task {
     pub state: State,
     /// Where somebody wants it to be.
     pub desired: Desired,
+    /// Who wanted it there, and when; `None`: as submitted.
+    pub asked: Option<Asked>,
     /// Rises with every change of `desired`.
     pub generation: u64,
     /// With [`Desired::Cancelled`]: kill at once.
@@ -80,6 +82,15 @@ pub struct Holder {
     pub id: WorkerId,
     /// Its name.
     pub name: String,
+}
+
+/// A user's wish.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Asked {
+    /// Whose, as `role/name`.
+    pub by: String,
+    /// When it was said.
+    pub at: Timestamp,
 }
 
 /// The newest point to go on from.
@@ -207,6 +218,7 @@ impl Task {
             spec: submitted.spec.clone(),
             state: State::Queued { not_before: record.time },
             desired: Desired::Running,
+            asked: None,
             generation: 0,
             force: false,
             epoch: Epoch(0),
@@ -274,6 +286,7 @@ impl Task {
             Body::Exited(exited) => self.state = State::Exited(exited.exit.clone()),
             Body::DesiredChanged(change) => {
                 self.desired = change.desired;
+                self.asked = Some(Asked { by: change.by.clone(), at: record.time });
                 self.generation = change.generation;
                 self.force = change.force;
             }

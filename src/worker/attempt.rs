@@ -8,8 +8,11 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
+use ado_proto::Seq;
+use ado_proto::inside::{CHECKPOINT, SOCKET};
 use ado_proto::record::{Body, Exited, Started};
 use ado_proto::session::Assignment;
 use ado_proto::spec::{Containment, Exit};
@@ -20,9 +23,10 @@ use super::course::{Course, GiveUp, Orders};
 use super::former;
 use super::guard::BootTime;
 use super::guard::protocol::{FromGuard, Start, ToGuard};
+use super::inside::{Reply, Server, Sockets, Voice};
 use super::keeper::Keeper;
 use super::outbox::SharedOutbox;
-use super::pipes::Pipes;
+use super::pipes::{Mark, Pipes};
 use crate::agents::{self, Plan};
 use crate::env::Env;
 
@@ -40,6 +44,10 @@ pub struct Place {
     pub guards: PathBuf,
     /// Absolute; holds a directory per task.
     pub tasks: PathBuf,
+    /// Where agents speak to this worker; `None`: they cannot.
+    pub sockets: Option<Sockets>,
+    /// A folder with a link named `ado`, for the end of agents' `PATH`.
+    pub bin: Option<PathBuf>,
     /// The strongest grade to try.
     pub containment: Containment,
     /// The environment agents get beside their own. See [`base_environment`].
@@ -188,8 +196,13 @@ impl Attempt {
         }
         let result = match Keeper::spawn(&self.place.executable, &self.place.guards) {
             Ok((keeper, pipes)) => {
-                let agent = Agent::new(self, keeper, pipes, outbox);
-                Box::pin(agent.run(argv, &cwd)).await
+                let voice = Arc::new(Voice::new());
+                let server = keeper.id().and_then(|guard| self.listen(guard, &voice, outbox));
+                let start = self.start(argv, &cwd, server.as_ref());
+                let agent = Agent::new(self, keeper, pipes, outbox, voice);
+                let result = Box::pin(agent.run(start)).await;
+                drop(server);
+                result
             }
             Err(error) => {
                 let error = format!("cannot start a guard ({}): {error}", self.place.executable.display());
@@ -202,10 +215,17 @@ impl Attempt {
         result
     }
 
-    fn start(&self, argv: Vec<String>, cwd: &Path) -> Start {
+    /// An agent that cannot be listened to runs all the same.
+    fn listen(&self, guard: u32, voice: &Arc<Voice>, outbox: &SharedOutbox) -> Option<Server> {
+        let path = self.place.sockets.as_ref()?.path(&self.assignment);
+        let server = Server::start(&path, guard, voice.clone(), outbox.durable(), self.env.clone());
+        server.inspect_err(|error| tracing::warn!(path = %path.display(), %error, "cannot listen to a task")).ok()
+    }
+
+    fn start(&self, argv: Vec<String>, cwd: &Path, server: Option<&Server>) -> Start {
         Start {
             argv,
-            env: environment(&self.place.environment, &self.assignment),
+            env: environment(&self.place, server.map(Server::path), &self.assignment),
             cwd: cwd.display().to_string(),
             time_limit_ms: self.assignment.spec.time_limit_ms,
             lease: self.orders.borrow().lease,
@@ -240,21 +260,34 @@ struct Agent<'a> {
     backlog: VecDeque<Body>,
     /// Whether the guard has said whether there is an agent: its record comes before its output.
     begun: bool,
+    /// What the agent says beside its output.
+    voice: Arc<Voice>,
+    /// The one thing it said whose turn has not come.
+    due: Option<Due>,
     guard_lives: bool,
     /// Set by the end of the guard.
     close_pipes_at: Option<Instant>,
+}
+
+/// Something the agent said: it comes into the log after all that it had written before.
+struct Due {
+    after: Mark,
+    body: Body,
+    /// Who wants to know its seq.
+    reply: Option<Reply>,
 }
 
 enum Step {
     Ordered,
     Said(Option<FromGuard>),
     Room,
+    Told((Body, Option<Reply>)),
     Output(Option<ado_proto::record::Output>),
     PipesLate,
 }
 
 impl<'a> Agent<'a> {
-    fn new(attempt: &'a Attempt, keeper: Keeper, pipes: Pipes, outbox: &'a SharedOutbox) -> Self {
+    fn new(attempt: &'a Attempt, keeper: Keeper, pipes: Pipes, outbox: &'a SharedOutbox, voice: Arc<Voice>) -> Self {
         Self {
             attempt,
             outbox,
@@ -263,14 +296,15 @@ impl<'a> Agent<'a> {
             orders: attempt.orders.subscribe(),
             backlog: VecDeque::new(),
             begun: false,
+            voice,
+            due: None,
             guard_lives: true,
             close_pipes_at: None,
         }
     }
 
     /// What is left to say after the agent's end, and whether that is all there will be.
-    async fn run(mut self, argv: Vec<String>, cwd: &Path) -> (VecDeque<Body>, GiveUp) {
-        let start = self.attempt.start(argv, cwd);
+    async fn run(mut self, start: Start) -> (VecDeque<Body>, GiveUp) {
         let (mut course, messages) = Course::begin(*self.orders.borrow_and_update());
         if let Err(error) = self.keeper.tell(&ToGuard::Start(start)).await {
             tracing::warn!(%error, "cannot talk to a new guard");
@@ -283,10 +317,7 @@ impl<'a> Agent<'a> {
                     let orders = *self.orders.borrow_and_update();
                     let messages = course.follow(orders);
                     self.tell(messages).await;
-                    if course.give_up() == GiveUp::Discard {
-                        self.pipes.close();
-                        self.backlog.clear();
-                    }
+                    self.give_up(course.give_up());
                 }
                 Step::Said(Some(report)) => {
                     self.begun = true;
@@ -295,13 +326,20 @@ impl<'a> Agent<'a> {
                 }
                 Step::Said(None) => self.guard_died(reported).await,
                 Step::Room => {}
+                Step::Told((body, reply)) => self.due = Some(Due { after: self.pipes.mark(), body, reply }),
                 Step::Output(output) => self.backlog.extend(output.map(Body::from)),
                 Step::PipesLate => {
                     self.close_pipes_at = None;
                     self.pipes.last_call();
                 }
             }
+            self.take_due();
             self.outbox.push_all(&mut self.backlog, self.attempt.env.now());
+        }
+        // Nobody is left who could say more.
+        self.take_due();
+        for (body, reply) in self.voice.last_words() {
+            self.say(body, reply);
         }
         self.keeper.gone().await;
         let give_up = course.give_up();
@@ -317,10 +355,40 @@ impl<'a> Agent<'a> {
             said = self.keeper.next(), if self.guard_lives => Step::Said(said),
             () = sleep_until(late), if self.close_pipes_at.is_some() => Step::PipesLate,
             () = self.outbox.room(), if !self.backlog.is_empty() => Step::Room,
+            // There is little of it, and before output that never ends it would not come at all.
+            told = self.voice.next(), if self.begun && self.backlog.is_empty() && self.due.is_none() => Step::Told(told),
             output = self.pipes.next(), if self.begun && self.backlog.is_empty() && !self.pipes.is_ended() => {
                 Step::Output(output)
             }
         }
+    }
+
+    fn give_up(&mut self, how: GiveUp) {
+        if how > GiveUp::No {
+            self.voice.silence();
+            self.due = None;
+        }
+        if how == GiveUp::Discard {
+            self.pipes.close();
+            self.backlog.clear();
+        }
+    }
+
+    /// What is due comes when the output before it is there.
+    fn take_due(&mut self) {
+        if let Some(due) = self.due.take_if(|due| self.pipes.has_passed(&due.after)) {
+            self.say(due.body, due.reply);
+        }
+    }
+
+    fn say(&mut self, body: Body, reply: Option<Reply>) {
+        if let Some(reply) = reply {
+            // Nobody else gives seqs, and the backlog comes first.
+            let seq = Seq(self.outbox.next_seq().0 + self.backlog.len() as u64);
+            // Its connection may be gone; the checkpoint counts all the same.
+            let _ = reply.send(seq);
+        }
+        self.backlog.push_back(body);
     }
 
     /// A guard that is gone is noticed when it is listened to.
@@ -350,24 +418,41 @@ impl<'a> Agent<'a> {
 /// Names of variables agents get from their worker's environment. Nothing that could be a secret.
 const INHERITED: [&str; 9] = ["PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_ALL", "TZ", "TMPDIR"];
 
+/// Where programs are looked for when nobody says.
+const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
+
 /// The part of a process's environment that its agents get.
 pub fn base_environment(all: impl IntoIterator<Item = (String, String)>) -> BTreeMap<String, String> {
     all.into_iter().filter(|(name, _)| INHERITED.contains(&name.as_str())).collect()
 }
 
 /// An agent's environment: the worker's, the task's over it, ado's own over all.
-fn environment(base: &BTreeMap<String, String>, assignment: &Assignment) -> BTreeMap<String, String> {
+fn environment(place: &Place, socket: Option<&Path>, assignment: &Assignment) -> BTreeMap<String, String> {
     let (index, count) = assignment.group.map_or((0, 1), |member| (member.index, member.count));
     let own = [
-        ("ADO_TASK_ID", assignment.task.to_string()),
-        ("ADO_TASK", assignment.task.short()),
-        ("ADO_ATTEMPT", assignment.attempt.to_string()),
-        ("ADO_EPOCH", assignment.epoch.to_string()),
-        ("ADO_GROUP_INDEX", index.to_string()),
-        ("ADO_GROUP_COUNT", count.to_string()),
+        ("ADO_TASK_ID", Some(assignment.task.to_string())),
+        ("ADO_TASK", Some(assignment.task.short())),
+        ("ADO_ATTEMPT", Some(assignment.attempt.to_string())),
+        ("ADO_EPOCH", Some(assignment.epoch.to_string())),
+        ("ADO_GROUP_INDEX", Some(index.to_string())),
+        ("ADO_GROUP_COUNT", Some(count.to_string())),
+        (SOCKET, socket.map(|path| path.display().to_string())),
+        (CHECKPOINT, assignment.checkpoint.clone()),
     ];
-    let own = own.into_iter().map(|(name, value)| (name.to_owned(), value));
-    base.clone().into_iter().chain(assignment.spec.env.clone()).chain(own).collect()
+    let mut all: BTreeMap<_, _> = place.environment.clone().into_iter().chain(assignment.spec.env.clone()).collect();
+    for (name, value) in own {
+        match value {
+            Some(value) => all.insert(name.to_owned(), value),
+            // Who finds it must be able to rely on it.
+            None => all.remove(name),
+        };
+    }
+    if let Some(bin) = place.bin.as_ref().map(|bin| bin.display().to_string()).filter(|bin| !bin.contains(':')) {
+        // At the end: an `ado` of the task's own comes first.
+        let path = all.remove("PATH").filter(|path| !path.is_empty()).unwrap_or_else(|| DEFAULT_PATH.into());
+        all.insert("PATH".into(), format!("{path}:{bin}"));
+    }
+    all
 }
 
 /// Files are the business of threads that may wait.
@@ -403,7 +488,7 @@ mod tests {
             base_environment([pair("PATH", "/bin"), pair("HOME", "/h"), pair("ADO_TOKEN", "x"), pair("KEY", "y")]);
         let mut spec = TaskSpec::new("shell", Input::Text("true".into()));
         spec.env = BTreeMap::from([pair("HOME", "/other"), pair("ADO_EPOCH", "99"), pair("MINE", "1")]);
-        let assignment = Assignment {
+        let mut assignment = Assignment {
             task: TaskId(uuid::Uuid::nil()),
             epoch: Epoch(3),
             namespace: Namespace::default(),
@@ -416,18 +501,40 @@ mod tests {
             desired: Desired::Running,
             generation: 0,
         };
-        let all = environment(&base, &assignment);
+        let place = Place {
+            executable: "/opt/ado".into(),
+            guards: "/w/guards".into(),
+            tasks: "/w/tasks".into(),
+            sockets: None,
+            bin: Some("/w/bin".into()),
+            containment: Containment::Subreaper,
+            environment: base,
+        };
+        let mut all = environment(&place, Some(Path::new("/w/s")), &assignment);
         let expected = [
             ("ADO_ATTEMPT", "2"),
             ("ADO_EPOCH", "3"),
             ("ADO_GROUP_COUNT", "1"),
             ("ADO_GROUP_INDEX", "0"),
+            ("ADO_SOCKET", "/w/s"),
             ("ADO_TASK", "task-0000000000"),
             ("ADO_TASK_ID", "00000000-0000-0000-0000-000000000000"),
             ("HOME", "/other"),
             ("MINE", "1"),
-            ("PATH", "/bin"),
+            ("PATH", "/bin:/w/bin"),
         ];
         assert_eq!(all, expected.into_iter().map(|(name, value)| pair(name, value)).collect());
+
+        // What only ado may say is not there when it does not say it.
+        let claimed = ["ADO_CHECKPOINT", "ADO_SOCKET"].map(|name| pair(name, "claimed"));
+        assignment.spec.env.extend(claimed);
+        all = environment(&place, None, &assignment);
+        assert!(!all.contains_key("ADO_CHECKPOINT") && !all.contains_key("ADO_SOCKET"), "{all:?}");
+        assignment.checkpoint = Some("{\"page\":7}".into());
+        assert_eq!(environment(&place, None, &assignment)["ADO_CHECKPOINT"], "{\"page\":7}");
+        assignment.spec.env.insert("PATH".into(), String::new());
+        assert_eq!(environment(&place, None, &assignment)["PATH"], format!("{DEFAULT_PATH}:/w/bin"));
+        let odd = Place { bin: Some("/w:x/bin".into()), ..place };
+        assert_eq!(environment(&odd, None, &assignment)["PATH"], "", "a path with a colon cannot be in it");
     }
 }

@@ -10,7 +10,9 @@ pub mod containment;
 pub mod course;
 mod former;
 pub mod guard;
+pub mod inside;
 mod keeper;
+mod load;
 pub mod outbox;
 mod pipes;
 mod roster;
@@ -31,6 +33,7 @@ use ado_proto::request::WorkerSession;
 use tokio::time::timeout;
 
 use self::attempt::Place;
+use self::inside::Sockets;
 use self::session::{Shared, Status};
 use crate::env::Env;
 use crate::net;
@@ -97,6 +100,7 @@ pub enum Error {
 #[derive(Clone)]
 pub struct Handle {
     shared: Arc<Shared>,
+    dir: PathBuf,
     drain_for: Duration,
     session: Tasks,
     /// Held as long as the worker lives.
@@ -124,9 +128,11 @@ pub async fn start(config: Config, env: Env) -> Result<Handle, Error> {
     };
     let forced = config.env_base.get(containment::FORCE).map(String::as_str);
     let place = Place {
-        executable,
         guards,
         tasks: config.dir.join("tasks"),
+        sockets: sockets(&config, &env),
+        bin: bin(&executable, &config.dir),
+        executable,
         containment: containment::choose(forced),
         environment: attempt::base_environment(config.env_base.clone()),
     };
@@ -144,7 +150,7 @@ pub async fn start(config: Config, env: Env) -> Result<Handle, Error> {
     let shared = Arc::new(Shared::new(&config, env, request, place, Tasks::new()));
     let session = Tasks::new();
     session.spawn_until_stop("worker session", Box::pin(session::run(shared.clone())));
-    Ok(Handle { shared, drain_for: config.drain_for, session, _lock: Arc::new(lock) })
+    Ok(Handle { shared, dir: config.dir, drain_for: config.drain_for, session, _lock: Arc::new(lock) })
 }
 
 impl Handle {
@@ -169,6 +175,9 @@ impl Handle {
         }
         self.session.stop(STOP_PATIENCE).await;
         self.shared.attempts.stop(STOP_PATIENCE).await;
+        if let Some(sockets) = &self.shared.place.sockets {
+            sockets.remove(&self.dir);
+        }
     }
 
     /// Whether it has registered and takes work.
@@ -186,6 +195,20 @@ impl Handle {
         // The sender is ours: it does not go while we wait.
         let _ = self.shared.status.subscribe().wait_for(is_so).await;
     }
+}
+
+/// Without any, agents run on and cannot say how far they are.
+fn sockets(config: &Config, env: &Env) -> Option<Sockets> {
+    let mut random = [0; 8];
+    env.fill(&mut random);
+    let shorter = [std::env::temp_dir(), "/tmp".into()];
+    let sockets = Sockets::prepare(&config.dir, &shorter, u64::from_ne_bytes(random));
+    sockets.inspect_err(|error| tracing::warn!(%error, "tasks cannot report progress or checkpoints")).ok()
+}
+
+fn bin(executable: &Path, dir: &Path) -> Option<PathBuf> {
+    let linked = inside::link_to(executable, dir);
+    linked.inspect_err(|error| tracing::warn!(%error, "tasks may not find `ado`")).ok()
 }
 
 /// First wait before another try.

@@ -9,7 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use ado_proto::record::{Body, MAX_OUTPUT};
 use ado_proto::session::Records;
 use ado_proto::{Epoch, Offset, Origin, Record, Seq, Timestamp};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use super::spool::{Full, Spool};
 
@@ -56,6 +56,16 @@ impl Outbox {
             connected: false,
             closed: false,
         }
+    }
+
+    /// The seq of what is added next.
+    pub fn next_seq(&self) -> Seq {
+        self.spool.next_seq()
+    }
+
+    /// The first seq that is not known to be in the log.
+    pub fn durable(&self) -> Seq {
+        self.spool.first_seq()
     }
 
     /// Adds what happened, under the next seq.
@@ -159,12 +169,15 @@ pub struct SharedOutbox {
     more: Notify,
     /// There may be room again. One waits.
     room: Notify,
+    /// See [`Outbox::durable`].
+    durable: watch::Sender<Seq>,
 }
 
 impl SharedOutbox {
     /// Shares an outbox.
     pub fn new(outbox: Outbox) -> Self {
-        Self { outbox: Mutex::new(outbox), more: Notify::new(), room: Notify::new() }
+        let durable = watch::Sender::new(outbox.durable());
+        Self { outbox: Mutex::new(outbox), more: Notify::new(), room: Notify::new(), durable }
     }
 
     /// Pushes from the front of `bodies` while there is room.
@@ -193,10 +206,7 @@ impl SharedOutbox {
     /// # Errors
     /// [`OutOfStep`].
     pub fn connected(&self, next: Seq) -> Result<(), OutOfStep> {
-        let result = self.lock().connected(next);
-        self.more.notify_one();
-        self.room.notify_one();
-        result
+        self.heard(|outbox| outbox.connected(next))
     }
 
     /// See [`Outbox::disconnected`].
@@ -209,10 +219,17 @@ impl SharedOutbox {
     /// # Errors
     /// [`OutOfStep`].
     pub fn acknowledged(&self, next: Seq) -> Result<(), OutOfStep> {
-        let result = self.lock().acknowledged(next);
-        self.more.notify_one();
-        self.room.notify_one();
-        result
+        self.heard(|outbox| outbox.acknowledged(next))
+    }
+
+    /// See [`Outbox::next_seq`].
+    pub fn next_seq(&self) -> Seq {
+        self.lock().next_seq()
+    }
+
+    /// See [`Outbox::durable`].
+    pub fn durable(&self) -> watch::Receiver<Seq> {
+        self.durable.subscribe()
     }
 
     /// See [`Outbox::is_complete`].
@@ -248,6 +265,18 @@ impl SharedOutbox {
     /// Waits until there may be room. One waits at a time.
     pub async fn room(&self) {
         self.room.notified().await;
+    }
+
+    /// The controller has said how far the log is.
+    fn heard(&self, hear: impl FnOnce(&mut Outbox) -> Result<(), OutOfStep>) -> Result<(), OutOfStep> {
+        let mut outbox = self.lock();
+        let result = hear(&mut outbox);
+        let durable = outbox.durable();
+        drop(outbox);
+        self.durable.send_if_modified(|known| std::mem::replace(known, durable.max(*known)) < durable);
+        self.more.notify_one();
+        self.room.notify_one();
+        result
     }
 
     fn lock(&self) -> MutexGuard<'_, Outbox> {

@@ -2,7 +2,7 @@
 
 use std::future::ready;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
 
 use ado_proto::record::{MAX_OUTPUT, Output, Stream};
@@ -43,6 +43,13 @@ struct Collected {
     until: Instant,
 }
 
+/// A point in both outputs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Mark {
+    stdout: u64,
+    stderr: u64,
+}
+
 enum Read {
     Some,
     Nothing,
@@ -72,6 +79,25 @@ impl Pipes {
     /// Nobody who writes now is the agent: what is in the pipes already is all there will be.
     pub(super) fn last_call(&mut self) {
         self.last_call = true;
+    }
+
+    /// How far both will have been given out when all that is written by now has been. What is in a pipe is bounded by its
+    /// size, whoever goes on writing.
+    pub(super) fn mark(&self) -> Mark {
+        let collected = |stream| match &self.collected {
+            Some(collected) if collected.stream == stream => collected.data.len() as u64,
+            _ => 0,
+        };
+        let end = |pipe: &Pipe| pipe.position + collected(pipe.stream) + pipe.waiting();
+        Mark { stdout: end(&self.stdout), stderr: end(&self.stderr) }
+    }
+
+    /// Whether everything up to a mark has been given out, or never will be.
+    pub(super) fn has_passed(&self, mark: &Mark) -> bool {
+        let collects = |stream| self.collected.as_ref().is_some_and(|collected| collected.stream == stream);
+        let ended = |pipe: &Pipe| pipe.receiver.is_none() && !collects(pipe.stream);
+        let passed = |pipe: &Pipe, mark: u64| pipe.position >= mark || ended(pipe);
+        passed(&self.stdout, mark.stdout) && passed(&self.stderr, mark.stderr)
     }
 
     /// Reads no more.
@@ -158,6 +184,16 @@ impl Pipe {
             Some(receiver) => drop(receiver.readable().await),
             None => std::future::pending().await,
         }
+    }
+
+    /// Bytes that were written and not read.
+    #[expect(unsafe_code, reason = "no wrapper has this question")]
+    fn waiting(&self) -> u64 {
+        let Some(receiver) = &self.receiver else { return 0 };
+        let mut bytes: libc::c_int = 0;
+        // SAFETY: the descriptor is open, and FIONREAD writes one int.
+        let result = unsafe { libc::ioctl(receiver.as_raw_fd(), libc::FIONREAD, &raw mut bytes) };
+        if result == 0 { u64::try_from(bytes).unwrap_or(0) } else { 0 }
     }
 
     fn try_read(&mut self, data: &mut BytesMut) -> Read {
@@ -250,6 +286,30 @@ mod tests {
         assert_eq!(rest, 50_001 - MAX_OUTPUT);
         assert!(pipes.is_ended());
         drop((out, err));
+    }
+
+    #[tokio::test]
+    async fn a_mark_is_passed_once_all_before_it_was_given_out() {
+        let (mut pipes, out, err) = pipes();
+        assert!(pipes.has_passed(&pipes.mark()), "nothing was written");
+        write(&out, &[b'o'; 50_000]).unwrap();
+        write(&err, b"e").unwrap();
+        assert_eq!(pipes.next().await.unwrap().data.len(), MAX_OUTPUT);
+        let mark = pipes.mark();
+        write(&out, &[b'l'; 10_000]).unwrap();
+        let mut before = MAX_OUTPUT;
+        while !pipes.has_passed(&mark) {
+            before += pipes.next().await.unwrap().data.len();
+        }
+        // A read takes what is there: what was written after the mark may come with what was before it.
+        assert!((50_001..=60_001).contains(&before), "{before}");
+        let (mark, position) = (pipes.mark(), pipes.stdout.position);
+        assert_eq!(mark.stdout, position + 60_001 - before as u64);
+        drop((out, err));
+        while pipes.next().await.is_some() {}
+        assert!(pipes.has_passed(&mark));
+        let beyond = Mark { stdout: mark.stdout + 1, ..mark };
+        assert!(pipes.has_passed(&beyond), "nothing more comes");
     }
 
     #[tokio::test]

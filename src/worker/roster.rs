@@ -130,13 +130,13 @@ impl Roster {
     }
 
     /// The next heartbeat, about to be sent. `told` comes back with its answer.
-    pub(super) fn heartbeat(&mut self, now: BootTime, told: u64) -> Heartbeat {
+    pub(super) fn heartbeat(&mut self, now: BootTime, told: u64, load: Load) -> Heartbeat {
         self.number += 1;
         self.sent.insert(self.number, (now, told));
         if self.sent.len() > UNANSWERED {
             self.sent.pop_first();
         }
-        Heartbeat { number: self.number, holds: self.held.keys().copied().collect(), load: Load::default() }
+        Heartbeat { number: self.number, holds: self.held.keys().copied().collect(), load }
     }
 
     /// A heartbeat was answered: renewals count from when it was sent. What the heartbeat was made with; `None` if it is
@@ -270,16 +270,16 @@ mod tests {
         let mut roster = roster();
         let begin = roster.assign(&assignment(1, 1)).unwrap();
         assert_eq!(begin.orders.borrow().lease, BootTime(0), "it may have been said long ago");
-        let first = roster.heartbeat(BootTime(5 * SECOND), 0);
+        let first = roster.heartbeat(BootTime(5 * SECOND), 0, Load::default());
         assert_eq!(first.holds, [(task(1), Epoch(1))]);
-        let second = roster.heartbeat(BootTime(10 * SECOND), 0);
+        let second = roster.heartbeat(BootTime(10 * SECOND), 0, Load::default());
         let answer = |number| HeartbeatAnswer { number, renewed: vec![want(1, 1, Desired::Running, 0)], lost: vec![] };
         roster.answered(&answer(second.number));
         assert_eq!(begin.orders.borrow().lease, BootTime(29 * SECOND));
         roster.answered(&answer(first.number));
         roster.answered(&answer(99));
         assert_eq!(begin.orders.borrow().lease, BootTime(29 * SECOND), "neither late nor invented answers count");
-        roster.heartbeat(BootTime(20 * SECOND), 0);
+        roster.heartbeat(BootTime(20 * SECOND), 0, Load::default());
         roster.connected(Duration::from_secs(20));
         roster.answered(&answer(3));
         assert_eq!(begin.orders.borrow().lease, BootTime(29 * SECOND), "nor those of another stream");
@@ -288,9 +288,9 @@ mod tests {
     #[test]
     fn an_assignments_lease_counts_from_the_last_answered_heartbeat() {
         let mut roster = roster();
-        let number = roster.heartbeat(BootTime(5 * SECOND), 0).number;
+        let number = roster.heartbeat(BootTime(5 * SECOND), 0, Load::default()).number;
         roster.answered(&HeartbeatAnswer { number, renewed: vec![], lost: vec![] });
-        roster.heartbeat(BootTime(10 * SECOND), 0);
+        roster.heartbeat(BootTime(10 * SECOND), 0, Load::default());
         let begin = roster.assign(&assignment(1, 1)).unwrap();
         assert_eq!(begin.orders.borrow().lease, BootTime(24 * SECOND), "a margin before its end");
         roster.connected(Duration::from_secs(20));
@@ -306,7 +306,7 @@ mod tests {
         let mut roster = roster();
         let one = roster.assign(&assignment(1, 1)).unwrap();
         let two = roster.assign(&assignment(2, 1)).unwrap();
-        let number = roster.heartbeat(BootTime(0), 0).number;
+        let number = roster.heartbeat(BootTime(0), 0, Load::default()).number;
         roster.answered(&HeartbeatAnswer {
             number,
             renewed: vec![want(1, 1, Desired::Paused, 1)],
@@ -338,7 +338,7 @@ mod tests {
     fn heartbeats_nobody_answers_cost_no_more_and_more_memory() {
         let mut roster = roster();
         for second in 0..10 * UNANSWERED as u64 {
-            roster.heartbeat(BootTime(second * SECOND), 0);
+            roster.heartbeat(BootTime(second * SECOND), 0, Load::default());
         }
         assert_eq!(roster.sent.len(), UNANSWERED);
         assert!(roster.sent.contains_key(&roster.number), "the newest are known");

@@ -15,7 +15,7 @@ use super::guard::BootTime;
 use super::outbox::{Outbox, SharedOutbox};
 use super::roster::{Begin, Key, Roster};
 use super::spool::{MEMORY_LIMIT, Spool};
-use super::{Config, backoff, uplink};
+use super::{Config, backoff, load, uplink};
 use crate::env::Env;
 use crate::net::{self, Call, Channel, Link, Priority};
 use crate::tasks::Tasks;
@@ -162,7 +162,7 @@ async fn speak(shared: &Shared, accepted: &WorkerAccepted, mut tx: net::Sender) 
             told = leaving;
         }
         // Also after what was said about leaving: its answer shows that a controller has heard that.
-        let heartbeat = shared.roster().heartbeat(BootTime::now(), told);
+        let heartbeat = shared.roster().heartbeat(BootTime::now(), told, load::read());
         if let Err(error) = tx.send_message(&FromWorker::from(heartbeat)).await {
             return broken(error).await;
         }

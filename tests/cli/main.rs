@@ -1,12 +1,14 @@
 //! The command line as people use it: the real binary, its real background processes, nothing else on the machine.
 
+mod bench;
+mod cached;
 mod promises;
 mod redis;
 mod remote;
-#[expect(unreachable_pub, reason = "shared by test binaries")]
 #[path = "../support/servers/mod.rs"]
 mod servers;
 mod support;
+mod top;
 mod tour;
 mod workers;
 

@@ -10,14 +10,14 @@ use serde_json::Value;
 use crate::support::{Ran, Service, TestEnv};
 
 /// A controller of its own on `server`, and what it said at its first start.
-fn controller(server: &TestEnv) -> (Service, Value) {
+pub(crate) fn controller(server: &TestEnv) -> (Service, Value) {
     let args = ["controller", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "-o", "json", "--log-level", "error"];
     let mut service = Service::start(server, args);
     let said = service.json();
     (service, said)
 }
 
-fn token(admin: &TestEnv, args: &[&str]) -> String {
+pub(crate) fn token(admin: &TestEnv, args: &[&str]) -> String {
     let made = admin.ado(["--remote", "token", "create"].iter().chain(args));
     made.assert_code(0);
     made.stdout().trim().to_owned()

@@ -100,6 +100,11 @@ async fn a_request_said_twice_happens_once() {
     assert_eq!(first, second);
     let listed = ask(&admin, ListTasks { limit: 10, ..ListTasks::default() }).await.unwrap().tasks;
     assert_eq!(listed.len(), 1);
+    // The same id of somebody else is another request.
+    let (ann, _) = mesh.member(Role::User, "default", "ann").await;
+    let anns = ann.call(&submit, once()).await.unwrap();
+    assert_ne!(anns.tasks, first.tasks);
+    assert_eq!(ann.call(&submit, once()).await.unwrap(), anns);
     let other = Submit { name: Some("other".into()), ..submit };
     refusal(admin.call(&other, once()).await, ErrorCode::Conflict);
     let elsewhere = Call { namespace: Some(Namespace("elsewhere".into())), ..once() };
@@ -111,6 +116,36 @@ async fn a_request_said_twice_happens_once() {
 }
 
 #[tokio::test]
+async fn a_change_said_twice_means_what_it_meant_the_first_time() {
+    let mesh = Mesh::start().await;
+    let admin = mesh.admin();
+    let named = || Submit { name: Some("nightly".into()), specs: vec![spec()], copies: 1 };
+    ask(&admin, named()).await.unwrap();
+    let once = Call { id: Some(RequestId(mesh.env.uuid())), ..call() };
+    let pause = SetDesired { reference: "nightly".into(), desired: Desired::Paused, force: false };
+    let first = admin.call(&pause, once.clone()).await.unwrap();
+    assert_eq!((first.len(), first[0].state.as_str()), (1, "paused"));
+    ask(&admin, named()).await.unwrap();
+    refusal(ask(&admin, pause.clone()).await, ErrorCode::Ambiguous);
+    assert_eq!(admin.call(&pause, once.clone()).await.unwrap(), first, "the name was of one task then");
+    refusal(admin.call(&cancel("nightly".into()), once).await, ErrorCode::Conflict);
+}
+
+#[tokio::test]
+async fn a_token_is_revoked_once_however_often_it_is_said() {
+    let mesh = Mesh::start().await;
+    let token = mesh.token(Role::User, "default", None, Duration::from_secs(60)).await;
+    let once = Call { id: Some(RequestId(mesh.env.uuid())), ..call() };
+    let revoke = RevokeToken { id: token.id };
+    mesh.admin().call(&revoke, once.clone()).await.unwrap();
+    mesh.admin().call(&revoke, once.clone()).await.expect("the transport may say it again");
+    let lines = mesh.audit().await;
+    assert_eq!(lines.iter().filter(|line| line.contains("RevokeToken")).count(), 1);
+    refusal(mesh.admin().call(&RevokeToken { id: "other".into() }, once).await, ErrorCode::Conflict);
+    refusal(ask(&mesh.admin(), revoke).await, ErrorCode::NotFound);
+}
+
+#[tokio::test]
 async fn what_was_asked_is_in_the_audit_log_also_when_it_was_denied() {
     let mesh = Mesh::start().await;
     let (vic, _) = mesh.member(Role::Viewer, "a", "vic").await;
@@ -119,10 +154,7 @@ async fn what_was_asked_is_in_the_audit_log_also_when_it_was_denied() {
     refusal(ask(&vic, session(Incarnation(mesh.env.uuid()), 1)).await, ErrorCode::Denied);
     ask(&mesh.admin(), cancel(task.to_string())).await.unwrap();
     ask(&mesh.admin(), cancel(task.to_string())).await.unwrap();
-    let path = mesh.dir.path().join("controller/store.sqlite3");
-    let store = ado::store::Sqlite::open(&path, mesh.env.clone()).await.unwrap();
-    let lines = ado::store::Store::audit(&store, 100).await.unwrap();
-    let lines: Vec<_> = lines.iter().rev().map(|line| format!("{} {}: {}", line.1, line.2, line.4)).collect();
+    let lines = mesh.audit().await;
     assert_eq!(
         lines,
         [

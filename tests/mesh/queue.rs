@@ -12,7 +12,7 @@ use ado::queue::{Class, Error, Hint, Local, Queue, Redis, RedisConfig};
 use ado::store::{Memory, Store};
 use ado::tasks::Tasks;
 use ado_proto::record::{Body, Exited, Note, Output, Started, Stream};
-use ado_proto::request::{StartAt, Submit, WorkerSession};
+use ado_proto::request::{EventsFrom, StartAt, Submit, WorkerSession};
 use ado_proto::session::FollowItem;
 use ado_proto::spec::{Containment, Exit, TaskSpec};
 use ado_proto::{Audience, Incarnation, Offset, RequestId, Role, TaskId};
@@ -62,8 +62,13 @@ impl Truth {
 
     /// What was assigned, in that order.
     async fn assigned(&self) -> Vec<TaskId> {
-        let events = self.0.events(&Audience::Everywhere, 0, usize::MAX).await.expect("a store in memory");
-        events.into_iter().filter(|event| event.kind == "task.assigned").filter_map(|event| event.task).collect()
+        let page = self.0.events(&Audience::Everywhere, EventsFrom::After(0), usize::MAX).await;
+        page.expect("a store in memory")
+            .events
+            .into_iter()
+            .filter(|event| event.kind == "task.assigned")
+            .filter_map(|event| event.task)
+            .collect()
     }
 }
 

@@ -1,13 +1,13 @@
 //! Viewers: exact, from anywhere, at anybody's speed.
 
-use ado_proto::record::{Body, Exited, Output, Started, Stream};
+use ado_proto::record::{Body, Exited, Output, Progress, Started, Stream};
 use ado_proto::request::{Follow, StartAt};
 use ado_proto::session::FollowItem;
 use ado_proto::spec::{Containment, Exit};
 use ado_proto::{Offset, Record};
 use bytes::Bytes;
 
-use crate::mesh::{Mesh, call, follow, next, read, spec};
+use crate::mesh::{Mesh, call, follow, follow_quietly, kinds, next, read, spec};
 
 const PIECE: usize = 32 * 1024;
 
@@ -139,4 +139,99 @@ async fn who_does_not_stay_gets_what_there_was_when_it_asked() {
     let (records, end) = read(&mut channel.unwrap()).await;
     assert!(!end.ended && end.next.0 == records.len() as u64);
     assert!((PIECES..PIECES * 2).contains(&end.next.0), "up to {}", end.next);
+}
+
+/// Records cover every offset from `from` to the end exactly once. Returns how many were skipped.
+fn covered(records: &[Record], from: u64, end: u64) -> u64 {
+    let mut next = Offset(from);
+    let mut skipped = 0;
+    for record in records {
+        assert_eq!(record.span().start, next, "{record:?}");
+        next = record.span().end;
+        assert_eq!(record.offset.next(), next, "{record:?}");
+        if let Body::Skipped(run) = &record.body {
+            skipped += run.to.0 - run.from.0;
+        }
+    }
+    assert_eq!(next, Offset(end));
+    skipped
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_does_not_want_output_gets_few_small_frames_and_every_offset() {
+    const PIECES: u64 = 2000;
+    let mesh = Mesh::start().await;
+    let (admin, mut worker) = (mesh.admin(), mesh.worker(1).await);
+    let task = mesh.submit(&admin, spec()).await;
+    let mut live = follow_quietly(&admin, task, 0).await;
+    let reading = tokio::spawn(async move {
+        let (mut records, mut frames) = (Vec::new(), 0);
+        let began = tokio::time::Instant::now();
+        loop {
+            match next(&mut live).await {
+                FollowItem::Records(more) => {
+                    frames += 1;
+                    records.extend(more.decode().unwrap());
+                }
+                FollowItem::End(end) => return (records, frames, end, began.elapsed()),
+                FollowItem::Idle(_) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    });
+    let assignment = worker.assignment().await;
+    worker.beat(&[(task, assignment.epoch)]).await;
+    let mut attempt = worker.output(task, assignment.epoch).await.unwrap();
+    attempt.send(0, vec![Started { pid: 1, containment: Containment::Group }.into()]).await;
+    for number in 0..PIECES {
+        let body = match number {
+            1000 => Progress { percent: Some(50), message: None }.into(),
+            _ => Output { stream: Stream::Stdout, position: number, data: Bytes::from_static(b"x") }.into(),
+        };
+        attempt.send(number + 1, vec![body]).await;
+        // One commit each as often as not: a flood of small writes.
+        attempt.acknowledged().await;
+        if number % 50 == 0 {
+            worker.beat(&[(task, assignment.epoch)]).await;
+        }
+    }
+    attempt.send(PIECES + 1, vec![Exited { exit: Exit::Code(0) }.into()]).await;
+    let (records, frames, end, took) = reading.await.unwrap();
+    assert_eq!(covered(&records, 0, end.next.0), PIECES - 1, "one was progress");
+    let others: Vec<_> = records.iter().filter(|it| !matches!(it.body, Body::Skipped(_))).cloned().collect();
+    assert_eq!(kinds(&others), ["Submitted", "Assigned", "Started", "Progress", "Exited", "Ended"]);
+    // Ten frames a second, and one for everything else.
+    let most = 6 + u64::try_from(took.as_millis()).unwrap() / 100 + 1;
+    assert!(frames <= most, "{frames} frames in {took:?}");
+
+    // From the store, and from the middle of the run.
+    for from in [0, 1, 3, 500, 1003, 1500, end.next.0 - 1, end.next.0] {
+        let mut late = follow_quietly(&admin, task, from).await;
+        let (again, end) = read(&mut late).await;
+        covered(&again, from, end.next.0);
+        assert!(again.len() <= 12, "{} records from {from}", again.len());
+    }
+}
+
+#[tokio::test]
+async fn a_quiet_viewer_is_not_kept_waiting_for_the_next_record() {
+    let mesh = Mesh::start().await;
+    let (admin, mut worker) = (mesh.admin(), mesh.worker(1).await);
+    let task = mesh.submit(&admin, spec()).await;
+    let mut quiet = follow_quietly(&admin, task, 0).await;
+    let assignment = worker.assignment().await;
+    worker.beat(&[(task, assignment.epoch)]).await;
+    let mut attempt = worker.output(task, assignment.epoch).await.unwrap();
+    let started: Body = Started { pid: 1, containment: Containment::Group }.into();
+    attempt.send(0, vec![started, piece(0), piece(1)]).await;
+    let mut seen = Vec::new();
+    // Nothing follows the output, and its place comes all the same.
+    while seen.last().is_none_or(|last: &Record| !matches!(last.body, Body::Skipped(_))) {
+        worker.beat(&[(task, assignment.epoch)]).await;
+        match next(&mut quiet).await {
+            FollowItem::Records(more) => seen.extend(more.decode().unwrap()),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(covered(&seen, 0, 5), 2);
 }

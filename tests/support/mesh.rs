@@ -8,10 +8,10 @@ use ado::env::Env;
 use ado::net::{Call, Channel, Error, Link, LinkConfig};
 use ado::tasks::Tasks;
 use ado_certs::{ClientTls, Identity, JoinString, KeyRequest};
-use ado_proto::record::{Body, Record};
+use ado_proto::record::{Body, Desired, Record};
 use ado_proto::request::{
-    CreateToken, CreatedToken, Enrol, ErrorCode, Follow, Load, OutputAccepted, Request, StartAt, Submit, TaskOutput,
-    WorkerSession,
+    CreateToken, CreatedToken, Enrol, ErrorCode, Follow, Load, OutputAccepted, Request, SetDesired, StartAt, Submit,
+    TaskOutput, WorkerSession,
 };
 use ado_proto::session::{
     Assignment, End, FollowItem, FromAttempt, FromWorker, Heartbeat, Records, ToAttempt, ToWorker,
@@ -119,6 +119,19 @@ impl Mesh {
         let id = Some(RequestId(self.env.uuid()));
         link.call(&request, Call { id, ..call() }).await.expect("a task is taken").tasks[0]
     }
+
+    pub async fn cancel(&self, task: TaskId) {
+        let request = SetDesired { reference: task.to_string(), desired: Desired::Cancelled, force: false };
+        ask(&self.admin(), request).await.expect("it is there");
+    }
+
+    /// Who asked what, and how it went, in order.
+    pub async fn audit(&self) -> Vec<String> {
+        let path = self.dir.path().join("controller/store.sqlite3");
+        let store = ado::store::Sqlite::open(&path, self.env.clone()).await.expect("the controller's store");
+        let lines = ado::store::Store::audit(&store, 1000).await.expect("an audit log");
+        lines.iter().rev().map(|line| format!("{} {}: {}", line.1, line.2, line.4)).collect()
+    }
 }
 
 fn config(dir: &tempfile::TempDir) -> Config {
@@ -148,6 +161,8 @@ pub struct Worker {
     pub identity: Identity,
     pub incarnation: Incarnation,
     pub channel: Channel,
+    /// What its heartbeats say of its machine.
+    pub load: Load,
     beats: u64,
 }
 
@@ -156,7 +171,7 @@ impl Worker {
         let incarnation = Incarnation(mesh.env.uuid());
         let session = session(incarnation, slots);
         let (_, channel) = link.open(&session, call()).await.expect("the worker is accepted");
-        Self { link, identity, incarnation, channel, beats: 0 }
+        Self { link, identity, incarnation, channel, load: Load::default(), beats: 0 }
     }
 
     /// The worker's process died and came back.
@@ -168,8 +183,7 @@ impl Worker {
 
     pub async fn report(&mut self, holds: &[(TaskId, Epoch)]) {
         self.beats += 1;
-        let heartbeat =
-            FromWorker::from(Heartbeat { number: self.beats, holds: holds.to_vec(), load: Load::default() });
+        let heartbeat = FromWorker::from(Heartbeat { number: self.beats, holds: holds.to_vec(), load: self.load });
         self.channel.tx.send_message(&heartbeat).await.expect("the session lives");
     }
 
@@ -271,6 +285,13 @@ pub async fn follow(link: &Link, task: TaskId, from: StartAt) -> (u32, Channel) 
     let request = Follow { task, from, follow: true, without_output: false, generation: None };
     let (following, channel) = link.open(&request, call()).await.expect("the task can be followed");
     (following.skip, channel)
+}
+
+/// Follows without the output.
+pub async fn follow_quietly(link: &Link, task: TaskId, from: u64) -> Channel {
+    let from = StartAt::Offset(Offset(from));
+    let request = Follow { task, from, follow: true, without_output: true, generation: None };
+    link.open(&request, call()).await.expect("the task can be followed").1
 }
 
 /// Reads a log to its end.

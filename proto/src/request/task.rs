@@ -188,7 +188,7 @@ pub struct Follow {
     pub from: StartAt,
     /// Stay after the last record until the task ends.
     pub follow: bool,
-    /// Runs of output come as one [`crate::record::Skipped`] each.
+    /// Runs of output come as one [`crate::record::Skipped`] each; one that lasts comes in several pieces.
     pub without_output: bool,
     /// The generation a cursor belongs to; another one is answered `LogReset`.
     pub generation: Option<u64>,

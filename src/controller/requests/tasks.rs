@@ -3,28 +3,29 @@
 use ado_proto::ids::{Reference, ReferenceError};
 use ado_proto::record::{self, Member};
 use ado_proto::request::{
-    DesiredSet, ErrorCode, ErrorReply, GetTasks, ListTasks, Request, SetDesired, Submit, Submitted, TaskInfo, TaskPage,
-    encode_response,
+    DesiredSet, ErrorCode, ErrorReply, GetTasks, SetDesired, Submit, Submitted, TaskInfo, encode_response,
 };
-use ado_proto::{Audience, GroupId, RequestId, TaskId};
+use ado_proto::spec::{Input, TaskSpec};
+use ado_proto::{Audience, GroupId, TaskId};
 
-use super::{Asked, MAX_ROWS, info, unavailable};
+use super::{Asked, info, unavailable};
 use crate::controller::dispatch;
 use crate::controller::fleet::want;
 use crate::controller::session::event_of;
 use crate::scheduler::{Candidate, Demand};
-use crate::store::{
-    Audit, Change, Committed, Find, KEY_RETENTION, ListFilter, NewEvent, Once, Outcome, Row, Unit, Write,
-};
+use crate::store::{Change, Find, NewEvent, Outcome, Row, Unit, Write};
 use crate::task::{self, Command};
 
 /// Most tasks of one group.
 const MAX_GROUP: usize = 1000;
+/// Most bytes of input and environment that the tasks of one request have, copies included: they are one transaction, and
+/// lie in memory several times until it is durable.
+const MAX_SUBMIT: usize = 16 * 1024 * 1024;
 
 impl Asked<'_> {
     /// Finds the task, or the tasks of the group, that people mean: an id, the beginning of one, or a label. What fits
     /// several is refused, so that nobody cancels the wrong one. "Not found" and "not permitted" answer alike.
-    async fn find(&self, text: &str) -> Result<Vec<Row>, ErrorReply> {
+    pub(super) async fn find(&self, text: &str) -> Result<Vec<Row>, ErrorReply> {
         let reference = text.parse::<Reference>();
         let by_id = match &reference {
             Ok(Reference::Full(id)) => self.look_for_uuid(*id).await?,
@@ -62,7 +63,7 @@ impl Asked<'_> {
         if task.is_empty() { self.look(&Find::Group(GroupId(id))).await } else { Ok(task) }
     }
 
-    async fn look(&self, find: &Find) -> Result<Vec<Row>, ErrorReply> {
+    pub(super) async fn look(&self, find: &Find) -> Result<Vec<Row>, ErrorReply> {
         self.shared.store.find(&self.access.audience, find, MAX_GROUP + 1).await.map_err(unavailable)
     }
 
@@ -73,7 +74,7 @@ impl Asked<'_> {
         rows.first().map(|_| ()).ok_or_else(not_found)
     }
 
-    async fn infos(&self, rows: &[Row]) -> Result<Vec<TaskInfo>, ErrorReply> {
+    pub(super) async fn infos(&self, rows: &[Row]) -> Result<Vec<TaskInfo>, ErrorReply> {
         let now = self.shared.store.now().await.map_err(unavailable)?;
         let fleet = self.shared.fleet.candidates();
         Ok(info::shorten(rows.iter().map(|row| info::task(row, &fleet, now)).collect()))
@@ -82,73 +83,6 @@ impl Asked<'_> {
     pub(super) async fn get_tasks(&self, request: GetTasks) -> Result<Vec<TaskInfo>, ErrorReply> {
         let rows = self.find(&request.reference).await?;
         self.infos(&rows).await
-    }
-
-    pub(super) async fn list_tasks(&self, request: ListTasks) -> Result<TaskPage, ErrorReply> {
-        const STATES: [&str; 8] =
-            ["queued", "starting", "running", "paused", "waiting", "completed", "failed", "cancelled"];
-        if let Some(unknown) = request.states.iter().find(|state| !STATES.contains(&state.as_str())) {
-            let message = format!("`{unknown}` is not a state: {}", STATES.join(", "));
-            return Err(ErrorReply::new(ErrorCode::Invalid, message));
-        }
-        let filter = ListFilter {
-            audience: self.access.audience.clone(),
-            states: request.states,
-            before: request.before,
-            limit: request.limit.clamp(1, MAX_ROWS) as usize,
-        };
-        let rows = self.shared.store.list(&filter).await.map_err(unavailable)?;
-        let next = rows.last().filter(|_| rows.len() == filter.limit).map(|row| row.task.id);
-        Ok(TaskPage { tasks: self.infos(&rows).await?, next })
-    }
-
-    /// The key that makes a mutation happen once.
-    async fn once<R: Request>(
-        &self,
-        answer: impl FnOnce(&[Outcome]) -> R::Response + Send + 'static,
-    ) -> Result<Option<Once>, ErrorReply> {
-        let Some(id) = self.header.id else { return Ok(None) };
-        self.check_age(id).await?;
-        let mut digest = ring::digest::Context::new(&ring::digest::SHA256);
-        // The same words about another namespace are another request.
-        digest.update(self.access.namespace.0.as_bytes());
-        digest.update(&[0]);
-        digest.update(&self.body);
-        let digest = digest.finish();
-        Ok(Some(Once {
-            principal: self.access.principal.clone(),
-            kind: R::KIND,
-            id,
-            body: digest.as_ref().try_into().expect("SHA-256 has 32 bytes"),
-            answer: Box::new(|outcomes| encode_response(&Ok(answer(outcomes))).into()),
-        }))
-    }
-
-    /// A key older than the retention may have been forgotten: repeating it would happen twice.
-    async fn check_age(&self, id: RequestId) -> Result<(), ErrorReply> {
-        let Some(made_at) = id.0.get_timestamp().filter(|_| id.0.get_version_num() == 7) else { return Ok(()) };
-        let now = self.shared.store.now().await.map_err(unavailable)?;
-        let age = u64::try_from(now.0 / 1_000_000).unwrap_or(0).saturating_sub(made_at.to_unix().0);
-        if age > KEY_RETENTION.as_secs() {
-            let message = format!("request {id} is {} hours old: its first answer is no longer kept", age / 3600);
-            return Err(ErrorReply::new(ErrorCode::Conflict, message).hint("look with `ado list` whether it happened"));
-        }
-        Ok(())
-    }
-
-    fn audit(&self, action: &'static str, target: String) -> Audit {
-        Audit { principal: self.access.principal.clone(), action, target, result: "ok".into() }
-    }
-
-    async fn commit(&self, unit: Unit) -> Result<(Vec<Outcome>, Option<Vec<u8>>), ErrorReply> {
-        match self.shared.committer.commit(unit).await.map_err(unavailable)? {
-            Committed::Done(outcomes, answer) => Ok((outcomes, answer.map(Into::into))),
-            Committed::Replayed(answer) => Ok((Vec::new(), Some(answer.into()))),
-            Committed::KeyConflict => {
-                let message = "this request id was used for another request".to_owned();
-                Err(ErrorReply::new(ErrorCode::Conflict, message).hint("use a new --idempotency-key"))
-            }
-        }
     }
 
     pub(super) async fn submit(&self, request: Submit) -> Result<Vec<u8>, ErrorReply> {
@@ -189,6 +123,9 @@ impl Asked<'_> {
     }
 
     pub(super) async fn set_desired(&self, request: SetDesired) -> Result<Vec<u8>, ErrorReply> {
+        if let Some(answer) = self.replayed::<SetDesired>().await? {
+            return Ok(answer);
+        }
         let rows = self.find(&request.reference).await?;
         let ids: Vec<_> = rows.iter().map(|row| row.task.id).collect();
         let changes = ids.iter().map(|id| self.desire(*id, &request)).collect();
@@ -263,11 +200,31 @@ fn desired_set(task: TaskId, outcome: &Outcome) -> DesiredSet {
     DesiredSet { task, state: state.into(), unchanged }
 }
 
+/// Bytes of a task's texts.
+fn weight(spec: &TaskSpec) -> usize {
+    let input = match &spec.input {
+        Input::Text(text) => text.len(),
+        Input::Argv(argv) => argv.iter().map(String::len).sum(),
+    };
+    let pairs = spec.env.iter().chain(&spec.labels);
+    input + pairs.map(|(key, value)| key.len() + value.len()).sum::<usize>() + spec.cwd.as_ref().map_or(0, String::len)
+}
+
 fn check_submit(request: &Submit) -> Result<(), ErrorReply> {
     let invalid = |message: String| Err(ErrorReply::new(ErrorCode::Invalid, message));
     let count = request.specs.len().saturating_mul(request.copies as usize);
     if !(1..=MAX_GROUP).contains(&count) {
         return invalid(format!("a request submits 1 to {MAX_GROUP} tasks, not {count}"));
+    }
+    let each: usize = request.specs.iter().map(weight).sum();
+    let total = each.saturating_mul(request.copies as usize);
+    if total > MAX_SUBMIT {
+        let message = format!(
+            "{count} tasks with {total} bytes of input in all are more than the {MAX_SUBMIT} a request may submit"
+        );
+        return Err(ErrorReply::new(ErrorCode::Invalid, message)
+            .hint("put long input into a file on the workers")
+            .hint("submit fewer tasks at once"));
     }
     if let Some(name) = request.name.as_ref().filter(|name| !ado_proto::ids::is_name(name)) {
         return invalid(format!("`{name}` is not a name: 1 to 63 of a-z A-Z 0-9 . _ @ -"));

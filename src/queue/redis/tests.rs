@@ -6,10 +6,7 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use super::*;
-
-#[expect(unreachable_pub, reason = "shared by test binaries")]
-#[path = "../../../tests/support/servers/redis.rs"]
-mod server;
+use crate::servers::redis as server;
 
 /// Longer than anything here takes on a machine that is busy with other things.
 const PATIENCE: Duration = Duration::from_secs(60);

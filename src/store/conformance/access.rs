@@ -1,6 +1,7 @@
 //! Tokens, certificates, events, audit, sweeping.
 
 use ado_proto::Role;
+use ado_proto::request::SystemEvent;
 
 use super::*;
 
@@ -35,7 +36,7 @@ pub(super) async fn tokens_are_used_up(bed: Bed) {
         assert_eq!(take(2).await, Ok(always.clone()));
     }
     assert_eq!(take(3).await, Err(TokenRefusal::Unknown));
-    assert!(bed.store.revoke_token(&Audience::Everywhere, "t2", audit("RevokeToken")).await.unwrap());
+    assert!(bed.store.revoke_token(&Audience::Everywhere, "t2", None, audit("RevokeToken")).await.unwrap());
     assert_eq!(take(2).await, Err(TokenRefusal::Unknown));
     assert_eq!(bed.store.audit(10).await.unwrap().len(), 3);
 }
@@ -58,10 +59,10 @@ pub(super) async fn tokens_belong_to_a_namespace(bed: Bed) {
     }
     assert_eq!(bed.store.tokens(&Audience::Everywhere).await.unwrap(), [blue, red.clone()], "newest first");
     assert_eq!(bed.store.tokens(&only("red")).await.unwrap(), [red]);
-    assert!(!bed.store.revoke_token(&only("blue"), "t1", audit("RevokeToken")).await.unwrap());
-    assert!(!bed.store.revoke_token(&only("blue"), "none", audit("RevokeToken")).await.unwrap());
+    assert!(!bed.store.revoke_token(&only("blue"), "t1", None, audit("RevokeToken")).await.unwrap());
+    assert!(!bed.store.revoke_token(&only("blue"), "none", None, audit("RevokeToken")).await.unwrap());
     assert_eq!(bed.store.audit(10).await.unwrap().len(), 2, "nothing happened");
-    assert!(bed.store.revoke_token(&only("red"), "t1", audit("RevokeToken")).await.unwrap());
+    assert!(bed.store.revoke_token(&only("red"), "t1", None, audit("RevokeToken")).await.unwrap());
     assert_eq!(bed.store.tokens(&only("red")).await.unwrap(), []);
 }
 
@@ -99,7 +100,10 @@ pub(super) async fn events_are_seen_by_their_audience_in_order(bed: Bed) {
     bed.hand.advance(Duration::from_secs(1));
     bed.store.add_events(vec![event(only("blue"), "b"), event(Audience::Everywhere, "all")]).await.unwrap();
     bed.create_as(task(2), Submitted { namespace: namespace("red"), ..new_task() }).await;
-    let all = bed.store.events(&Audience::Everywhere, 0, 10).await.unwrap();
+    let events = async |audience: Audience, after, limit| {
+        bed.store.events(&audience, EventsFrom::After(after), limit).await.unwrap().events
+    };
+    let all = events(Audience::Everywhere, 0, 10).await;
     assert_eq!(all.iter().map(|event| event.text.as_str()).collect::<Vec<_>>(), ["submitted", "b", "all", "submitted"]);
     assert!(all.is_sorted_by(|a, b| a.cursor < b.cursor && a.time <= b.time));
     let first = SystemEvent {
@@ -112,10 +116,62 @@ pub(super) async fn events_are_seen_by_their_audience_in_order(bed: Bed) {
     };
     assert_eq!(all[0], first);
     assert_eq!((all[1].task, all[1].worker), (None, Some(worker(1))));
-    assert_eq!(bed.store.events(&only("red"), 0, 10).await.unwrap(), [all[0].clone(), all[3].clone()]);
-    assert_eq!(bed.store.events(&only("blue"), 0, 10).await.unwrap(), all[1..2]);
-    assert_eq!(bed.store.events(&Audience::Everywhere, all[0].cursor, 2).await.unwrap(), all[1..3]);
-    assert_eq!(bed.store.events(&Audience::Everywhere, u64::MAX, 2).await.unwrap(), []);
+    assert_eq!(events(only("red"), 0, 10).await, [all[0].clone(), all[3].clone()]);
+    assert_eq!(events(only("blue"), 0, 10).await, all[1..2]);
+    assert_eq!(events(Audience::Everywhere, all[0].cursor, 2).await, all[1..3]);
+    assert_eq!(events(Audience::Everywhere, u64::MAX, 2).await, []);
+}
+
+pub(super) async fn events_are_read_from_anywhere(bed: Bed) {
+    let page = async |audience: Audience, from, limit| {
+        let page = bed.store.events(&audience, from, limit).await.unwrap();
+        let texts: Vec<_> = page.events.into_iter().map(|event| event.text).collect();
+        (texts.concat(), page.next)
+    };
+    let red = || only("red");
+    assert_eq!(page(red(), EventsFrom::Tail(5), 10).await, (String::new(), 0), "there is nothing yet");
+    for (text, audience) in [("a", red()), ("b", only("blue")), ("c", red()), ("d", red()), ("e", only("blue"))] {
+        bed.hand.advance(Duration::from_secs(1));
+        bed.store.add_events(vec![event(audience, text)]).await.unwrap();
+    }
+    let last = bed.store.events(&Audience::Everywhere, EventsFrom::Tail(1), 10).await.unwrap();
+    let end = last.next;
+    assert_eq!((last.events[0].text.as_str(), last.events[0].cursor), ("e", end));
+    let seconds_ago = |seconds: i64| EventsFrom::Since(Timestamp(bed.hand.time().0 - seconds * 1_000_000));
+    let text = |text: &str, next| (text.to_owned(), next);
+
+    assert_eq!(page(red(), EventsFrom::Tail(2), 10).await, text("cd", end), "past what it may not see");
+    assert_eq!(page(red(), EventsFrom::Tail(9), 10).await, text("acd", end));
+    assert_eq!(page(red(), EventsFrom::Tail(9), 2).await, text("cd", end), "the newest of a tail that is too long");
+    assert_eq!(page(red(), EventsFrom::Tail(0), 10).await, text("", end));
+    assert_eq!(page(red(), seconds_ago(2), 10).await, text("cd", end));
+    assert_eq!(page(Audience::Everywhere, seconds_ago(2), 1).await, text("c", end - 2), "a page that was cut");
+    assert_eq!(page(red(), seconds_ago(99), 10).await, text("acd", end));
+    assert_eq!(page(red(), seconds_ago(-1), 10).await, text("", end));
+    assert_eq!(page(red(), EventsFrom::After(end - 2), 10).await, text("d", end));
+    assert_eq!(page(red(), EventsFrom::After(end), 10).await, text("", end));
+    assert_eq!(page(red(), EventsFrom::After(end + 7), 10).await, text("", end + 7), "a cursor never goes back");
+
+    bed.hand.advance(EVENT_RETENTION * 2);
+    bed.store.sweep().await.unwrap();
+    assert_eq!(page(red(), EventsFrom::Tail(9), 10).await, text("", end), "all were deleted");
+    bed.store.add_events(vec![event(red(), "f")]).await.unwrap();
+    assert_eq!(page(red(), EventsFrom::After(end), 10).await, text("f", end + 1));
+}
+
+pub(super) async fn a_revoked_token_is_remembered_with_its_request(bed: Bed) {
+    let key = |n| Key { principal: "p".into(), kind: 12, id: request(n), body: [1; 32] };
+    bed.store.put_token(token(1, bed.hand.time()), audit("CreateToken")).await.unwrap();
+    let revoke = async |id: &str, n| {
+        let kept = Some((key(n), Bytes::from_static(b"done")));
+        bed.store.revoke_token(&Audience::Everywhere, id, kept, audit("RevokeToken")).await.unwrap()
+    };
+    assert!(!revoke("none", 1).await);
+    assert_eq!(bed.store.answered(&key(1)).await.unwrap(), None);
+    assert!(revoke("t1", 2).await);
+    assert_eq!(bed.store.answered(&key(2)).await.unwrap(), Some(Committed::Replayed("done".into())));
+    assert!(!revoke("t1", 3).await);
+    assert_eq!(bed.store.answered(&key(3)).await.unwrap(), None);
 }
 
 pub(super) async fn the_audit_log_is_newest_first(bed: Bed) {
@@ -143,7 +199,8 @@ pub(super) async fn the_audit_log_says_why_nothing_was_done(bed: Bed) {
 pub(super) async fn sweeping_deletes_what_has_outlived_its_retention(bed: Bed) {
     let keyed = || {
         let answer = Box::new(|_: &[Outcome]| Bytes::from_static(b"done"));
-        let once = Once { principal: "p".into(), kind: 1, id: request(1), body: [1; 32], answer };
+        let key = Key { principal: "p".into(), kind: 1, id: request(1), body: [1; 32] };
+        let once = Once { key, answer };
         Unit { changes: Vec::new(), once: Some(once), audit: None }
     };
     bed.store.commit(vec![keyed()]).await.unwrap();
@@ -160,13 +217,15 @@ pub(super) async fn sweeping_deletes_what_has_outlived_its_retention(bed: Bed) {
 
     bed.hand.advance(EVENT_RETENTION - KEY_RETENTION);
     bed.store.add_events(vec![event(Audience::Everywhere, "new")]).await.unwrap();
-    let before = bed.store.events(&Audience::Everywhere, 0, 10).await.unwrap();
+    let events =
+        async |after| bed.store.events(&Audience::Everywhere, EventsFrom::After(after), 10).await.unwrap().events;
+    let before = events(0).await;
     bed.store.sweep().await.unwrap();
-    assert_eq!(bed.store.events(&Audience::Everywhere, 0, 10).await.unwrap(), before[1..]);
+    assert_eq!(events(0).await, before[1..]);
     bed.hand.advance(EVENT_RETENTION * 2);
     bed.store.sweep().await.unwrap();
     bed.store.add_events(vec![event(Audience::Everywhere, "last")]).await.unwrap();
-    let last = bed.store.events(&Audience::Everywhere, before[1].cursor, 10).await.unwrap();
+    let last = events(before[1].cursor).await;
     assert_eq!(last.len(), 1, "a cursor is not given twice");
 }
 

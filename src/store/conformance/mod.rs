@@ -12,7 +12,9 @@ use std::time::Duration;
 
 use ado_proto::record::{Body, Desired, Exited, Member, Output, Record, Started, Stream, Submitted};
 use ado_proto::spec::{Containment, Exit, Input, TaskSpec};
-use ado_proto::{Audience, Epoch, Incarnation, Namespace, Offset, RequestId, Seq, TaskId, Timestamp, WorkerId};
+use ado_proto::{
+    Audience, Epoch, GroupId, Incarnation, Namespace, Offset, RequestId, Seq, TaskId, Timestamp, WorkerId,
+};
 use bytes::Bytes;
 use tempfile::TempDir;
 use uuid::Uuid;
@@ -272,6 +274,7 @@ suite! {
         another_namespace_finds_nothing
         lists_are_newest_first_and_paged
         lists_are_of_states_and_namespaces
+        lists_are_of_groups_and_names
         claims_come_in_order_of_score
         what_shall_run_waits_whether_due_or_not
         a_record_nobody_could_read_again_is_refused
@@ -299,6 +302,8 @@ suite! {
         tokens_belong_to_a_namespace
         revoked_identities_are_denied_for_ever
         events_are_seen_by_their_audience_in_order
+        events_are_read_from_anywhere
+        a_revoked_token_is_remembered_with_its_request
         the_audit_log_is_newest_first
         the_audit_log_says_why_nothing_was_done
         sweeping_deletes_what_has_outlived_its_retention

@@ -204,7 +204,8 @@ async fn agree(beds: &[Bed; 2], model: &Model) -> TestCaseResult {
         let until = row.lease.as_ref().map_or(Timestamp(i64::MAX), |lease| lease.expires_at);
         prop_assert_eq!(a.expired(until, 10).await.unwrap(), b.expired(until, 10).await.unwrap());
         let states = vec![row.task.state_word().to_owned(), "queued".into()];
-        let filter = ListFilter { audience: Audience::Everywhere, states, before: None, limit: 2 };
+        let filter =
+            ListFilter { audience: Audience::Everywhere, states, group: None, name: None, before: None, limit: 2 };
         prop_assert_eq!(a.list(&filter).await.unwrap(), b.list(&filter).await.unwrap());
     }
     Ok(())

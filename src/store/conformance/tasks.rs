@@ -98,6 +98,10 @@ pub(super) async fn a_write_that_does_not_continue_the_log_is_refused(bed: Bed) 
     assert_eq!(bed.row(task(1)).await.task.state_word(), "queued");
 }
 
+fn key(id: RequestId, body: u8) -> Key {
+    Key { principal: "ado://default/user/ann".into(), kind: 20, id, body: [body; 32] }
+}
+
 /// A unit that happens once.
 fn once(changes: Vec<Change>, id: RequestId, body: u8) -> Unit {
     let answer = |outcomes: &[Outcome]| {
@@ -108,8 +112,7 @@ fn once(changes: Vec<Change>, id: RequestId, body: u8) -> Unit {
         });
         Bytes::from(words.collect::<Vec<_>>().join(","))
     };
-    let once =
-        Once { principal: "ado://default/user/ann".into(), kind: 20, id, body: [body; 32], answer: Box::new(answer) };
+    let once = Once { key: key(id, body), answer: Box::new(answer) };
     Unit { changes, once: Some(once), audit: Some(audit("Submit")) }
 }
 
@@ -124,14 +127,28 @@ pub(super) async fn a_repeated_request_has_one_effect_and_one_answer(bed: Bed) {
     let committed = bed.store.commit(vec![once(vec![create(task(4), new_task())], request(1), 8)]).await.unwrap();
     assert_eq!(committed, [Committed::KeyConflict]);
 
+    for (body, expected) in [(7, Committed::Replayed("applied".into())), (8, Committed::KeyConflict)] {
+        assert_eq!(bed.store.answered(&key(request(1), body)).await.unwrap(), Some(expected), "without doing anything");
+    }
+    assert_eq!(bed.store.answered(&key(request(2), 7)).await.unwrap(), None);
+    let others = Key { principal: "ado://default/user/bob".into(), ..key(request(1), 7) };
+    assert_eq!(bed.store.answered(&others).await.unwrap(), None, "another's");
+
     let mut other_user = submit(5);
-    other_user.once.as_mut().unwrap().principal = "ado://default/user/bob".into();
+    other_user.once.as_mut().unwrap().key.principal = "ado://default/user/bob".into();
     let mut other_kind = submit(6);
-    other_kind.once.as_mut().unwrap().kind = 23;
+    other_kind.once.as_mut().unwrap().key.kind = 23;
     for committed in bed.store.commit(vec![other_user, other_kind]).await.unwrap() {
         assert!(matches!(committed, Committed::Done(..)), "another key: {committed:?}");
     }
-    let all = ListFilter { audience: Audience::Everywhere, states: Vec::new(), before: None, limit: 10 };
+    let all = ListFilter {
+        audience: Audience::Everywhere,
+        states: Vec::new(),
+        group: None,
+        name: None,
+        before: None,
+        limit: 10,
+    };
     assert_eq!(ids(&bed.store.list(&all).await.unwrap()), [task(6), task(5), task(1)]);
     assert_eq!(bed.store.audit(10).await.unwrap().len(), 3, "what did not happen is not audited");
 }
@@ -211,7 +228,14 @@ pub(super) async fn lists_are_newest_first_and_paged(bed: Bed) {
     for n in [3, 1, 5, 2, 4] {
         bed.create(task(n)).await;
     }
-    let mut filter = ListFilter { audience: Audience::Everywhere, states: Vec::new(), before: None, limit: 2 };
+    let mut filter = ListFilter {
+        audience: Audience::Everywhere,
+        states: Vec::new(),
+        group: None,
+        name: None,
+        before: None,
+        limit: 2,
+    };
     let mut pages = Vec::new();
     for states in [vec![], vec!["queued".to_owned(), "running".to_owned()]] {
         filter.states = states;
@@ -237,7 +261,8 @@ pub(super) async fn lists_are_of_states_and_namespaces(bed: Bed) {
     applied(&bed.run(task(3), desire(Desired::Paused)).await);
     let list = async |audience: Audience, states: &[&str]| {
         let states = states.iter().map(|state| (*state).to_owned()).collect();
-        ids(&bed.store.list(&ListFilter { audience, states, before: None, limit: 10 }).await.unwrap())
+        let filter = ListFilter { audience, states, group: None, name: None, before: None, limit: 10 };
+        ids(&bed.store.list(&filter).await.unwrap())
     };
     assert_eq!(list(Audience::Everywhere, &["running"]).await, [task(1)]);
     assert_eq!(list(Audience::Everywhere, &["cancelled", "queued", "queued"]).await, [task(4), task(2)]);
@@ -246,6 +271,44 @@ pub(super) async fn lists_are_of_states_and_namespaces(bed: Bed) {
     assert_eq!(list(only("even"), &[]).await, [task(4), task(2)]);
     assert_eq!(list(only("even"), &["running", "queued"]).await, [task(4)]);
     assert_eq!(list(only("none"), &[]).await, []);
+}
+
+pub(super) async fn lists_are_of_groups_and_names(bed: Bed) {
+    let member = |n, index| Submitted { name: Some("nightly".into()), ..member(n, index) };
+    for (n, submitted) in [(1, member(70, 0)), (2, member(80, 0)), (3, member(70, 1)), (4, new_task())] {
+        bed.create_as(task(n), submitted).await;
+    }
+    bed.create_as(task(5), Submitted { name: Some("nightly".into()), namespace: namespace("red"), ..new_task() }).await;
+    applied(&bed.run(task(2), desire(Desired::Cancelled)).await);
+    let all = ListFilter {
+        audience: Audience::Everywhere,
+        states: Vec::new(),
+        group: None,
+        name: None,
+        before: None,
+        limit: 10,
+    };
+    let list = async |filter: ListFilter| ids(&bed.store.list(&filter).await.unwrap());
+    let group = |n| ListFilter { group: Some(GroupId(uuid(n))), ..all.clone() };
+    let name = |name: &str| ListFilter { name: Some(name.into()), ..all.clone() };
+    assert_eq!(list(group(70)).await, [task(3), task(1)]);
+    assert_eq!(list(ListFilter { before: Some(task(3)), ..group(70) }).await, [task(1)]);
+    assert_eq!(list(ListFilter { limit: 1, ..group(70) }).await, [task(3)]);
+    assert_eq!(list(group(90)).await, []);
+    assert_eq!(list(name("nightly")).await, [5, 3, 2, 1].map(task));
+    assert_eq!(list(ListFilter { limit: 2, before: Some(task(5)), ..name("nightly") }).await, [3, 2].map(task));
+    assert_eq!(list(name("night")).await, []);
+    assert_eq!(list(ListFilter { audience: only("red"), ..name("nightly") }).await, [task(5)]);
+    assert_eq!(list(ListFilter { audience: only("red"), ..group(70) }).await, []);
+    let states = |states: &[&str]| states.iter().map(|state| (*state).to_owned()).collect();
+    assert_eq!(list(ListFilter { states: states(&["queued"]), ..name("nightly") }).await, [5, 3, 1].map(task));
+    assert_eq!(list(ListFilter { states: states(&["cancelled", "running"]), ..group(80) }).await, [task(2)]);
+    assert_eq!(list(ListFilter { states: states(&["running"]), ..group(70) }).await, []);
+    let both = |n| ListFilter { name: Some("nightly".into()), ..group(n) };
+    assert_eq!(
+        (list(both(80)).await, list(ListFilter { name: Some("x".into()), ..group(80) }).await),
+        (vec![task(2)], vec![])
+    );
 }
 
 pub(super) async fn claims_come_in_order_of_score(bed: Bed) {

@@ -1,13 +1,15 @@
 //! Tokens, certificates, events, audit: who may do what, and who did.
 
-use ado_proto::request::SystemEvent;
+use ado_proto::request::{Events, EventsFrom, SystemEvent};
 use ado_proto::{Audience, Namespace, TaskId, Timestamp, WorkerId};
+use bytes::Bytes;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row as _, SqliteConnection, query};
 
 use super::super::{
-    Audit, Certificate, EVENT_RETENTION, Error, KEY_RETENTION, NewEvent, Result, Token, TokenRefusal, rules,
+    Audit, Certificate, EVENT_RETENTION, Error, KEY_RETENTION, Key, NewEvent, Result, Token, TokenRefusal, rules,
 };
+use super::commit::remember;
 use super::tasks::{blob, uuid};
 use super::{Sqlite, int, scope, size};
 
@@ -35,6 +37,18 @@ fn token(columns: &SqliteRow) -> Result<Token> {
         created_by: columns.try_get(8)?,
     })
 }
+
+/// The highest cursor that was ever given: rows may have been deleted since.
+const LAST_EVENT: &str = "SELECT seq FROM sqlite_sequence WHERE name = 'event'";
+// `?2` restricts to a namespace, `?4` is the highest cursor.
+pub(super) const EVENTS_AFTER: &str = "SELECT cursor, at, kind, task, worker, text FROM event \
+     WHERE cursor > ?1 AND cursor <= ?4 AND (?2 IS NULL OR namespace = ?2) ORDER BY cursor LIMIT ?3";
+// Times rise with cursors: the first one at or after an instant begins the rest.
+pub(super) const EVENTS_SINCE: &str = "SELECT cursor, at, kind, task, worker, text FROM event \
+     WHERE cursor >= (SELECT cursor FROM event WHERE at >= ?1 ORDER BY at, cursor LIMIT 1) AND cursor <= ?4 \
+     AND (?2 IS NULL OR namespace = ?2) ORDER BY cursor LIMIT ?3";
+pub(super) const EVENTS_TAIL: &str = "SELECT cursor, at, kind, task, worker, text FROM event \
+     WHERE cursor > ?1 AND cursor <= ?4 AND (?2 IS NULL OR namespace = ?2) ORDER BY cursor DESC LIMIT ?3";
 
 /// Adds a line to the audit log.
 pub(super) async fn insert_audit(connection: &mut SqliteConnection, now: Timestamp, audit: &Audit) -> Result<()> {
@@ -117,7 +131,13 @@ impl Sqlite {
         found.iter().map(token).collect()
     }
 
-    pub(super) async fn forget_token(&self, audience: &Audience, id: &str, audit: Audit) -> Result<bool> {
+    pub(super) async fn forget_token(
+        &self,
+        audience: &Audience,
+        id: &str,
+        kept: Option<(Key, Bytes)>,
+        audit: Audit,
+    ) -> Result<bool> {
         let mut tx = self.write().await?;
         let deleted = query("DELETE FROM token WHERE id = ?1 AND (?2 IS NULL OR namespace = ?2)")
             .bind(id)
@@ -129,6 +149,9 @@ impl Sqlite {
             return Ok(false);
         }
         insert_audit(&mut tx.connection, tx.now, &audit).await?;
+        if let Some((key, answer)) = kept {
+            remember(&mut tx.connection, &key, &answer, tx.now).await?;
+        }
         tx.commit().await?;
         Ok(true)
     }
@@ -180,17 +203,20 @@ impl Sqlite {
         denied.iter().map(|columns| Ok(columns.try_get(0)?)).collect()
     }
 
-    pub(super) async fn events_after(&self, audience: &Audience, after: u64, limit: usize) -> Result<Vec<SystemEvent>> {
-        let found = query(
-            "SELECT cursor, at, kind, task, worker, text FROM event \
-             WHERE cursor > ?1 AND (?2 IS NULL OR namespace = ?2) ORDER BY cursor LIMIT ?3",
-        )
-        .bind(int(after))
-        .bind(scope(audience))
-        .bind(size(limit))
-        .fetch_all(&self.readers)
-        .await?;
-        found.iter().map(event).collect()
+    pub(super) async fn read_events(&self, audience: &Audience, from: EventsFrom, limit: usize) -> Result<Events> {
+        // Before the events: what is added in between is for the next call.
+        let last = query(LAST_EVENT).fetch_optional(&self.readers).await?;
+        let last = last.map_or(Ok(0), |columns| columns.try_get::<i64, _>(0))?;
+        let (sql, at, limit) = match from {
+            EventsFrom::After(after) => (EVENTS_AFTER, int(after), limit),
+            EventsFrom::Since(since) => (EVENTS_SINCE, since.0, limit),
+            EventsFrom::Tail(count) => (EVENTS_TAIL, 0, limit.min(count as usize)),
+        };
+        let found =
+            query(sql).bind(at).bind(scope(audience)).bind(size(limit)).bind(last).fetch_all(&self.readers).await?;
+        let mut events = found.iter().map(event).collect::<Result<Vec<_>>>()?;
+        events.sort_by_key(|event| event.cursor);
+        Ok(rules::events_page(events, from, last.unsigned_abs(), limit))
     }
 
     pub(super) async fn keep_events(&self, events: Vec<NewEvent>) -> Result<()> {

@@ -4,14 +4,18 @@ use std::collections::BTreeMap;
 
 use ado_proto::Timestamp;
 use bytes::Bytes;
-use sqlx::{Row as _, SqliteConnection, query};
+use sqlx::{Executor, Row as _, SqliteConnection, query};
 
 use super::super::batch::{self, Batch};
-use super::super::{Committed, Once, Result, Unit};
+use super::super::{Committed, Key, Result, Unit};
 use super::tasks::{self, Columns, Stored, blob};
 use super::{Sqlite, Writing, access, logs};
 
 impl Sqlite {
+    pub(super) async fn seen(&self, key: &Key) -> Result<Option<Committed>> {
+        seen(&self.readers, key).await
+    }
+
     pub(super) async fn commit_units(&self, units: Vec<Unit>) -> Result<Vec<Committed>> {
         let ids = batch::ids(&units);
         let mut tx = self.write().await?;
@@ -53,16 +57,15 @@ impl Sqlite {
 async fn run(tx: &mut Writing<'_>, batch: &mut Batch, unit: Unit, wrote: &mut bool) -> Result<Committed> {
     let Unit { changes, once, audit } = unit;
     if let Some(once) = &once
-        && let Some(seen) = seen(&mut tx.connection, once.into()).await?
+        && let Some(seen) = seen(&mut tx.connection, &once.key).await?
     {
         return Ok(seen);
     }
     let outcomes = batch.run(changes);
     let mut answer = None;
     if let Some(once) = once {
-        let key = Key::from(&once);
         let bytes = (once.answer)(&outcomes);
-        remember(&mut tx.connection, key, &bytes, tx.now).await?;
+        remember(&mut tx.connection, &once.key, &bytes, tx.now).await?;
         answer = Some(bytes);
         *wrote = true;
     }
@@ -73,26 +76,12 @@ async fn run(tx: &mut Writing<'_>, batch: &mut Batch, unit: Unit, wrote: &mut bo
     Ok(Committed::Done(outcomes, answer))
 }
 
-/// The part of a [`Once`] that is bound to queries.
-struct Key {
-    principal: String,
-    kind: u16,
-    id: Vec<u8>,
-    body: [u8; 32],
-}
-
-impl From<&Once> for Key {
-    fn from(once: &Once) -> Self {
-        Self { principal: once.principal.clone(), kind: once.kind, id: blob(once.id.0), body: once.body }
-    }
-}
-
-async fn seen(connection: &mut SqliteConnection, key: Key) -> Result<Option<Committed>> {
+async fn seen(db: impl Executor<'_, Database = sqlx::Sqlite>, key: &Key) -> Result<Option<Committed>> {
     let found = query("SELECT body, answer FROM request WHERE id = ? AND kind = ? AND principal = ?")
-        .bind(key.id)
+        .bind(blob(key.id.0))
         .bind(key.kind)
-        .bind(key.principal)
-        .fetch_optional(connection)
+        .bind(&key.principal)
+        .fetch_optional(db)
         .await?;
     let Some(columns) = found else { return Ok(None) };
     if columns.try_get::<&[u8], _>(0)? != key.body {
@@ -101,11 +90,17 @@ async fn seen(connection: &mut SqliteConnection, key: Key) -> Result<Option<Comm
     Ok(Some(Committed::Replayed(columns.try_get::<Vec<u8>, _>(1)?.into())))
 }
 
-async fn remember(connection: &mut SqliteConnection, key: Key, answer: &Bytes, now: Timestamp) -> Result<()> {
+/// Keeps what was answered to a request.
+pub(super) async fn remember(
+    connection: &mut SqliteConnection,
+    key: &Key,
+    answer: &Bytes,
+    now: Timestamp,
+) -> Result<()> {
     query("INSERT INTO request (principal, kind, id, body, answer, at) VALUES (?, ?, ?, ?, ?, ?)")
-        .bind(key.principal)
+        .bind(&key.principal)
         .bind(key.kind)
-        .bind(key.id)
+        .bind(blob(key.id.0))
         .bind(&key.body[..])
         .bind(answer.to_vec())
         .bind(now.0)

@@ -17,16 +17,17 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use ado_proto::request::SystemEvent;
+use ado_proto::request::{Events, EventsFrom};
 use ado_proto::{Audience, Epoch, Incarnation, Offset, TaskId, Timestamp, WorkerId};
 use async_trait::async_trait;
+use bytes::Bytes;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{ConnectOptions, Connection, SqliteConnection, SqlitePool, query};
 use tokio::sync::{Mutex, MutexGuard};
 
 use super::clock::Clock;
 use super::{
-    Audit, Certificate, Committed, Error, Find, ListFilter, NewEvent, Page, Renewal, Result, Row, Store, Token,
+    Audit, Certificate, Committed, Error, Find, Key, ListFilter, NewEvent, Page, Renewal, Result, Row, Store, Token,
     TokenRefusal, Unit, Waiting, Worker, WorkerEvent, rules,
 };
 use crate::env::Env;
@@ -172,6 +173,10 @@ impl Store for Sqlite {
         self.commit_units(units).await
     }
 
+    async fn answered(&self, key: &Key) -> Result<Option<Committed>> {
+        self.seen(key).await
+    }
+
     async fn row(&self, id: TaskId) -> Result<Option<Row>> {
         self.find_row(id).await
     }
@@ -255,8 +260,14 @@ impl Store for Sqlite {
         self.all_tokens(audience).await
     }
 
-    async fn revoke_token(&self, audience: &Audience, id: &str, audit: Audit) -> Result<bool> {
-        self.forget_token(audience, id, audit).await
+    async fn revoke_token(
+        &self,
+        audience: &Audience,
+        id: &str,
+        kept: Option<(Key, Bytes)>,
+        audit: Audit,
+    ) -> Result<bool> {
+        self.forget_token(audience, id, kept, audit).await
     }
 
     async fn put_certificate(&self, certificate: Certificate) -> Result<bool> {
@@ -271,8 +282,8 @@ impl Store for Sqlite {
         self.denied_serials().await
     }
 
-    async fn events(&self, audience: &Audience, after: u64, limit: usize) -> Result<Vec<SystemEvent>> {
-        self.events_after(audience, after, limit).await
+    async fn events(&self, audience: &Audience, from: EventsFrom, limit: usize) -> Result<Events> {
+        self.read_events(audience, from, limit).await
     }
 
     async fn add_events(&self, events: Vec<NewEvent>) -> Result<()> {

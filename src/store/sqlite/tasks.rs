@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use super::super::{Error, Find, Lease, ListFilter, Result, Row, Waiting, log, score};
 use super::{Sqlite, int, scope, size};
-use crate::task::{Checkpoint, Holder, State, Task};
+use crate::task::{Asked, Checkpoint, Holder, State, Task};
 
 /// First byte of a stored fold; the rest is the fold in postcard form. Another form gets another byte.
 const FOLD: u8 = 1;
@@ -47,6 +47,15 @@ pub(super) const BY_NAME: &str =
 pub(super) const LIST: &str = select!("WHERE id < ?1 AND (?2 IS NULL OR namespace = ?2) ORDER BY id DESC LIMIT ?3");
 pub(super) const LIST_STATE: &str =
     select!("WHERE state = ?4 AND id < ?1 AND (?2 IS NULL OR namespace = ?2) ORDER BY id DESC LIMIT ?3");
+// `?5` is a list of states, or all. A group is small: its members are found by its index, and then put in order.
+pub(super) const LIST_GROUP: &str = select!(
+    "WHERE group_id = ?4 AND id < ?1 AND (?2 IS NULL OR namespace = ?2) AND (?6 IS NULL OR name = ?6) \
+     AND (?5 IS NULL OR state IN (SELECT value FROM json_each(?5))) ORDER BY id DESC LIMIT ?3"
+);
+pub(super) const LIST_NAME: &str = select!(
+    "WHERE name = ?4 AND id < ?1 AND (?2 IS NULL OR namespace = ?2) \
+     AND (?5 IS NULL OR state IN (SELECT value FROM json_each(?5))) ORDER BY id DESC LIMIT ?3"
+);
 pub(super) const WAITING: &str = "SELECT score, id, namespace, pool, agent FROM task WHERE score IS NOT NULL \
      AND (score, id) > (?, ?) ORDER BY score, id LIMIT ?";
 pub(super) const EXPIRED: &str = select!("WHERE lease_expires_at < ? ORDER BY lease_expires_at, id LIMIT ?");
@@ -102,6 +111,7 @@ pub(super) fn uuid(bytes: &[u8]) -> Result<Uuid> {
 struct Fold<'a> {
     state: Cow<'a, State>,
     desired: Desired,
+    asked: Cow<'a, Option<Asked>>,
     generation: u64,
     force: bool,
     epoch: Epoch,
@@ -120,6 +130,7 @@ fn encode(task: &Task) -> Vec<u8> {
     let fold = Fold {
         state: Cow::Borrowed(&task.state),
         desired: task.desired,
+        asked: Cow::Borrowed(&task.asked),
         generation: task.generation,
         force: task.force,
         epoch: task.epoch,
@@ -163,6 +174,7 @@ fn task(columns: &SqliteRow) -> Result<Task> {
         spec: submitted.spec,
         state: fold.state.into_owned(),
         desired: fold.desired,
+        asked: fold.asked.into_owned(),
         generation: fold.generation,
         force: fold.force,
         epoch: fold.epoch,
@@ -322,6 +334,9 @@ impl Sqlite {
 
     pub(super) async fn list_rows(&self, filter: &ListFilter) -> Result<Vec<Row>> {
         let before = filter.before.map_or(PAST_ALL_IDS.to_vec(), |id| blob(id.0));
+        if filter.group.is_some() || filter.name.is_some() {
+            return self.list_labelled(filter, before).await;
+        }
         if filter.states.is_empty() {
             let found = query(LIST)
                 .bind(before)
@@ -350,6 +365,20 @@ impl Sqlite {
         all.sort_by_key(|row| std::cmp::Reverse(row.task.id));
         all.truncate(filter.limit);
         Ok(all)
+    }
+
+    async fn list_labelled(&self, filter: &ListFilter, before: Vec<u8>) -> Result<Vec<Row>> {
+        let list = query(if filter.group.is_some() { LIST_GROUP } else { LIST_NAME });
+        let list = list.bind(before).bind(scope(&filter.audience)).bind(size(filter.limit));
+        let list = match filter.group {
+            Some(group) => list.bind(blob(group.0)),
+            None => list.bind(&filter.name),
+        };
+        let states = serde_json::to_string(&filter.states).expect("strings are JSON");
+        let list = list.bind((!filter.states.is_empty()).then_some(states));
+        let list = if filter.group.is_some() { list.bind(&filter.name) } else { list };
+        let found = list.fetch_all(&self.readers).await?;
+        found.iter().map(row).collect()
     }
 
     pub(super) async fn waiting_after(&self, after: Option<(i64, TaskId)>, limit: usize) -> Result<Vec<Waiting>> {

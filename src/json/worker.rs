@@ -1,0 +1,50 @@
+//! A worker, and what happened to the fleet, as JSON objects. Pure.
+
+use ado_proto::request::{SystemEvent, WorkerInfo};
+use serde_json::{Value, json};
+
+use super::rfc3339;
+
+/// What is known of a worker.
+pub fn worker(worker: &WorkerInfo) -> Value {
+    json!({
+        "workerId": worker.id,
+        "name": worker.name,
+        "state": worker.state,
+        "namespace": worker.namespace,
+        "pool": worker.pool,
+        "slots": worker.slots,
+        "busy": worker.busy,
+        "agents": worker.agents,
+        "labels": worker.labels,
+        "containment": worker.containment.as_str(),
+        "heartbeatAgeMs": worker.heartbeat_age_ms,
+        "build": worker.build,
+        "load": worker.load.map(|load| json!({
+            "cpus": load.cpus,
+            "average": f64::from(load.load_milli) / 1000.0,
+            "memory": load.memory,
+            "memoryAvailable": load.memory_available,
+        })),
+        "rttMs": worker.rtt_us.map(milliseconds),
+        "tasks": worker.holds,
+        "ineligible": worker.ineligible,
+    })
+}
+
+/// A system event. `cursor` is what to go on from.
+pub fn system_event(event: &SystemEvent) -> Value {
+    json!({
+        "cursor": event.cursor,
+        "time": rfc3339(event.time),
+        "kind": event.kind,
+        "taskId": event.task,
+        "workerId": event.worker,
+        "message": event.text,
+    })
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a round trip is far below 2^52 microseconds")]
+fn milliseconds(us: u64) -> f64 {
+    us as f64 / 1000.0
+}

@@ -1,0 +1,131 @@
+//! What is told of workers, and of tasks that wait for them.
+
+use ado::net::Link;
+use ado_proto::record::{Body, Desired, Exited, Started};
+use ado_proto::request::{ErrorCode, GetTasks, ListWorkers, Load, SetDesired, Submit, WorkerInfo};
+use ado_proto::spec::{Containment, Exit};
+use ado_proto::{Epoch, Role, TaskId};
+
+use crate::mesh::{Mesh, Worker, ask, refusal, spec};
+
+async fn workers(link: &Link, task: Option<&str>) -> Vec<WorkerInfo> {
+    ask(link, ListWorkers { task: task.map(Into::into) }).await.expect("workers")
+}
+
+async fn only(link: &Link, task: Option<&str>) -> WorkerInfo {
+    let mut all = workers(link, task).await;
+    assert_eq!(all.len(), 1);
+    all.remove(0)
+}
+
+/// What is told of the worker once it has just reported and this is so. On a slow machine it may count as silent at first.
+async fn once(
+    link: &Link,
+    worker: &mut Worker,
+    holds: &[(TaskId, Epoch)],
+    task: Option<&str>,
+    is_so: impl Fn(&WorkerInfo) -> bool,
+) -> WorkerInfo {
+    let mut info = None;
+    for _ in 0..200 {
+        worker.beat(holds).await;
+        let told = only(link, task).await;
+        if is_so(&told) {
+            return told;
+        }
+        info = Some(told);
+    }
+    panic!("{info:?}");
+}
+
+async fn reason(link: &Link, task: TaskId) -> String {
+    ask(link, GetTasks { reference: task.to_string() }).await.expect("it is there")[0]
+        .reason
+        .clone()
+        .unwrap_or_default()
+}
+
+fn why(worker: &WorkerInfo) -> &str {
+    worker.ineligible.as_deref().unwrap_or("")
+}
+
+#[tokio::test]
+async fn the_list_says_how_a_worker_is_and_why_it_gets_nothing() {
+    let mesh = Mesh::start().await;
+    let admin = mesh.admin();
+    let mut worker = mesh.worker(1).await;
+    let load = Load { cpus: 8, load_milli: 1500, memory: 1 << 34, memory_available: 1 << 33 };
+    assert_eq!(
+        (only(&admin, None).await.load, only(&admin, None).await.rtt_us),
+        (None, None),
+        "it has said nothing yet"
+    );
+    worker.load = load;
+    let info = once(&admin, &mut worker, &[], None, |info| why(info).is_empty()).await;
+    assert_eq!((info.state.as_str(), info.busy, info.load), ("ready", 0, Some(load)));
+    assert!(info.rtt_us.is_some_and(|rtt| (1..10_000_000).contains(&rtt)), "{:?}", info.rtt_us);
+
+    // Of a task it could not take, and of one that it could.
+    let mut pooled = spec();
+    pooled.pool = "gpu".into();
+    let pooled = mesh.submit(&admin, pooled).await;
+    let info = only(&admin, Some(&pooled.short())).await;
+    assert!(why(&info).starts_with("is of pool default, not gpu: start one with `ado worker --pool gpu`"), "{info:?}");
+    let running = mesh.submit(&admin, spec()).await;
+    let assignment = worker.assignment().await;
+    let holds = [(running, assignment.epoch)];
+    let is_full = |info: &WorkerInfo| why(info).starts_with("its slot is busy");
+    let info = once(&admin, &mut worker, &holds, None, is_full).await;
+    assert_eq!((info.busy, &info.holds[..]), (1, &[running][..]));
+    assert_eq!(why(&only(&admin, Some(&running.short())).await), "", "it runs it");
+    let group = ask(&admin, Submit { name: None, specs: vec![spec()], copies: 2 }).await.unwrap();
+    once(&admin, &mut worker, &holds, Some(&group.group.unwrap().short()), is_full).await;
+    refusal(ask(&admin, ListWorkers { task: Some("task-0000000000".into()) }).await, ErrorCode::NotFound);
+
+    // Others see nothing of it.
+    let (eve, _) = mesh.member(Role::User, "elsewhere", "eve").await;
+    assert_eq!(workers(&eve, None).await, []);
+
+    drop(worker);
+    let info = loop {
+        let info = only(&admin, None).await;
+        if info.load.is_none() {
+            break info;
+        }
+        tokio::task::yield_now().await;
+    };
+    assert_eq!(info.rtt_us, None);
+    assert!(why(&info).starts_with("is not connected") || info.state == "lost", "{info:?}");
+}
+
+#[tokio::test]
+async fn a_task_says_why_it_is_where_it_is() {
+    let mesh = Mesh::start().await;
+    let admin = mesh.admin();
+    let task = mesh.submit(&admin, spec()).await;
+    let says = async |expected: &str| {
+        let said = reason(&admin, task).await;
+        assert!(said.contains(expected), "{said}, not {expected}");
+    };
+    says("no worker is connected: start one with `ado worker`").await;
+    let want =
+        async |desired| ask(&admin, SetDesired { reference: task.short(), desired, force: false }).await.unwrap();
+    want(Desired::Paused).await;
+    says("ago before it started: `ado resume task-").await;
+    want(Desired::Running).await;
+
+    let mut worker: Worker = mesh.worker(1).await;
+    let assignment = worker.assignment().await;
+    worker.beat(&[(task, assignment.epoch)]).await;
+    let mut attempt = worker.output(task, assignment.epoch).await.unwrap();
+    let started: Body = Started { pid: 1, containment: Containment::Group }.into();
+    attempt.send(0, vec![started]).await;
+    attempt.acknowledged().await;
+    worker.beat(&[(task, assignment.epoch)]).await;
+    says("").await;
+    want(Desired::Paused).await;
+    says("played is about to freeze it, paused by admin/local").await;
+    attempt.send(1, vec![Exited { exit: Exit::Code(3) }.into()]).await;
+    attempt.acknowledged().await;
+    says("exited with code 3: `ado logs task-").await;
+}
