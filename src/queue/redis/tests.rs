@@ -200,14 +200,22 @@ async fn others_hear_which_logs_have_grown() {
 
 #[tokio::test]
 async fn who_could_not_tell_says_so_later() {
-    let Some(mut server) = server::Redis::start() else { return };
-    let (one, two) = (handle(&server, "ado:").await, handle(&server, "ado:").await);
-    server.kill();
-    until("it is gone", async || !one.flows() && !two.flows()).await;
-    one.tell(TaskId(Uuid::from_u128(1)), Offset(1));
-    server.restart();
-    until("it is back", async || one.flows() && two.flows()).await;
-    assert!(timeout(PATIENCE, two.heard()).await.expect("it is told").missed);
+    let Some(server) = server::shared() else { return };
+    let prefix = format!("{}:", Env::system().uuid());
+    let other = handle(server, &prefix).await;
+    assert!(other.heard().await.missed, "what was before is not known");
+    // One that has no connection yet.
+    let (keys, own) = (Arc::new(Keys::new(&prefix)), Env::system().uuid());
+    let (link, telling) = (Link::new(), Arc::<Gathered>::default());
+    telling.add(TaskId(Uuid::from_u128(1)), Offset(1));
+    let mut tells = Box::pin(tell(link.clone(), telling, keys.grown.clone(), own));
+    assert!(futures_util::FutureExt::now_or_never(&mut tells).is_none(), "it waits for one");
+    tokio::spawn(tells);
+    let ears = Arc::new(Ears { own, keys: keys.clone(), pushes: Pushes::default(), news: Gathered::default() });
+    let channels = vec![keys.grown.clone()];
+    let target = Target { client: client(&server.url()).unwrap(), channels, proof: format!("{prefix}proof") };
+    link.first(&target, &ears).await;
+    assert!(timeout(PATIENCE, other.heard()).await.expect("it is told").missed);
 }
 
 #[tokio::test]
