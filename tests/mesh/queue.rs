@@ -98,12 +98,14 @@ async fn labelled(mesh: &Mesh, zone: &str, slots: u32) -> ado::net::Channel {
 #[derive(Clone)]
 struct Fickle {
     queue: Local,
+    /// Whoever else pops is always quicker.
+    late: bool,
     away: Arc<AtomicBool>,
 }
 
 impl Fickle {
     fn new(away: bool) -> Self {
-        Self { queue: Local::new(), away: Arc::new(AtomicBool::new(away)) }
+        Self { queue: Local::new(), late: false, away: Arc::new(AtomicBool::new(away)) }
     }
 
     fn set_away(&self, away: bool) {
@@ -122,7 +124,7 @@ impl Queue for Fickle {
     }
 
     async fn pop(&self, class: &Class, limit: usize) -> Result<Vec<Hint>, Error> {
-        self.there()?.pop(class, limit).await
+        self.there()?.pop(class, if self.late { 0 } else { limit }).await
     }
 
     async fn classes(&self) -> Result<Vec<Class>, Error> {
@@ -186,8 +188,9 @@ async fn a_queue_that_comes_back_is_told_what_waits() {
 
 #[tokio::test]
 async fn tasks_that_only_the_other_controllers_workers_fit_are_not_kept_from_it() {
-    let (truth, queue) = (Truth::new(), Local::new());
-    let (one, two) = (truth.controller(Arc::new(queue.clone())).await, truth.controller(Arc::new(queue)).await);
+    let (truth, queue) = (Truth::new(), Fickle::new(false));
+    let slow = Fickle { late: true, ..queue.clone() };
+    let (one, two) = (truth.controller(Arc::new(queue)).await, truth.controller(Arc::new(slow)).await);
     let _a = labelled(&one, "a", 300).await;
     let _b = labelled(&two, "b", 300).await;
     let in_zone = |zone: &str| TaskSpec { labels: BTreeMap::from([("zone".into(), zone.into())]), ..spec() };
