@@ -34,13 +34,13 @@ pub fn answer() -> bool {
 
 /// Tasks, groups and names.
 pub(crate) fn tasks() -> ArgValueCandidates {
-    ArgValueCandidates::new(|| of_tasks(&[], |tasks| all_of(tasks)))
+    ArgValueCandidates::new(|| of_tasks(&[], all_of))
 }
 
 /// Those that have not ended.
 pub(crate) fn open_tasks() -> ArgValueCandidates {
     const OPEN: [&str; 5] = ["queued", "starting", "running", "paused", "waiting"];
-    ArgValueCandidates::new(|| of_tasks(&OPEN, |tasks| all_of(tasks)))
+    ArgValueCandidates::new(|| of_tasks(&OPEN, all_of))
 }
 
 /// Groups.
@@ -65,10 +65,17 @@ pub(crate) fn workers() -> ArgValueCandidates {
 }
 
 fn of_tasks(states: &[&str], candidates: impl Fn(&[TaskInfo]) -> Vec<CompletionCandidate>) -> Vec<CompletionCandidate> {
-    let states = states.iter().map(|state| (*state).into()).collect();
-    let request = ListTasks { states, only: TaskFilter::default(), before: None, limit: MOST };
+    let states: Vec<String> = states.iter().map(|state| (*state).into()).collect();
+    let request = ListTasks { states: states.clone(), only: TaskFilter::default(), before: None, limit: MOST };
     let found = ask(async |session| session.client.list(&request).await.ok().map(|page| page.tasks));
-    candidates(&found.unwrap_or_default())
+    candidates(&found.or_else(|| remembered(&states)).unwrap_or_default())
+}
+
+/// What this machine has seen of a mesh that does not answer.
+fn remembered(states: &[String]) -> Option<Vec<TaskInfo>> {
+    let app = App::new(typed(std::env::args_os()), Flags::default()).ok()?;
+    let known = app.memory().ok()??.tasks().into_iter().map(|known| known.info);
+    Some(known.filter(|task| states.is_empty() || states.contains(&task.state)).take(MOST as usize).collect())
 }
 
 fn all_of(tasks: &[TaskInfo]) -> Vec<CompletionCandidate> {

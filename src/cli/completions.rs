@@ -6,7 +6,7 @@ use super::complete::ASK;
 use super::error::{Error, Kind};
 use super::output::write;
 
-/// Print what makes a shell complete commands, flags and ids of tasks
+/// Print what makes a shell complete commands and task ids
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Put one of these into what your shell reads when it starts:\n  source <(ado completions bash)                  ~/.bashrc\n  source <(ado completions zsh)                   ~/.zshrc, after compinit\n  ado completions fish | source                   ~/.config/fish/config.fish\n\nIds, groups and names are asked of the mesh while you type; nothing is started for it."

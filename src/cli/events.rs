@@ -103,6 +103,7 @@ pub(crate) async fn run(global: Global, args: Args) -> Result<u8, Error> {
             table: Table::new(&COLUMNS, &args.columns, &DEFAULT),
             scene: scene(now),
             heads: !args.no_headers,
+            printed: 0,
         },
         seen: None,
     };
@@ -124,6 +125,9 @@ pub(crate) async fn run(global: Global, args: Args) -> Result<u8, Error> {
         }
     } else {
         read?;
+    }
+    if reader.people && reader.printer.printed == 0 && !args.follow {
+        eprintln!("no events");
     }
     session.close().await;
     Ok(0)
@@ -247,6 +251,8 @@ struct Printer {
     scene: Scene,
     /// Whether the line of heads is still to come.
     heads: bool,
+    /// Events so far.
+    printed: u64,
 }
 
 impl Printer {
@@ -254,6 +260,7 @@ impl Printer {
     fn print(&mut self, events: impl Iterator<Item = SystemEvent>) -> Result<bool, Error> {
         let mut text = String::new();
         for event in events {
+            self.printed += 1;
             text += &match self.format {
                 Format::Json => format!("{}\n", json::system_event(&event)),
                 Format::Text => self.table.render_row(&event, self.scene),

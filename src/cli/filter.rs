@@ -13,8 +13,6 @@ const ESC: u8 = 0x1b;
 #[derive(Debug, Default)]
 pub(crate) struct Filter {
     state: State,
-    /// Whether the text that follows would be shown in colours left on by the stream.
-    coloured: bool,
 }
 
 #[derive(Debug, Default)]
@@ -46,13 +44,6 @@ impl Filter {
         }
     }
 
-    /// Ends the stream, or what was shown of it so far: switches its colours off.
-    pub(crate) fn reset_colours(&mut self, out: &mut Vec<u8>) {
-        if std::mem::take(&mut self.coloured) {
-            out.extend_from_slice(b"\x1b[0m");
-        }
-    }
-
     fn byte(&mut self, byte: u8, out: &mut Vec<u8>) {
         let state = std::mem::take(&mut self.state);
         self.state = match (state, byte) {
@@ -77,7 +68,7 @@ impl Filter {
             (State::Escape, b']' | b'P' | b'X' | b'^' | b'_') => State::String,
             (State::Escape | State::EscapeIntermediate, 0x20..=0x2f) => State::EscapeIntermediate,
             (State::Escape | State::EscapeIntermediate, 0x30..=0x7e) => State::Text,
-            (State::Csi(parameters), _) => self.csi(parameters, byte, out),
+            (State::Csi(parameters), _) => csi(parameters, byte, out),
             // Controls within an escape sequence are acted on by terminals; what is no sequence at all ends it.
             (state @ (State::Escape | State::EscapeIntermediate), 0x00..=0x1f | 0x7f) => {
                 control(byte, out);
@@ -86,33 +77,33 @@ impl Filter {
             (State::Escape | State::EscapeIntermediate, _) => text(byte, out),
         };
     }
+}
 
-    fn csi(&mut self, parameters: Option<Vec<u8>>, byte: u8, out: &mut Vec<u8>) -> State {
-        match byte {
-            b'0'..=b'9' | b';' | b':' => {
-                State::Csi(parameters.filter(|so_far| so_far.len() < LONGEST_SGR).map(|mut so_far| {
-                    so_far.push(byte);
-                    so_far
-                }))
-            }
-            // Private parameters and intermediates make it something else than a colour.
-            0x20..=0x3f => State::Csi(None),
-            b'm' => {
-                if let Some(parameters) = parameters {
-                    self.coloured = !parameters.iter().all(|byte| matches!(byte, b'0' | b';'));
-                    out.extend_from_slice(b"\x1b[");
-                    out.extend_from_slice(&parameters);
-                    out.push(b'm');
-                }
-                State::Text
-            }
-            0x40..=0x7e => State::Text,
-            0x00..=0x1f | 0x7f => {
-                control(byte, out);
-                State::Csi(parameters)
-            }
-            0x80.. => text(byte, out),
+/// A byte in a control sequence.
+fn csi(parameters: Option<Vec<u8>>, byte: u8, out: &mut Vec<u8>) -> State {
+    match byte {
+        b'0'..=b'9' | b';' | b':' => {
+            State::Csi(parameters.filter(|so_far| so_far.len() < LONGEST_SGR).map(|mut so_far| {
+                so_far.push(byte);
+                so_far
+            }))
         }
+        // Private parameters and intermediates make it something else than a colour.
+        0x20..=0x3f => State::Csi(None),
+        b'm' => {
+            if let Some(parameters) = parameters {
+                out.extend_from_slice(b"\x1b[");
+                out.extend_from_slice(&parameters);
+                out.push(b'm');
+            }
+            State::Text
+        }
+        0x40..=0x7e => State::Text,
+        0x00..=0x1f | 0x7f => {
+            control(byte, out);
+            State::Csi(parameters)
+        }
+        0x80.. => text(byte, out),
     }
 }
 
@@ -211,19 +202,6 @@ mod tests {
         check(b"\x1b]0;never ended", b"");
         check(b"\x1b]0;a\x18b", b"b");
         check(&[b"\x1b[".as_slice(), &[b'1'; 65], b"mx"].concat(), b"x");
-    }
-
-    #[test]
-    fn colours_left_on_are_switched_off() {
-        let (mut filter, mut out) = (Filter::default(), Vec::new());
-        filter.push(b"\x1b[31mred", &mut out);
-        filter.reset_colours(&mut out);
-        filter.reset_colours(&mut out);
-        assert_eq!(out, b"\x1b[31mred\x1b[0m");
-        out.clear();
-        filter.push(b"\x1b[31mred\x1b[0m", &mut out);
-        filter.reset_colours(&mut out);
-        assert_eq!(out, b"\x1b[31mred\x1b[0m");
     }
 
     proptest! {

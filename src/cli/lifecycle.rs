@@ -1,6 +1,5 @@
 //! What happens to a task, in words for people; and the exit code it means. Pure.
 
-use ado_proto::TaskId;
 use ado_proto::record::{Body, Desired, Ended, Loss, Outcome, Record};
 use ado_proto::spec::Exit;
 
@@ -12,17 +11,9 @@ const CANCELLED: u8 = 130;
 /// Longest text from elsewhere in a line.
 const WIDTH: usize = 400;
 
-/// A line about a task.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Line {
-    /// Without a newline.
-    pub(crate) text: String,
-    /// Whether it is told even where nobody watches a terminal: what the exit code does not say.
-    pub(crate) matters: bool,
-}
-
-/// The line a record is worth, if any.
-pub(crate) fn line(task: TaskId, record: &Record) -> Option<Line> {
+/// The words a record is worth, if any; and whether they are told even where nobody watches a terminal: what the exit code
+/// does not say.
+pub(crate) fn words(record: &Record) -> Option<(String, bool)> {
     let (matters, words) = match &record.body {
         Body::Submitted(_) => (false, "queued".into()),
         Body::Assigned(assigned) if assigned.attempt > 1 => {
@@ -62,10 +53,11 @@ pub(crate) fn line(task: TaskId, record: &Record) -> Option<Line> {
         | Body::Progress(_)
         | Body::Unknown { .. } => return None,
     };
-    Some(Line { text: format!("{}: {words}", task.short()), matters })
+    Some((words, matters))
 }
 
-fn ending(ended: &Ended) -> String {
+/// How a task ended, in words.
+pub(crate) fn ending(ended: &Ended) -> String {
     let word = crate::json::outcome_word(ended.outcome);
     match &ended.error {
         Some(error) => format!("{word}: {}", one_line(error, WIDTH)),
@@ -106,9 +98,7 @@ mod tests {
     #[track_caller]
     fn check(body: impl Into<Body>, expected: Option<(&str, bool)>) {
         let record = Record { offset: Offset(1), origin: Origin::Controller, time: Timestamp(0), body: body.into() };
-        let found = line(TaskId(Uuid::from_u128(7)), &record);
-        let expected = expected.map(|(words, matters)| Line { text: format!("task-0000000007: {words}"), matters });
-        assert_eq!(found, expected);
+        assert_eq!(words(&record), expected.map(|(words, matters)| (words.into(), matters)));
     }
 
     #[test]

@@ -268,7 +268,7 @@ mod tests {
             table(&[named, long], &[], 78),
             "TASK             STATE    DONE  AGE  WORKER  COMMAND\n\
              task-0000000007  running     -   1m  box     [nightly] echo hi\n\
-             task-0000000007  queued      -   1m  -       claude-code: mend \u{fffd}[2Jthe test…\n",
+             task-0000000007  queued      -   1m  -       claude-code: mend \u{fffd}[2Jthe tests …\n",
         );
     }
 

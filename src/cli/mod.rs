@@ -16,6 +16,7 @@ mod error;
 mod events;
 mod filter;
 mod guard;
+mod help;
 mod join;
 mod lifecycle;
 mod list;
@@ -23,7 +24,6 @@ mod logs;
 mod man;
 mod observe;
 mod output;
-mod painter;
 mod pause;
 mod remembered;
 mod resume;
@@ -33,6 +33,7 @@ mod session;
 mod signals;
 mod status;
 mod steer;
+mod surviving;
 mod task;
 mod token;
 mod top;
@@ -65,10 +66,11 @@ pub struct Cli {
 }
 
 /// What people want to do, and the commands for it.
-const GROUPS: [(&str, &[&str]); 5] = [
+const GROUPS: [(&str, &[&str]); 6] = [
     ("Run and watch", &["run", "attach", "logs", "wait"]),
     ("Steer", &["pause", "resume", "detach", "cancel"]),
-    ("Look", &["list", "status", "events", "workers"]),
+    ("Look", &["list", "status", "events", "workers", "top", "bench"]),
+    ("From inside a task", &["task"]),
     ("Machines", &["up", "down", "controller", "worker", "join", "token"]),
     ("Set up", &["config", "completions", "man", "schema"]),
 ];
@@ -101,32 +103,32 @@ pub fn command() -> clap::Command {
     }
     let template =
         format!("{{about-with-newline}}\n{{usage-heading}} {{usage}}\n\n{groups}Options:\n{{options}}{{after-help}}");
-    command.help_template(template).after_help(AFTER_HELP).disable_help_subcommand(true)
+    help::compact(command).help_template(template).after_help(AFTER_HELP)
 }
 
 /// Flags every command has.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Global {
     /// Talk to this mesh: `local`, `remote`, a configured or a joined one [env: ADO_CONTEXT]
-    #[arg(long, global = true, value_name = "NAME")]
+    #[arg(long, global = true, help_heading = help::GLOBAL, value_name = "NAME")]
     pub(crate) context: Option<String>,
     /// Talk to the configured remote mesh, or the first one that was joined
-    #[arg(long, global = true, conflicts_with = "context")]
+    #[arg(long, global = true, help_heading = help::GLOBAL, conflicts_with = "context")]
     pub(crate) remote: bool,
     /// Read this configuration file [env: ADO_CONFIG]
-    #[arg(long, global = true, value_name = "FILE")]
+    #[arg(long, global = true, help_heading = help::GLOBAL, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
     /// Print for people or for programs
-    #[arg(long, short, global = true, value_enum, value_name = "FORMAT", default_value_t)]
+    #[arg(long, short, global = true, help_heading = help::GLOBAL, value_enum, value_name = "FORMAT", default_value_t)]
     pub(crate) output: Format,
     /// Mean this namespace instead of the certificate's
-    #[arg(long, global = true, value_name = "NAME")]
+    #[arg(long, global = true, help_heading = help::GLOBAL, value_name = "NAME")]
     pub(crate) namespace: Option<String>,
     /// Print nothing but data and errors
-    #[arg(long, short, global = true)]
+    #[arg(long, short, global = true, help_heading = help::GLOBAL)]
     pub(crate) quiet: bool,
     /// Log to stderr from this level on: error, warn, info, debug, trace, or a filter like `ado::net=debug` [env: ADO_LOG]
-    #[arg(long, global = true, value_name = "LEVEL")]
+    #[arg(long, global = true, help_heading = help::GLOBAL, value_name = "LEVEL")]
     pub(crate) log_level: Option<String>,
 }
 
@@ -301,7 +303,8 @@ mod tests {
         let mut grouped: Vec<_> =
             GROUPS.iter().flat_map(|(_, names)| names.iter().map(|name| (*name).to_owned())).collect();
         let mut expected = shown;
-        (grouped.sort(), expected.sort());
+        grouped.sort();
+        expected.sort();
         assert_eq!(grouped, expected);
     }
 

@@ -10,10 +10,10 @@ use super::columns::{Scene, cut};
 /// Text for people, JSON for programs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Format {
-    /// For people.
+    // For people.
     #[default]
     Text,
-    /// For programs.
+    // For programs.
     Json,
 }
 

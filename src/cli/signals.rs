@@ -13,6 +13,8 @@ pub(crate) enum Signal {
     Terminate,
     /// The terminal is gone.
     HangUp,
+    /// Ctrl-Z, where that is caught.
+    Suspend,
 }
 
 /// Catches the signals that would end the process.
@@ -21,17 +23,27 @@ pub(crate) struct Signals {
     terminate: Stream,
     /// `None` where whoever started this process wants it to go on without its terminal (`nohup`).
     hang_up: Option<Stream>,
+    /// Ctrl-\\ and Ctrl-Z, for who has changed the terminal and must change it back before.
+    terminal: Option<(Stream, Stream)>,
 }
 
 impl Signals {
     /// Catches them from now on.
     pub(crate) fn catch() -> Result<Self, Error> {
-        let catch = |kind| signal(kind).map_err(|error| Error::new(Kind::Local, "cannot catch signals").because(error));
         Ok(Self {
+            terminal: None,
             interrupt: catch(SignalKind::interrupt())?,
             terminate: catch(SignalKind::terminate())?,
             hang_up: if hang_up_is_ignored() { None } else { Some(catch(SignalKind::hangup())?) },
         })
+    }
+
+    /// Catches what the terminal's keys send, too: whoever changes its modes must not end or stop before changing them back.
+    pub(crate) fn catch_keys(&mut self) -> Result<(), Error> {
+        if self.terminal.is_none() {
+            self.terminal = Some((catch(SignalKind::quit())?, catch(SignalKind::from_raw(libc::SIGTSTP))?));
+        }
+        Ok(())
     }
 
     /// The next one. Cancel safe.
@@ -42,13 +54,28 @@ impl Signals {
                 None => std::future::pending().await,
             }
         };
+        let key = async {
+            match &mut self.terminal {
+                Some((quit, suspend)) => tokio::select! {
+                    biased;
+                    _ = quit.recv() => Signal::Terminate,
+                    _ = suspend.recv() => Signal::Suspend,
+                },
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             biased;
             _ = hang_up => Signal::HangUp,
             _ = self.terminate.recv() => Signal::Terminate,
             _ = self.interrupt.recv() => Signal::Interrupt,
+            signal = key => signal,
         }
     }
+}
+
+fn catch(kind: SignalKind) -> Result<Stream, Error> {
+    signal(kind).map_err(|error| Error::new(Kind::Local, "cannot catch signals").because(error))
 }
 
 #[expect(unsafe_code, reason = "the disposition of a signal is only to be had from the C library")]

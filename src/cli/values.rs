@@ -103,17 +103,23 @@ pub(crate) struct Start {
     since: Option<Since>,
 }
 
-/// Lines shown first on a terminal.
+/// Lines shown first on a terminal: of one task, or of a group's together.
 const TERMINAL_TAIL: u32 = 100;
+/// Fewest of them of each of a group's tasks.
+const FEWEST_OF_EACH: u32 = 10;
 
 impl Start {
-    /// The place meant. Without a word: the last lines for a person at a terminal, everything otherwise.
-    pub(crate) fn resolve(&self, terminal: bool, now: Timestamp) -> StartAt {
+    /// The place meant in each of so many tasks. Without a word: the last lines for a person at a terminal, everything
+    /// otherwise.
+    pub(crate) fn resolve(&self, terminal: bool, tasks: usize, now: Timestamp) -> StartAt {
         match (self.from, self.tail, self.since) {
             (Some(offset), ..) => StartAt::Offset(offset),
             (_, Some(lines), _) => StartAt::Tail(lines),
             (_, _, Some(since)) => StartAt::Since(since.at(now)),
-            (None, None, None) if terminal => StartAt::Tail(TERMINAL_TAIL),
+            (None, None, None) if terminal => {
+                let share = TERMINAL_TAIL / u32::try_from(tasks.max(1)).unwrap_or(u32::MAX);
+                StartAt::Tail(if tasks > 1 { share.max(FEWEST_OF_EACH) } else { share })
+            }
             (None, None, None) => StartAt::Offset(Offset(0)),
         }
     }
@@ -152,11 +158,13 @@ mod tests {
     fn beginnings() {
         let start = |from, tail, since| Start { from, tail, since };
         let now = Timestamp(3_600_000_000);
-        assert_eq!(start(None, None, None).resolve(true, now), StartAt::Tail(100));
-        assert_eq!(start(None, None, None).resolve(false, now), StartAt::Offset(Offset(0)));
-        assert_eq!(start(Some(Offset(4)), None, None).resolve(true, now), StartAt::Offset(Offset(4)));
+        assert_eq!(start(None, None, None).resolve(true, 1, now), StartAt::Tail(100));
+        assert_eq!(start(None, None, None).resolve(false, 1, now), StartAt::Offset(Offset(0)));
+        assert_eq!(start(None, None, None).resolve(true, 4, now), StartAt::Tail(25));
+        assert_eq!(start(None, None, None).resolve(true, 1000, now), StartAt::Tail(10));
+        assert_eq!(start(Some(Offset(4)), None, None).resolve(true, 1, now), StartAt::Offset(Offset(4)));
         let ago = since("10m").unwrap();
-        assert_eq!(start(None, None, Some(ago)).resolve(true, now), StartAt::Since(Timestamp(3_000_000_000)));
+        assert_eq!(start(None, None, Some(ago)).resolve(true, 1, now), StartAt::Since(Timestamp(3_000_000_000)));
         assert_eq!(since("1970-01-01T01:00:00+01:00"), Ok(Since::At(Timestamp(0))));
         assert!(since("yesterday").is_err());
     }

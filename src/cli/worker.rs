@@ -99,9 +99,11 @@ pub(crate) async fn run(global: Global, args: Args) -> Result<u8, Error> {
         Some(address) => Some(health(address, handle.clone()).await?),
         None => None,
     };
+    let mut sent_away = None;
     tokio::select! {
         biased;
         signal = signals.next() => tracing::info!(?signal, "stopping"),
+        why = handle.sent_away() => sent_away = Some(why),
         () = local::supervise(app.home.clone(), &[Role::Controller]), if args.local => {}
     }
     tokio::select! {
@@ -113,7 +115,10 @@ pub(crate) async fn run(global: Global, args: Args) -> Result<u8, Error> {
         http.stop().await;
     }
     tasks.stop(END_PATIENCE).await;
-    Ok(0)
+    match sent_away {
+        Some(why) => Err(place.rejoin(why)),
+        None => Ok(0),
+    }
 }
 
 fn flags(args: &Args) -> Flags {
@@ -154,6 +159,19 @@ impl Place {
             let work = given.unwrap_or_else(|| app.home.by_hand(Role::Worker));
             Self { lock: work.clone(), identity: work.join("identity"), work, local }
         }
+    }
+
+    /// No controller takes this worker any more: what to do about it.
+    fn rejoin(&self, why: net::Error) -> Error {
+        let error = Error::new(Kind::Identity, "no controller takes this worker any more").because(why);
+        if self.local {
+            return error.hint("ado down").hint("ado up");
+        }
+        // With an identity there a join string is not looked at.
+        error
+            .hint("ado token create --role worker")
+            .hint(format!("rm -r {}", self.identity.display()))
+            .hint("ado worker --join <join string>")
     }
 
     /// Who this worker is, and where its controllers are.

@@ -125,6 +125,11 @@ impl Cursor {
         }
     }
 
+    /// The reader stops for a while, of its own will: it asks at once when it goes on.
+    pub(super) fn rest(&mut self) {
+        self.fruitless = 0;
+    }
+
     /// How long to wait before asking. The first question, and the first after something came, is asked at once.
     pub(super) fn wait(&mut self) -> Duration {
         let tried = self.fruitless;

@@ -62,6 +62,8 @@ pub struct RecordStream {
     away_since: Instant,
     told: bool,
     recorder: Option<Recorder>,
+    /// Nobody has asked for anything since it was made, or put to rest: it is not away.
+    resting: bool,
 }
 
 impl RecordStream {
@@ -75,6 +77,16 @@ impl RecordStream {
             away_since: Instant::now(),
             told: false,
             recorder: None,
+            resting: true,
+        }
+    }
+
+    /// Gives up its place in the connection until the next step is asked for. Nothing is lost.
+    pub fn rest(&mut self) {
+        if !matches!(self.state, State::Over) {
+            self.state = State::Closed;
+            self.cursor.rest();
+            self.resting = true;
         }
     }
 
@@ -109,6 +121,9 @@ impl RecordStream {
             let step = match &mut self.state {
                 State::Over => return None,
                 State::Closed => {
+                    if std::mem::take(&mut self.resting) && !self.told {
+                        self.away_since = Instant::now();
+                    }
                     self.open();
                     None
                 }

@@ -20,13 +20,13 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::course::{Course, GiveUp, Orders};
-use super::former;
 use super::guard::BootTime;
 use super::guard::protocol::{FromGuard, Start, ToGuard};
 use super::inside::{Reply, Server, Sockets, Voice};
 use super::keeper::Keeper;
 use super::outbox::SharedOutbox;
 use super::pipes::{Mark, Pipes};
+use super::{former, removal};
 use crate::agents::{self, Plan};
 use crate::env::Env;
 
@@ -209,7 +209,7 @@ impl Attempt {
                 (VecDeque::from([Exited { exit: Exit::NotStarted { error, permanent: false } }.into()]), GiveUp::No)
             }
         };
-        if made && let Err(error) = blocking(own.clone(), remove_workspace).await {
+        if made && let Err(error) = blocking(own.clone(), removal::remove).await {
             tracing::warn!(path = %own.display(), %error, "cannot remove a task's directory");
         }
         result
@@ -462,15 +462,8 @@ async fn blocking(path: PathBuf, work: fn(&Path) -> io::Result<()>) -> io::Resul
 
 /// A fresh directory: what an earlier attempt left is gone.
 fn make_workspace(path: &Path) -> io::Result<()> {
-    remove_workspace(path)?;
+    removal::remove(path)?;
     fs::create_dir_all(path)
-}
-
-fn remove_workspace(path: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ mod keeper;
 mod load;
 pub mod outbox;
 mod pipes;
+mod removal;
 mod roster;
 mod session;
 pub mod spool;
@@ -36,7 +37,7 @@ use self::attempt::Place;
 use self::inside::Sockets;
 use self::session::{Shared, Status};
 use crate::env::Env;
-use crate::net;
+use crate::net::{self, LinkState};
 use crate::tasks::Tasks;
 
 /// For agents to die once they are killed, and for a controller to hear of it.
@@ -170,13 +171,24 @@ impl Handle {
         if timeout(HAND_BACK_FOR, self.until(|status| status.load == 0)).await.is_err() {
             tracing::warn!(attempts = self.load(), "attempts do not end");
         }
-        if timeout(HEARD_WITHIN, self.until(|status| status.heard >= status.leaving)).await.is_err() {
+        let heard = self.until(|status| status.heard >= status.leaving || status.over);
+        if timeout(HEARD_WITHIN, heard).await.is_err() {
             tracing::warn!("no controller has heard that this worker leaves");
         }
         self.session.stop(STOP_PATIENCE).await;
         self.shared.attempts.stop(STOP_PATIENCE).await;
         if let Some(sockets) = &self.shared.place.sockets {
             sockets.remove(&self.dir);
+        }
+    }
+
+    /// Waits for the end of its link: what it ended with. No controller will ever take it again, and its agents are killed.
+    pub async fn sent_away(&self) -> net::Error {
+        self.until(|status| status.over).await;
+        let state = self.shared.link.state();
+        match &*state.borrow() {
+            LinkState::Closed(why) => net::Error::Certificate(why.clone()),
+            LinkState::Connecting(_) | LinkState::Connected { .. } => net::Error::Closed,
         }
     }
 
@@ -256,7 +268,7 @@ async fn lock(dir: &Path) -> Result<File, Error> {
 fn empty(dir: &Path) -> io::Result<()> {
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
-        if entry.file_type()?.is_dir() { fs::remove_dir_all(entry.path())? } else { fs::remove_file(entry.path())? }
+        if entry.file_type()?.is_dir() { removal::remove(&entry.path())? } else { fs::remove_file(entry.path())? }
     }
     Ok(())
 }

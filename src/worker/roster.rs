@@ -177,6 +177,14 @@ impl Roster {
         }
     }
 
+    /// Nothing that is held counts any more.
+    pub(super) fn discard_all(&mut self) {
+        self.drain();
+        for key in self.held.keys().copied().collect::<Vec<_>>() {
+            self.give_up(key, GiveUp::Discard);
+        }
+    }
+
     fn give_up(&self, key: Key, how: GiveUp) {
         if let Some(held) = self.held.get(&key) {
             held.orders.send_if_modified(|orders| orders.give_up(how));
@@ -332,6 +340,15 @@ mod tests {
         assert_eq!(roster.draining().unwrap().hand_back.len(), 1, "not before its process is gone");
         roster.end((task(1), Epoch(1)), Ended::HandedBack);
         assert_eq!(roster.draining().unwrap().hand_back, [(task(2), Epoch(1)), (task(1), Epoch(1))]);
+    }
+
+    #[test]
+    fn a_worker_that_was_sent_away_discards() {
+        let mut roster = roster();
+        let one = roster.assign(&assignment(1, 1)).unwrap();
+        roster.discard_all();
+        assert_eq!(one.orders.borrow().give_up, GiveUp::Discard);
+        assert!(roster.assign(&assignment(2, 1)).is_none());
     }
 
     #[test]

@@ -17,7 +17,7 @@ use super::roster::{Begin, Key, Roster};
 use super::spool::{MEMORY_LIMIT, Spool};
 use super::{Config, backoff, load, uplink};
 use crate::env::Env;
-use crate::net::{self, Call, Channel, Link, Priority};
+use crate::net::{self, Call, Channel, Link, LinkState, Priority};
 use crate::tasks::Tasks;
 
 /// What the parts of a worker share.
@@ -45,6 +45,8 @@ pub(super) struct Status {
     pub(super) leaving: u64,
     /// Up to which `leaving` a controller has heard.
     pub(super) heard: u64,
+    /// There will be no session any more.
+    pub(super) over: bool,
     /// Rises with every assignment that came without a lease: the next heartbeat asks for one, and does not wait.
     pub(super) unleased: u64,
 }
@@ -86,7 +88,7 @@ impl Shared {
     }
 }
 
-/// Keeps a session until the link is closed.
+/// Keeps a session until the link is closed: what agents do from then on can never be recorded.
 pub(super) async fn run(shared: Arc<Shared>) {
     let mut failures = 0;
     loop {
@@ -101,7 +103,12 @@ pub(super) async fn run(shared: Arc<Shared>) {
                 tracing::info!(%error, "session lost");
                 failures = if answered { 0 } else { failures + 1 };
             }
-            Err(net::Error::Closed) => return,
+            Err(error) if matches!(*shared.link.state().borrow(), LinkState::Closed(_)) => {
+                tracing::error!(%error, "no controller takes this worker any more; its agents are killed");
+                shared.change(Roster::discard_all);
+                shared.status.send_modify(|status| status.over = true);
+                return;
+            }
             Err(error) => {
                 failures += 1;
                 tracing::warn!(%error, failures, "cannot register");

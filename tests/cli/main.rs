@@ -2,12 +2,20 @@
 
 mod bench;
 mod cached;
+mod commands;
+mod completions;
+mod groups;
+mod inside;
+mod mesh;
 mod promises;
 mod redis;
 mod remote;
 #[path = "../support/servers/mod.rs"]
 mod servers;
+mod schema;
+mod snapshots;
 mod support;
+mod terminal;
 mod top;
 mod tour;
 mod workers;

@@ -56,12 +56,40 @@ impl TestEnv {
         Running::start(self.command(args))
     }
 
+    /// Runs a command on a terminal of this size to its end: what is on the screen then, and the exit code.
+    pub(crate) fn in_terminal(
+        &self,
+        args: impl IntoIterator<Item = impl AsRef<OsStr>>,
+        rows: u16,
+        cols: u16,
+    ) -> (String, Option<i32>) {
+        let (text, code) = on_terminal(self.command(args).env("TERM", "xterm-256color"), rows, cols);
+        let mut screen = vt100::Parser::new(rows.try_into().expect("rows"), cols.try_into().expect("columns"), 0);
+        screen.process(&text);
+        (screen.screen().contents(), code)
+    }
+
     /// Submits a task and returns its id.
     pub(crate) fn submit(&self, text: &str) -> String {
         let ran = self.ado(["run", "--detach", text]);
         ran.assert_code(0);
         ran.stdout().trim().to_owned()
     }
+}
+
+/// Runs a command whose three streams are one terminal: all it wrote, and its exit code.
+pub(crate) fn on_terminal(command: &mut Command, rows: u16, cols: u16) -> (Vec<u8>, Option<i32>) {
+    let size = nix::pty::Winsize { ws_row: rows, ws_col: cols, ws_xpixel: 0, ws_ypixel: 0 };
+    let pty = nix::pty::openpty(Some(&size), None).expect("a terminal");
+    let side = || Stdio::from(pty.slave.try_clone().expect("a descriptor"));
+    let mut child = command.stdin(side()).stdout(side()).stderr(side()).spawn().expect("ado starts");
+    // Nobody but the child holds its side: the end of the child is the end of what can be read.
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    drop(pty.slave);
+    let mut written = Vec::new();
+    // Linux says EIO where a pipe would be at its end.
+    let _ = std::fs::File::from(pty.master).read_to_end(&mut written);
+    (written, child.wait().expect("it ends").code())
 }
 
 impl Drop for TestEnv {
@@ -130,6 +158,11 @@ impl Ran {
     #[track_caller]
     pub(crate) fn assert_code(&self, code: i32) {
         assert_eq!(self.0.status.code(), Some(code), "stdout: {}\nstderr: {}", self.stdout(), self.stderr());
+    }
+
+    /// Its exit code; `None` when a signal ended it.
+    pub(crate) fn code(&self) -> Option<i32> {
+        self.0.status.code()
     }
 
     /// What it printed; not UTF-8 fails.

@@ -19,10 +19,10 @@ const HEARTBEAT: &str = "200";
 const LOST_AFTER: Duration = Duration::from_secs(2);
 
 /// A process of the mesh. Killed at the end, also when it is stopped.
-struct Process {
+pub(crate) struct Process {
     child: Child,
     http: u16,
-    log: PathBuf,
+    pub(crate) log: PathBuf,
 }
 
 impl Process {
@@ -36,11 +36,11 @@ impl Process {
         Pid::from_raw(i32::try_from(self.child.id()).expect("a pid"))
     }
 
-    fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         kill(self.pid(), signal).expect("it runs");
     }
 
-    fn end(&mut self) -> ExitStatus {
+    pub(crate) fn end(&mut self) -> ExitStatus {
         let mut status = None;
         eventually("the process ends", || {
             status = self.child.try_wait().expect("it is ours");
@@ -79,17 +79,17 @@ impl Drop for Process {
 }
 
 /// A controller of its own and a user of it, elsewhere.
-struct Mesh {
+pub(crate) struct Mesh {
     controller: Process,
     quic: u16,
     lost_after: Duration,
     /// In the environment of all agents, and in nobody else's.
     marker: String,
-    env: TestEnv,
+    pub(crate) env: TestEnv,
 }
 
 impl Mesh {
-    fn start(name: &str) -> Self {
+    pub(crate) fn start(name: &str) -> Self {
         Self::with(name, LOST_AFTER)
     }
 
@@ -135,7 +135,7 @@ impl Mesh {
         command
     }
 
-    fn worker(&self, name: &str, more: &[&str]) -> Process {
+    pub(crate) fn worker(&self, name: &str, more: &[&str]) -> Process {
         let worker = self.rejoin(name, Some(&self.join_string()), more);
         eventually("the worker is ready", || worker.is_ready());
         worker
@@ -146,31 +146,31 @@ impl Mesh {
         Process::start(self.worker_command(name, join, http, more), http, self.env.work().join(format!("{name}.log")))
     }
 
-    fn ado(&self, args: &[&str]) -> Ran {
+    pub(crate) fn ado(&self, args: &[&str]) -> Ran {
         self.env.ado(["--context", "remote"].iter().chain(args))
     }
 
-    fn submit(&self, name: &str, text: &str) {
+    pub(crate) fn submit(&self, name: &str, text: &str) {
         self.ado(&["run", "--detach", "--name", name, "--env", &self.marker, text]).assert_code(0);
     }
 
     /// Waits for a task's end: its exit code and all it printed.
-    fn output(&self, name: &str) -> (Option<i32>, String) {
+    pub(crate) fn output(&self, name: &str) -> (Option<i32>, String) {
         let (code, out, _) = self.env.start(["--context", "remote", "attach", name, "--from", "start"]).end();
         (code, out)
     }
 
     /// The whole log, one record an element.
-    fn log(&self, name: &str) -> Vec<Value> {
+    pub(crate) fn log(&self, name: &str) -> Vec<Value> {
         self.ado(&["logs", name, "--output", "json"]).json_lines()
     }
 
     /// Of each record of a type, the value of a key.
-    fn told(&self, name: &str, kind: &str, key: &str) -> Vec<Value> {
+    pub(crate) fn told(&self, name: &str, kind: &str, key: &str) -> Vec<Value> {
         self.log(name).iter().filter(|record| record["type"] == kind).map(|record| record[key].clone()).collect()
     }
 
-    fn agents(&self) -> Vec<i32> {
+    pub(crate) fn agents(&self) -> Vec<i32> {
         marked(&self.marker)
     }
 

@@ -26,10 +26,9 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use super::Global;
 use super::error::{Error, Kind};
 use super::output::{Format, print};
-use super::run::look;
 use super::session::{App, Session};
 use super::signals::Signals;
-use super::watch::{Finish, Watch};
+use super::watch::{Finish, OnInterrupt, Watch, Watched, look};
 use crate::client::{Client, ConnectionState};
 use crate::config::Flags;
 use model::{Effect, Input, Link, Model, update};
@@ -179,7 +178,7 @@ impl Dashboard<'_> {
     async fn attach(&mut self, task: TaskId, screen: &mut Screen, signals: &mut Signals) -> Result<(), Error> {
         let Some(info) = self.model.task(task).map(|task| task.info.clone()) else { return Ok(()) };
         screen.lend();
-        let finish = watch_one(self.global, self.session, &info, signals).await;
+        let finish = self.watch(&info, signals).await;
         let said = match &finish {
             // What it wrote last is still to be read.
             Ok(Finish::End(_)) => Some(format!("{} has ended", info.id.short())),
@@ -199,17 +198,21 @@ impl Dashboard<'_> {
         update(&mut self.model, tick);
         Ok(())
     }
-}
 
-/// Shows a task as `ado attach` does.
-async fn watch_one(
-    global: &Global,
-    session: &Session,
-    info: &TaskInfo,
-    signals: &mut Signals,
-) -> Result<Finish, Error> {
-    let watch = Watch::of(session, info, look(global, false));
-    Watch { start: StartAt::Tail(TAIL), ..watch }.run(signals).await
+    /// Shows a task as `ado attach` does; Ctrl-C comes back.
+    async fn watch(&self, info: &TaskInfo, signals: &mut Signals) -> Result<Finish, Error> {
+        let look = look(self.global, false);
+        let watch = Watch {
+            session: self.session,
+            env: self.app.env.clone(),
+            group: None,
+            tasks: vec![Watched::of(info, Some(StartAt::Tail(TAIL)), look)],
+            follow: true,
+            look,
+            on_interrupt: OnInterrupt::Detach,
+        };
+        watch.run(signals).await
+    }
 }
 
 fn link(client: &Client) -> Link {

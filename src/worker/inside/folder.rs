@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 
 use ado_proto::session::Assignment;
 
+use crate::worker::removal;
+
 /// Longest path of a socket, bytes: `sun_path` has 108 on Linux and 104 elsewhere, one of them for the end.
 const LONGEST: usize = if cfg!(target_os = "linux") { 107 } else { 103 };
 /// Longest name of a socket: ten characters of the task, a dot, the epoch.
@@ -36,7 +38,7 @@ impl Sockets {
         if let Ok(known) = fs::read(own.join(ELSEWHERE)) {
             remove_if_ours(Path::new(OsStr::from_bytes(&known)));
         }
-        fs::remove_dir_all(&own)?;
+        removal::remove(&own)?;
         make(&own)?;
         if takes_sockets(&own) {
             return Ok(Self(own));

@@ -1,36 +1,46 @@
-//! `ado run`: submit a task, and watch it.
+//! `ado run`: submit a task, or a group of them, and watch.
+
+mod each;
 
 use std::collections::BTreeMap;
-use std::io::IsTerminal;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use ado_proto::request::{Submit, Submitted};
 use ado_proto::spec::{Input, TaskSpec};
-use ado_proto::{RequestId, TaskId};
+use ado_proto::{GroupId, RequestId};
 use serde_json::json;
 
 use super::Global;
 use super::error::{Error, Kind};
 use super::output::{Format, print};
-use super::painter::{Lines, Look};
-use super::session::{App, Session};
+use super::session::App;
 use super::signals::Signals;
 use super::values;
-use super::watch::{OnInterrupt, Watch};
+use super::watch::{MOST_TASKS, OnInterrupt, Watch, Watched, look};
 use crate::config::{Config, Flags};
 
-/// Run a task and watch its output
+/// Run a task, or a group of them, and watch the output
 ///
 /// TEXT is a prompt for an AI agent, or a command line for the agent `shell` (run by /bin/sh -c). After `--` comes a
 /// program with its arguments, run as they are. With `--output json` every record is one line of JSON.
+///
+/// Several tasks (`--workers`, `--each`) are a group: each is told its index, from 0, in ADO_GROUP_INDEX and their number
+/// in ADO_GROUP_COUNT; every line of output begins with its index; the exit code is the first by index that is not 0.
 #[derive(Debug, clap::Args)]
-#[command(group = clap::ArgGroup::new("what").required(true).args(["text", "argv"]))]
+#[command(group = clap::ArgGroup::new("what").required(true).args(["text", "argv", "each"]))]
 pub(crate) struct Args {
     /// What the agent is asked to do
     text: Option<String>,
     /// Program and arguments
     #[arg(last = true, value_name = "PROGRAM")]
     argv: Vec<String>,
+    /// Run it this many times at once, on as many workers as there are
+    #[arg(long, short, value_name = "N", value_parser = copies, default_value_t = 1)]
+    workers: u32,
+    /// Run a task for each line of FILE (`-`: stdin) that is not empty: the line is its TEXT
+    #[arg(long, value_name = "FILE")]
+    each: Option<PathBuf>,
     /// Who does it: shell, noop (does nothing); default: shell
     #[arg(long, short)]
     agent: Option<String>,
@@ -58,26 +68,37 @@ pub(crate) struct Args {
     /// Call it by this name
     #[arg(long)]
     name: Option<String>,
-    /// Do not watch: print the task's id and leave
+    /// Do not watch: print the id of the task or the group and leave
     #[arg(long, short)]
     detach: bool,
-    /// Submit once, however often this is repeated with the same key
+    /// Submit once, however often this is repeated with the same key: a UUIDv7, good for 24 hours
     #[arg(long, value_name = "UUID")]
     idempotency_key: Option<RequestId>,
     /// Write bytes as they are, even to a terminal
     #[arg(long)]
     raw: bool,
-    /// What Ctrl-C does
-    #[arg(long, value_enum, value_name = "WHAT", default_value_t)]
-    on_interrupt: OnInterrupt,
+    /// What Ctrl-C does; default: ask on a terminal, detach elsewhere
+    #[arg(long, value_enum, value_name = "WHAT")]
+    on_interrupt: Option<OnInterrupt>,
 }
 
 pub(crate) async fn run(global: Global, args: Args) -> Result<u8, Error> {
+    let on_interrupt = OnInterrupt::resolve(args.on_interrupt, global.output)?;
+    let inputs = inputs(&args)?;
     let app = App::new(global, Flags::default())?;
     let session = app.session().await?;
-    let key = args.idempotency_key.unwrap_or_else(|| session.client.request_id());
+    let fresh = session.client.request_id();
+    let key = args.idempotency_key.unwrap_or(fresh);
+    if key.0.get_version_num() != 7 {
+        return Err(Error::usage(format!(
+            "`{key}` is no UUIDv7: nobody could tell how old it is, and repeat it safely"
+        ))
+        .hint(format!("use a new one: --idempotency-key {fresh}")));
+    }
     let spec = spec(&args, &app.config, session.is_local())?;
-    let request = Submit { name: args.name.clone(), specs: vec![spec], copies: 1 };
+    let specs: Vec<_> = inputs.into_iter().map(|input| TaskSpec { input, ..spec.clone() }).collect();
+    let expected = specs.len() * args.workers as usize;
+    let request = Submit { name: args.name.clone(), specs, copies: args.workers };
     // Until here Ctrl-C ends the process as it always does: nothing is lost yet.
     let mut signals = Signals::catch()?;
     let submit = session.client.submit(&request, key);
@@ -86,45 +107,68 @@ pub(crate) async fn run(global: Global, args: Args) -> Result<u8, Error> {
         _ = signals.next() => return Err(Error::new(Kind::Interrupted, "stopped before the task was accepted").hint(session.command("list"))),
         submitted = submit => submitted.map_err(|error| repeatable(error, key))?,
     };
-    let [task] = submitted.tasks[..] else {
-        return Err(Error::new(Kind::Network, "the controller answered with another number of tasks than one"));
-    };
+    if submitted.tasks.len() != expected || submitted.tasks.is_empty() {
+        return Err(Error::new(Kind::Network, format!("the controller made another number of tasks than {expected}")));
+    }
+    let name = submitted.group.map_or_else(|| submitted.tasks[0].short(), GroupId::short);
     // This machine's own worker may only just have been started.
     let sure = session.is_local() && args.pool == "default" && args.label.is_empty();
     let people = app.global.output == Format::Text && !app.global.quiet;
     if submitted.eligible_workers == 0 && !sure && people {
-        eprintln!("{}: no worker can take it now; it waits for one", task.short());
+        let (them, wait) = if submitted.group.is_some() { ("its tasks", "they wait") } else { ("it", "it waits") };
+        eprintln!("{name}: no worker can take {them} now; {wait} for one");
     }
     if args.detach {
-        print(app.global.output, &detached(task, &submitted), || task.short())?;
+        print(app.global.output, &detached(&submitted), || name)?;
         session.close().await;
         return Ok(0);
     }
-    let finish = watch(&app, &args, &session, task).run(&mut signals).await?;
+    let look = look(&app.global, args.raw);
+    let tasks = submitted.tasks.iter().map(|task| Watched::new(*task, look)).collect();
+    let (env, group) = (app.env.clone(), submitted.group);
+    let watch = Watch { session: &session, env, group, tasks, follow: true, look, on_interrupt };
+    let finish = watch.run(&mut signals).await?;
     session.close().await;
     Ok(finish.code())
 }
 
-fn watch<'a>(app: &App, args: &Args, session: &'a Session, task: TaskId) -> Watch<'a> {
-    let look = look(&app.global, args.raw);
-    Watch { on_interrupt: args.on_interrupt, ..Watch::new(session, task, look) }
-}
-
-/// How a watching command shows a task by default.
-pub(crate) fn look(global: &Global, raw: bool) -> Look {
-    Look {
-        format: global.output,
-        stdout_terminal: std::io::stdout().is_terminal(),
-        stderr_terminal: std::io::stderr().is_terminal(),
-        raw,
-        lines: if global.quiet { Lines::None } else { Lines::Fitting },
-        stream: None,
-        epoch: None,
+/// What is asked of each task.
+fn inputs(args: &Args) -> Result<Vec<Input>, Error> {
+    match (&args.each, &args.text) {
+        (Some(_), _) if args.workers > 1 => {
+            let why = "--each makes a task of every line: --workers would run each line again and again";
+            Err(Error::usage(why).hint("leave out --workers: the tasks run on as many workers as there are"))
+        }
+        (Some(file), _) => Ok(each::read(file)?.into_iter().map(Input::Text).collect()),
+        (None, Some(text)) => Ok(vec![Input::Text(text.clone())]),
+        (None, None) => Ok(vec![Input::Argv(args.argv.clone())]),
     }
 }
 
-fn detached(task: TaskId, submitted: &Submitted) -> serde_json::Value {
-    json!({ "taskId": task, "shortId": task.short(), "eligibleWorkers": submitted.eligible_workers })
+/// How many copies of a task.
+fn copies(text: &str) -> Result<u32, String> {
+    match text.parse() {
+        Ok(copies) if copies >= 1 && copies as usize <= MOST_TASKS => Ok(copies),
+        Ok(0) => Err("a group has at least one task".into()),
+        Ok(_) => Err(format!("a group has at most {MOST_TASKS} tasks")),
+        Err(_) => Err(format!("`{text}` is no number from 1 to {MOST_TASKS}")),
+    }
+}
+
+fn detached(submitted: &Submitted) -> serde_json::Value {
+    match submitted.group {
+        Some(group) => json!({
+            "groupId": group,
+            "shortId": group.short(),
+            "eligibleWorkers": submitted.eligible_workers,
+            "tasks": submitted.tasks.iter().map(|task| json!({ "taskId": task, "shortId": task.short() })).collect::<Vec<_>>(),
+        }),
+        None => json!({
+            "taskId": submitted.tasks[0],
+            "shortId": submitted.tasks[0].short(),
+            "eligibleWorkers": submitted.eligible_workers,
+        }),
+    }
 }
 
 /// When nobody knows whether the task was accepted, the same key finds out without running it twice.
@@ -134,16 +178,13 @@ fn repeatable(error: crate::client::Error, key: RequestId) -> Error {
     if unknown { error.hint(format!("repeat the command with --idempotency-key {key}: it runs once")) } else { error }
 }
 
+/// All but what is asked.
 fn spec(args: &Args, config: &Config, local: bool) -> Result<TaskSpec, Error> {
-    let input = match &args.text {
-        Some(text) => Input::Text(text.clone()),
-        None => Input::Argv(args.argv.clone()),
-    };
     let agent = args.agent.clone().unwrap_or_else(|| config.task.agent.clone());
     let time_limit = args.time_limit.or(config.task.time_limit);
     let milliseconds = |limit: Duration| u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
     Ok(TaskSpec {
-        input,
+        input: Input::Text(String::new()),
         env: args.env.iter().cloned().collect(),
         cwd: cwd(args.cwd.as_deref(), local)?,
         time_limit_ms: time_limit.map(milliseconds),
@@ -190,10 +231,23 @@ mod tests {
 
     #[test]
     fn text_or_a_program_but_not_both() {
-        let spec = |line: &[&str]| spec(&args(line).unwrap(), &config(&[]), false).unwrap();
-        assert_eq!(spec(&["echo hi"]).input, Input::Text("echo hi".into()));
-        assert_eq!(spec(&["--", "echo", "-n", "hi"]).input, Input::Argv(["echo", "-n", "hi"].map(Into::into).into()));
+        let asked = |line: &[&str]| inputs(&args(line).unwrap()).unwrap();
+        assert_eq!(asked(&["echo hi"]), [Input::Text("echo hi".into())]);
+        assert_eq!(asked(&["--", "echo", "-n", "hi"]), [Input::Argv(["echo", "-n", "hi"].map(Into::into).into())]);
         assert!(args(&[]).is_err() && args(&["a", "b"]).is_err() && args(&["a", "--", "b"]).is_err());
+        assert!(args(&["a", "--each", "f"]).is_err() && args(&["--each", "f", "--", "b"]).is_err());
+    }
+
+    #[test]
+    fn groups_are_bounded_and_are_copies_or_lines() {
+        assert_eq!(args(&["x"]).unwrap().workers, 1);
+        assert_eq!(args(&["x", "--workers", "1000"]).unwrap().workers, 1000);
+        for (number, message) in [("0", "at least one"), ("1001", "at most 1000"), ("x", "no number")] {
+            let error = args(&["x", "--workers", number]).unwrap_err().to_string();
+            assert!(error.contains(message), "{error}");
+        }
+        let both = inputs(&args(&["--each", "f", "--workers", "2"]).unwrap()).unwrap_err().render(Format::Text);
+        assert!(both.contains("--each makes a task of every line"), "{both}");
     }
 
     #[test]

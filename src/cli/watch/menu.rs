@@ -1,0 +1,68 @@
+//! What Ctrl-C offers on a terminal. Pure.
+
+/// What a key means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Choice {
+    Detach,
+    Pause,
+    Resume,
+    Cancel,
+    GoOn,
+}
+
+/// What can be chosen now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Offer {
+    /// Something is paused.
+    pub(crate) resume: bool,
+    /// Something is not.
+    pub(crate) pause: bool,
+}
+
+impl Offer {
+    /// The line that says so.
+    pub(crate) fn line(self, name: &str) -> String {
+        let pause = if self.pause { "  p pause" } else { "" };
+        let resume = if self.resume { "  r resume" } else { "" };
+        format!("{name}:  d detach{pause}{resume}  c cancel  Enter go on")
+    }
+
+    /// What was chosen by what one press of a key sends, if anything.
+    pub(crate) fn choice(self, key: &[u8]) -> Option<Choice> {
+        match key {
+            b"d" | b"D" | b"\x03" | b"\x04" => Some(Choice::Detach),
+            b"p" | b"P" if self.pause => Some(Choice::Pause),
+            b"r" | b"R" if self.resume => Some(Choice::Resume),
+            b"c" | b"C" => Some(Choice::Cancel),
+            b"\r" | b"\n" | b"\x1b" => Some(Choice::GoOn),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys() {
+        let running = Offer { pause: true, resume: false };
+        assert_eq!(running.line("task-x"), "task-x:  d detach  p pause  c cancel  Enter go on");
+        for (key, choice) in [
+            ("d", Some(Choice::Detach)),
+            ("p", Some(Choice::Pause)),
+            ("r", None),
+            ("c", Some(Choice::Cancel)),
+            ("\r", Some(Choice::GoOn)),
+            ("\x1b", Some(Choice::GoOn)),
+            ("\x1b[A", None),
+            ("dd", None),
+            ("x", None),
+        ] {
+            assert_eq!(running.choice(key.as_bytes()), choice, "{key:?}");
+        }
+        let paused = Offer { pause: false, resume: true };
+        assert_eq!((paused.choice(b"p"), paused.choice(b"r")), (None, Some(Choice::Resume)));
+        assert_eq!(paused.line("task-x"), "task-x:  d detach  r resume  c cancel  Enter go on");
+    }
+}
