@@ -10,9 +10,9 @@ mod mesh;
 mod promises;
 mod redis;
 mod remote;
+mod schema;
 #[path = "../support/servers/mod.rs"]
 mod servers;
-mod schema;
 mod snapshots;
 mod support;
 mod terminal;
