@@ -194,6 +194,8 @@ keys! {
     controller_redis: Secret = "controller.redis.url", Some("ADO_REDIS_URL"), None, "redis://redis.example.com:6379";
     /// What every key in that Redis begins with.
     controller_redis_prefix: String = "controller.redis.prefix", Some("ADO_REDIS_PREFIX"), Some("ado:"), "\"ado:\"";
+    /// PostgreSQL database where controllers keep tasks and logs together: `postgres://user:password@host/name?sslmode=verify-full`. Unset: a file.
+    controller_database: Secret = "controller.database.url", Some("ADO_DATABASE_URL"), None, "${ADO_DATABASE_URL}";
 
     /// Name of a worker started here. Unset: the host's name.
     worker_name: Name = "worker.name", Some("ADO_WORKER_NAME"), None, "builder-1";

@@ -206,6 +206,8 @@ pub struct Controller {
     pub redis_url: Option<Secret>,
     /// What every key there begins with.
     pub redis_prefix: String,
+    /// Database where it keeps tasks and logs. `None`: in a file.
+    pub database_url: Option<Secret>,
 }
 
 /// A worker started or launched here.
@@ -355,6 +357,7 @@ impl Config {
                 http: raw.controller_http.expect("the defaults were laid under"),
                 redis_url: raw.controller_redis.map(|url| url.value),
                 redis_prefix: given(raw.controller_redis_prefix),
+                database_url: raw.controller_database.map(|url| url.value),
             },
             worker: Worker {
                 name: raw.worker_name.map(|name| name.value.0),

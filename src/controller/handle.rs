@@ -17,7 +17,7 @@ use crate::env::Env;
 use crate::gateway;
 use crate::net::{Server, ServerConfig, ServerKeys};
 use crate::queue::{Local, Queue, Redis, RedisConfig, Wakes};
-use crate::store::{self, Sqlite, Store};
+use crate::store::{self, Postgres, Sqlite, Store};
 use crate::tasks::Tasks;
 
 /// How often certificates are looked after: denied ones, ended ones, the controller's own.
@@ -62,7 +62,7 @@ pub struct Parts {
 impl Parts {
     /// Those that the configuration names.
     async fn open(config: &Config, env: &Env) -> Result<Self, Error> {
-        let store = Arc::new(Sqlite::open(&config.dir.join("store.sqlite3"), env.clone()).await?);
+        let store = open_store(config, env).await?;
         let background = Tasks::new();
         let Some(redis) = &config.redis else {
             return Ok(Self { store, queue: Arc::new(Local::new()), others: None, background });
@@ -128,6 +128,13 @@ impl Handle {
         self.background.stop(PATIENCE).await;
         self.store.close().await;
     }
+}
+
+async fn open_store(config: &Config, env: &Env) -> Result<Arc<dyn Store>, Error> {
+    Ok(match &config.database {
+        Some(url) => Arc::new(Postgres::open(url, env.clone()).await?),
+        None => Arc::new(Sqlite::open(&config.dir.join("store.sqlite3"), env.clone()).await?),
+    })
 }
 
 /// Starts a controller.

@@ -64,6 +64,8 @@ pub struct Config {
     pub policy: task::Policy,
     /// Where hints are, for controllers that share a store; `None`: in this process.
     pub redis: Option<RedisConfig>,
+    /// URL of the PostgreSQL database where tasks and logs are; `None`: in a file in `dir`.
+    pub database: Option<String>,
     /// Identities to keep for processes of the same user on the same machine.
     pub local: Option<LocalIdentities>,
 }

@@ -13,6 +13,7 @@ mod remote;
 mod schema;
 #[path = "../support/servers/mod.rs"]
 mod servers;
+mod services;
 mod snapshots;
 mod support;
 mod terminal;

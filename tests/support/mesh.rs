@@ -143,6 +143,7 @@ fn config(dir: &tempfile::TempDir) -> Config {
         timing: TIMING,
         policy: ado::task::Policy::default(),
         redis: None,
+        database: None,
         local: Some(LocalIdentities { admin: dir.path().join("admin"), worker: dir.path().join("worker") }),
     }
 }
