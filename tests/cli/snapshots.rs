@@ -20,7 +20,7 @@ impl Scene {
         mesh.ado(["wait", "bad"]).assert_code(3);
         let held = mesh.submit(&["--name", "held", "--pool", "later", "sleep 600"]);
         let group = mesh.submit_group("later", &["make", "make"]);
-        let done = mesh.submit_group("default", &["echo a", "exit 4"]);
+        let done = mesh.submit_group("default", &["test $ADO_GROUP_INDEX = 1 || echo a; exit 4"; 2]);
         mesh.ado(["wait", &done]).assert_code(4);
         for _ in 0..2 {
             mesh.submit(&["--name", "twin", "--pool", "later", "true"]);
