@@ -202,6 +202,10 @@ pub struct Controller {
     pub advertise: Vec<Endpoint>,
     /// Address of its HTTP side, TCP.
     pub http: Given<SocketAddr>,
+    /// Redis where its queue is. `None`: in the process.
+    pub redis_url: Option<Secret>,
+    /// What every key there begins with.
+    pub redis_prefix: String,
 }
 
 /// A worker started or launched here.
@@ -349,6 +353,8 @@ impl Config {
                 listen: raw.controller_listen.expect("the defaults were laid under"),
                 advertise: raw.controller_advertise.map(|given| given.value).unwrap_or_default(),
                 http: raw.controller_http.expect("the defaults were laid under"),
+                redis_url: raw.controller_redis.map(|url| url.value),
+                redis_prefix: given(raw.controller_redis_prefix),
             },
             worker: Worker {
                 name: raw.worker_name.map(|name| name.value.0),

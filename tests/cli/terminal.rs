@@ -37,7 +37,8 @@ impl Terminal {
     #[expect(unsafe_code, reason = "a process gets a terminal of its own between fork and exec")]
     /// `streams`: which of stdin, stdout and stderr are the terminal.
     fn start_with(env: &TestEnv, streams: [bool; 3], variables: &[(&str, &str)], args: &[&str]) -> Self {
-        env.ado(["up"]).assert_code(0);
+        let up = env.command(["up"]).env("ADO_WORKER_SLOTS", "8").status();
+        assert!(up.is_ok_and(|status| status.success()));
         let size = Winsize { ws_row: 24, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 };
         let pty = openpty(&size, None).expect("a pseudo-terminal");
         let mut command: Command = env.command(args);
@@ -309,7 +310,7 @@ fn whatever_ends_it_the_terminal_is_as_it_was() {
 #[test]
 fn hostile_sequences_do_nothing_unless_they_are_asked_for() {
     let env = TestEnv::new();
-    let text = r"echo safe; printf '\033]0;evil\007\033]52;c;ZXZpbA==\007\033[2J\033[H\033[?1049h\033[6n\0233Aend\n'";
+    let text = r"echo safe; printf '\033]0;evil\007\033]52;c;ZXZpbA==\007\033[2J\033[H\033[?1049h\033[6n\2333Aend\n'";
     let mut terminal = Terminal::start(&env, &["run", text]);
     assert_eq!(terminal.end(), Some(0));
     let (screen, bytes) = (terminal.screen(), terminal.bytes());
