@@ -19,8 +19,8 @@ impl Scene {
         let bad = mesh.submit(&["--name", "bad", "echo out; exit 3"]);
         mesh.ado(["wait", "bad"]).assert_code(3);
         let held = mesh.submit(&["--name", "held", "--pool", "later", "sleep 600"]);
-        let group = mesh.submit_group("later", &["make a", "make b"]);
-        let done = mesh.submit_group("default", &["echo a", "exit 4"]);
+        let group = mesh.submit_group("later", &["make", "make"]);
+        let done = mesh.submit_group("default", &["test $ADO_GROUP_INDEX = 1 || echo a; exit 4"; 2]);
         mesh.ado(["wait", &done]).assert_code(4);
         for _ in 0..2 {
             mesh.submit(&["--name", "twin", "--pool", "later", "true"]);
@@ -162,7 +162,7 @@ fn commands() {
         "list",
         scene.transcript(&[
             "list",
-            "list --group $GROUP --columns index,state,command",
+            "list --group $GROUP --columns group,state,pool",
             "list --state failed --ids",
             "list --name bad -o json",
             "list --name nobody",
