@@ -7,7 +7,9 @@ use std::process::Stdio;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::support::{Ran, TestEnv};
+use crate::promises::eventually;
+use crate::schema::Schema;
+use crate::support::{Ran, Service, TestEnv};
 
 fn group(env: &TestEnv, args: &[&str]) -> String {
     let ran = env.ado([&["run", "--detach"], args].concat());
@@ -118,6 +120,15 @@ fn programs_get_events_of_all_tasks_and_a_summary() {
     let detached = env.ado(["run", "-o", "json", "--detach", "--workers", "2", "true"]).json();
     assert!(detached["shortId"].as_str().unwrap().starts_with("group-") && detached["groupId"].is_string());
     assert_eq!(detached["tasks"].as_array().unwrap().len(), 2);
+
+    let mut left = env.start(["run", "-o", "json", "--workers", "2", "sleep 600"]);
+    left.line();
+    left.signal(Signal::SIGTERM);
+    let left: Value = serde_json::from_str(&left.end().2).unwrap();
+    let schema = Schema::of(&env);
+    schema.check("groupSummary", &summary);
+    schema.check("submittedGroup", &detached);
+    schema.check("groupDetached", &left);
 }
 
 #[test]
@@ -178,13 +189,9 @@ fn one_of_a_group_can_be_cancelled_and_all_of_them() {
     let id = group(&env, &["--workers", "3", "echo begun; sleep 600"]);
     let tasks = env.ado(["list", "-o", "json"]).json();
     let second = tasks.as_array().unwrap().iter().find(|task| task["group"]["index"] == 1).expect("it is listed");
-    let mut attached = env.start(["attach", &id]);
+    let attached = env.start(["attach", &id]);
     env.ado(["cancel", second["shortId"].as_str().unwrap()]).assert_code(0);
     env.ado(["cancel", &id]).assert_code(0);
-    for _ in 0..3 {
-        // Cancelled before it began, perhaps.
-        let _ = &mut attached;
-    }
     let (code, _, stderr) = attached.end();
     assert_eq!(code, Some(130), "{stderr}");
     assert!(stderr.contains(": 3 cancelled"), "{stderr}");
@@ -218,16 +225,71 @@ fn a_thousand_tasks_are_watched_at_once() {
 
 #[test]
 fn more_tasks_than_a_connection_has_streams_are_read_in_turns() {
+    /// More than are read at once.
+    const PAUSED: usize = 195;
+    const ALL: usize = 200;
     let env = TestEnv::new();
     env.ado(["up"]).assert_code(0);
-    // Nobody runs them for now: all of their logs are quiet.
-    let running = env.start(["run", "--pool", "later", "--workers", "400", "--agent", "noop", "x"]);
-    let waits = || env.ado(["list", "-n", "1", "-o", "json"]).json()[0]["pool"] == "later";
-    crate::promises::eventually("they are submitted", waits);
+    // Nobody runs them for now.
+    let shown = env.work().join("shown");
+    let mut command = env.command(["run", "--pool", "later", "--workers", &ALL.to_string(), "echo $ADO_GROUP_INDEX"]);
+    let mut running = command.stdout(std::fs::File::create(&shown).unwrap()).spawn().unwrap();
+    let mut ids = BTreeMap::new();
+    eventually("they are submitted", || {
+        let tasks = env.ado(["list", "-n", "1000", "-o", "json"]).json();
+        let rows = tasks.as_array().unwrap().iter();
+        ids = rows.map(|row| (row["group"]["index"].as_u64().unwrap(), row["shortId"].clone())).collect();
+        ids.len() == ALL
+    });
+    // The first ones stay where they are: the last ones are read although those never end.
+    for id in ids.values().take(PAUSED) {
+        env.ado(["pause", id.as_str().unwrap()]).assert_code(0);
+    }
     let join = env.ado(["token", "create", "--role", "worker"]).stdout().trim().to_owned();
-    let worker = crate::support::Service::start(&env, ["worker", "--pool", "later", "--join", &join, "-o", "json"]);
-    let (code, stdout, stderr) = running.end();
-    assert_eq!((code, stdout.as_str()), (Some(0), ""), "{stderr}");
-    assert!(stderr.ends_with(": 400 completed\n"), "{stderr}");
+    let worker = Service::start(&env, ["worker", "--pool", "later", "--join", &join, "-o", "json"]);
+    let shown = || std::fs::read_to_string(&shown).unwrap();
+    eventually("the last ones are shown", || shown().lines().count() == ALL - PAUSED);
+    let expected: BTreeMap<usize, Vec<String>> = (PAUSED..ALL).map(|index| (index, vec![index.to_string()])).collect();
+    let text = shown();
+    let members: BTreeMap<_, _> = by_member(&text)
+        .into_iter()
+        .map(|(index, lines)| (index, lines.into_iter().map(Into::into).collect()))
+        .collect();
+    assert_eq!(members, expected);
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(i32::try_from(running.id()).unwrap()), Signal::SIGTERM).unwrap();
+    assert!(running.wait().unwrap().success());
     worker.stop();
+}
+
+#[test]
+fn who_is_detached_is_told_by_whom_and_how_to_continue() {
+    let env = TestEnv::new();
+    env.command(["up"]).env("ADO_WORKER_SLOTS", "4").status().expect("ado starts");
+    let text = "echo begun; while [ ! -e gate ]; do sleep 0.02; done; echo ended";
+    let mut alone = env.start(["run", "--name", "alone", text]);
+    assert_eq!(alone.line(), "begun\n");
+    env.ado(["detach", "alone"]).assert_code(0);
+    let (code, rest, stderr) = alone.end();
+    assert_eq!((code, rest.as_str()), (Some(0), ""), "{stderr}");
+    assert!(stderr.contains("detached by admin/"), "{stderr}");
+    assert!(stderr.contains("the task goes on; continue with\n  ado attach task-"), "{stderr}");
+
+    let mut group = env.start(["run", "--name", "several", "--workers", "2", text]);
+    let begun = [group.line(), group.line()].concat();
+    assert_eq!(by_member(&begun), BTreeMap::from([(0, vec!["begun"]), (1, vec!["begun"])]));
+    env.ado(["detach", "several"]).assert_code(0);
+    let (code, rest, stderr) = group.end();
+    assert_eq!((code, rest.as_str()), (Some(0), ""), "{stderr}");
+    let command = stderr.lines().last().unwrap().trim().strip_prefix("ado ").expect(&stderr).to_owned();
+    assert!(stderr.contains("detached by admin/") && command.contains(" --from-each "), "{stderr}");
+    std::fs::write(env.work().join("gate"), "").unwrap();
+    let continued = env.ado(command.split(' '));
+    continued.assert_code(0);
+    assert_eq!(by_member(continued.stdout()), BTreeMap::from([(0, vec!["ended"]), (1, vec!["ended"])]));
+    let quiet = env.ado(["run", "--detach", "--quiet", "--pool", "nobody", "--workers", "2", "true"]);
+    quiet.assert_code(0);
+    assert!(quiet.stderr().is_empty() && quiet.stdout().starts_with("group-") && quiet.stdout().lines().count() == 1);
+    let waits = env.ado(["run", "--detach", "--pool", "nobody", "--workers", "2", "true"]);
+    let group = waits.stdout().trim();
+    assert_eq!(waits.stderr(), format!("{group}: no worker can take its tasks now; they wait for one\n"));
 }

@@ -37,7 +37,8 @@ impl Terminal {
     #[expect(unsafe_code, reason = "a process gets a terminal of its own between fork and exec")]
     /// `streams`: which of stdin, stdout and stderr are the terminal.
     fn start_with(env: &TestEnv, streams: [bool; 3], variables: &[(&str, &str)], args: &[&str]) -> Self {
-        env.ado(["up"]).assert_code(0);
+        let up = env.command(["up"]).env("ADO_WORKER_SLOTS", "8").status();
+        assert!(up.is_ok_and(|status| status.success()));
         let size = Winsize { ws_row: 24, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 };
         let pty = openpty(&size, None).expect("a pseudo-terminal");
         let mut command: Command = env.command(args);
@@ -73,7 +74,7 @@ impl Terminal {
             let mut bytes = [0; 4096];
             // Ends with an error when the last who holds the other end is gone.
             while let Ok(read @ 1..) = output.read(&mut bytes) {
-                let mut shown = to.lock().unwrap();
+                let mut shown = to.lock().expect("nobody panics with it");
                 shown.bytes.extend_from_slice(&bytes[..read]);
                 shown.screen.process(&bytes[..read]);
             }
@@ -87,11 +88,11 @@ impl Terminal {
 
     /// What is on the screen, without what lines are filled up with.
     fn screen(&self) -> String {
-        self.shown.lock().unwrap().screen.screen().contents()
+        self.shown.lock().expect("nobody panics with it").screen.screen().contents()
     }
 
     fn bytes(&self) -> Vec<u8> {
-        self.shown.lock().unwrap().bytes.clone()
+        self.shown.lock().expect("nobody panics with it").bytes.clone()
     }
 
     #[track_caller]
@@ -142,7 +143,7 @@ impl Drop for Terminal {
 const GATED: &str = "echo one; while [ ! -e gate ]; do sleep 0.02; done; echo two";
 
 fn open(env: &TestEnv) {
-    std::fs::write(env.work().join("gate"), "").unwrap();
+    std::fs::write(env.work().join("gate"), "").expect("a file");
 }
 
 #[test]
@@ -309,7 +310,7 @@ fn whatever_ends_it_the_terminal_is_as_it_was() {
 #[test]
 fn hostile_sequences_do_nothing_unless_they_are_asked_for() {
     let env = TestEnv::new();
-    let text = r"echo safe; printf '\033]0;evil\007\033]52;c;ZXZpbA==\007\033[2J\033[H\033[?1049h\033[6n\0233Aend\n'";
+    let text = r"echo safe; printf '\033]0;evil\007\033]52;c;ZXZpbA==\007\033[2J\033[H\033[?1049h\033[6n\2333Aend\n'";
     let mut terminal = Terminal::start(&env, &["run", text]);
     assert_eq!(terminal.end(), Some(0));
     let (screen, bytes) = (terminal.screen(), terminal.bytes());
