@@ -1,5 +1,5 @@
-//! What hints cost: giving and taking them in the process and in a Redis on this machine, and with them the dispatch of
-//! tasks by a real controller. `cargo bench --bench queue`. The rows of Redis need a redis-server.
+//! What hints cost: giving and taking them in the process and in a Redis on this machine. `cargo bench --bench queue`. The
+//! rows of Redis need a redis-server.
 
 use std::sync::Arc;
 use std::time::Duration;
