@@ -525,11 +525,7 @@ fn as_client(what: &str) -> String {
 }
 
 fn notes(log: &[Body]) -> Vec<&str> {
-    let text = |body| match body {
-        &Body::Note(ref note) => Some(note.text.as_str()),
-        _ => None,
-    };
-    log.iter().filter_map(text).collect()
+    log.iter().filter_map(|body| if let Body::Note(note) = body { Some(note.text.as_str()) } else { None }).collect()
 }
 
 #[tokio::test]
@@ -549,7 +545,8 @@ async fn what_a_task_says_comes_after_all_it_had_written() {
         let point = log.iter().position(|body| matches!(body, Body::Checkpointed(_))).expect("the checkpoint");
         assert!(spoken < point);
         for at in [spoken, point] {
-            assert_eq!(output(&log[..at], Stream::Stdout), vec![b'o'; 60_000], "not a byte more or less");
+            let before = output(&log[..at], Stream::Stdout);
+            assert!(before == [b'o'; 60_000], "{} bytes, and not one more or less", before.len());
             assert_eq!(output(&log[..at], Stream::Stderr), b"error\n");
         }
         let Body::Checkpointed(made) = &log[point] else { unreachable!() };

@@ -34,13 +34,13 @@ pub fn answer() -> bool {
 
 /// Tasks, groups and names.
 pub(crate) fn tasks() -> ArgValueCandidates {
-    ArgValueCandidates::new(|| of_tasks(&[], |tasks| all_of(tasks)))
+    ArgValueCandidates::new(|| of_tasks(&[], all_of))
 }
 
 /// Those that have not ended.
 pub(crate) fn open_tasks() -> ArgValueCandidates {
     const OPEN: [&str; 5] = ["queued", "starting", "running", "paused", "waiting"];
-    ArgValueCandidates::new(|| of_tasks(&OPEN, |tasks| all_of(tasks)))
+    ArgValueCandidates::new(|| of_tasks(&OPEN, all_of))
 }
 
 /// Groups.

@@ -8,6 +8,7 @@ use ado_proto::request::{StartAt, TaskInfo};
 
 use super::attach::find;
 use super::error::Error;
+use super::remembered::Part;
 use super::session::{App, Reached, Session};
 use super::signals::Signals;
 use super::surviving::Surviving;
@@ -60,9 +61,11 @@ pub(crate) async fn run(global: Global, args: Args) -> Result<u8, Error> {
     let session = match reached {
         Reached::Live(session) => session,
         Reached::Remembered(remembered) => {
-            let found = remembered.find(&args.task)?;
-            for known in &found {
-                remembered.print_log(&known.info, start(found.len()), args.look(&app.global), args.only_final)?;
+            let tasks = remembered.find(&args.task)?;
+            let part = Part { start: start(tasks.len()), look: args.look(&app.global), only_final: args.only_final };
+            for (index, known) in tasks.iter().enumerate() {
+                let member = (tasks.len() > 1).then_some((index, tasks.len()));
+                remembered.print_log(&known.info, member, part)?;
             }
             return Ok(0);
         }

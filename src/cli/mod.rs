@@ -303,7 +303,8 @@ mod tests {
         let mut grouped: Vec<_> =
             GROUPS.iter().flat_map(|(_, names)| names.iter().map(|name| (*name).to_owned())).collect();
         let mut expected = shown;
-        (grouped.sort(), expected.sort());
+        grouped.sort();
+        expected.sort();
         assert_eq!(grouped, expected);
     }
 

@@ -18,6 +18,15 @@ use crate::json;
 /// Bytes written at once.
 const BATCH: usize = 256 * 1024;
 
+/// Which part of a log is printed, and how.
+#[derive(Clone, Copy)]
+pub(crate) struct Part {
+    pub(crate) start: StartAt,
+    pub(crate) look: Look,
+    /// Only what survived.
+    pub(crate) only_final: bool,
+}
+
 /// What is remembered of one mesh.
 pub(crate) struct Remembered {
     memory: Memory,
@@ -101,21 +110,24 @@ impl Remembered {
         Ok(print(self.format, &value, || text(&infos))?)
     }
 
-    /// Prints what is known of a task's log from `start` on, and says what of it is not.
+    /// Prints what is known of a task's log from `start` on, and says what of it is not. `member` is its index and the
+    /// number of tasks when it is one of several.
     ///
     /// # Errors
     /// When nothing of it is known.
-    pub(crate) fn print_log(&self, task: &TaskInfo, start: StartAt, look: Look, only_final: bool) -> Result<(), Error> {
+    pub(crate) fn print_log(&self, task: &TaskInfo, member: Option<(usize, usize)>, part: Part) -> Result<(), Error> {
+        let Part { start, look, only_final } = part;
         let name = task.id.short();
         let log = self.memory.log(task.id, self.now);
         let log = log.ok_or_else(|| self.unknown(&format!("this machine has seen nothing of the log of {name}")))?;
         self.say(Some(log.seen_at));
-        let mut page = Page {
-            task,
-            look,
-            painter: Painter::new(task.id, None, look),
-            sheet: Sheet::new(look.terminals(), look.raw),
+        let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        let painter = Painter::new(task.id, None, look);
+        let painter = match member {
+            Some((index, count)) => painter.among(number(index), number(count)),
+            None => painter,
         };
+        let mut page = Page { task, look, painter, sheet: Sheet::new(look.terminals(), look.raw) };
         page.event(&json!({ "type": "cached", "cachedAt": json::rfc3339(log.seen_at), "reason": self.why }));
         let mut surviving = only_final.then(Surviving::default);
         for known in log.from(StartAt::Offset(Offset(0))) {
@@ -141,6 +153,7 @@ impl Remembered {
             page.missing(known.0, None);
         }
         page.painter.finish(&mut page.sheet);
+        page.sheet.finish();
         page.flush().map(drop)
     }
 
@@ -173,11 +186,10 @@ struct Page<'a> {
 impl Page<'_> {
     /// Says that records are not known: those below `to`, or all that there may be.
     fn missing(&mut self, from: u64, to: Option<u64>) {
-        let (name, last) = (self.task.id.short(), to.map(|to| to.saturating_sub(1)));
-        let text = match last {
-            Some(last) if last == from => format!("{name}: record {from} is not known here"),
-            Some(last) => format!("{name}: records {from} to {last} are not known here"),
-            None => format!("{name}: what came after record {} is not known here", from.saturating_sub(1)),
+        let text = match to.map(|to| to.saturating_sub(1)) {
+            Some(last) if last == from => format!("record {from} is not known here"),
+            Some(last) => format!("records {from} to {last} are not known here"),
+            None => format!("what came after record {} is not known here", from.saturating_sub(1)),
         };
         self.event(&json!({ "type": "missing", "from": from, "to": to }));
         self.painter.notice(&text, true, &mut self.sheet);

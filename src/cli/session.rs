@@ -88,10 +88,7 @@ impl App {
     pub(crate) async fn reach(&self, cached: bool) -> Result<Reached, Error> {
         let remembered = |memory, why| Ok(Reached::Remembered(Remembered::new(memory, self.meant()?, why, self)));
         if cached {
-            let memory = self.memory()?.ok_or_else(|| {
-                Error::usage("nothing is remembered: `cache.enabled` is false").hint("leave out --cached")
-            })?;
-            return remembered(memory, None);
+            return Ok(Reached::Remembered(self.remembered(None)?));
         }
         let memory = match self.meant()?.as_str() {
             // The processes of this machine are started when they are missing.
@@ -115,6 +112,17 @@ impl App {
                 }
             },
         }
+    }
+
+    /// What this machine remembers of the mesh meant, without asking anybody; `why` is what was wrong with asking.
+    ///
+    /// # Errors
+    /// When nothing is kept, or the mesh cannot be told.
+    pub(crate) fn remembered(&self, why: Option<String>) -> Result<Remembered, Error> {
+        let memory = self.memory()?.ok_or_else(|| {
+            Error::usage("nothing is remembered: `cache.enabled` is false").hint("leave out --cached")
+        })?;
+        Ok(Remembered::new(memory, self.meant()?, why, self))
     }
 
     /// What this machine remembers of the mesh meant, without asking anybody. `None`: nothing is kept.

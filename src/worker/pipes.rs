@@ -6,13 +6,17 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
 
 use ado_proto::record::{MAX_OUTPUT, Output, Stream};
-use bytes::{Bytes, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use tokio::net::unix::pipe;
 use tokio::time::Instant;
 
 /// How long more is collected when more is waiting already: an agent that writes faster than it is read gets fewer,
 /// larger records; one that does not never waits.
 const COLLECT_FOR: Duration = Duration::from_millis(2);
+
+/// What a pipe should hold: 400,000 lines of 80 bytes a second, four times over, for as long as lines are collected.
+#[cfg(target_os = "linux")]
+const PIPE_BYTES: i32 = 256 * 1024;
 
 /// Both outputs of one agent.
 #[derive(Debug)]
@@ -60,6 +64,7 @@ impl Pipes {
     /// Takes the reading ends.
     pub(super) fn new(stdout: OwnedFd, stderr: OwnedFd) -> io::Result<Self> {
         let pipe = |stream, fd| {
+            widen(&fd);
             io::Result::Ok(Pipe { stream, receiver: Some(pipe::Receiver::from_owned_fd(fd)?), position: 0 })
         };
         Ok(Self {
@@ -151,14 +156,9 @@ impl Pipes {
             match pipe.try_read(&mut collected.data) {
                 Read::Some => loaded = true,
                 Read::End => return,
-                Read::Nothing if !loaded || self.last_call => return,
-                Read::Nothing => {
-                    tokio::select! {
-                        biased;
-                        () = tokio::time::sleep_until(collected.until) => return,
-                        () = pipe.readable() => {}
-                    }
-                }
+                Read::Nothing if !loaded || self.last_call || Instant::now() >= collected.until => return,
+                // Waking for every line would cost more than the line: the pipe keeps them together.
+                Read::Nothing => tokio::time::sleep_until(collected.until).await,
             }
         }
     }
@@ -198,12 +198,9 @@ impl Pipe {
 
     fn try_read(&mut self, data: &mut BytesMut) -> Read {
         let Some(receiver) = &mut self.receiver else { return Read::End };
-        let begin = data.len();
-        // A pipe holds 64 KiB; what is read is what is there.
-        data.resize(MAX_OUTPUT, 0);
-        let result = receiver.try_read(&mut data[begin..]);
-        data.truncate(begin + result.as_ref().copied().unwrap_or(0));
-        match result {
+        let room = MAX_OUTPUT - data.len();
+        data.reserve(room);
+        match receiver.try_read_buf(&mut data.limit(room)) {
             Ok(0) => {
                 self.receiver = None;
                 Read::End
@@ -219,6 +216,16 @@ impl Pipe {
             }
         }
     }
+}
+
+/// Makes room for what an agent writes while its lines are collected. As far as the system lets us.
+fn widen(pipe: &OwnedFd) {
+    #[cfg(target_os = "linux")]
+    if let Err(error) = nix::fcntl::fcntl(pipe, nix::fcntl::FcntlArg::F_SETPIPE_SZ(PIPE_BYTES)) {
+        tracing::debug!(%error, "a pipe stays as it is");
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = pipe;
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use crate::mesh::Mesh;
+use crate::promises::eventually;
 use crate::support::TestEnv;
 
 #[test]
@@ -11,7 +12,7 @@ fn a_paused_task_stands_still_until_it_is_resumed() {
     let env = TestEnv::new();
     let id = env.submit("i=0; while [ ! -e stop ]; do i=$((i+1)); echo $i > ticks; sleep 0.01; done");
     let ticks = env.work().join("ticks");
-    wait_for(|| ticks.exists());
+    eventually("it did not come about", || ticks.exists());
     let paused = env.ado(["pause", &id]);
     paused.assert_code(0);
     assert_eq!(paused.stdout(), format!("{id}: paused\n"));
@@ -24,7 +25,9 @@ fn a_paused_task_stands_still_until_it_is_resumed() {
     let resumed = env.ado(["resume", &id, "-o", "json"]).json();
     let expected = json!([{ "taskId": resumed[0]["taskId"], "shortId": id, "status": "running", "unchanged": null }]);
     assert_eq!(resumed, expected);
-    wait_for(|| std::fs::read_to_string(&ticks).is_ok_and(|now| !now.is_empty() && now != before));
+    eventually("it did not come about", || {
+        std::fs::read_to_string(&ticks).is_ok_and(|now| !now.is_empty() && now != before)
+    });
     assert_eq!(env.ado(["resume", &id]).stdout(), format!("{id}: already running\n"));
     std::fs::write(env.work().join("stop"), "").expect("a file");
     env.ado(["wait", &id]).assert_code(0);
@@ -115,7 +118,7 @@ fn detaching_ends_viewers_and_not_tasks() {
     let (code, rest, stderr) = running.end();
     assert_eq!((code, rest.as_str()), (Some(0), ""), "{stderr}");
     assert!(stderr.contains("ado attach task-"), "{stderr}");
-    wait_for(|| env.ado(["detach", "-q"]).stdout().is_empty());
+    eventually("it did not come about", || env.ado(["detach", "-q"]).stdout().is_empty());
     std::fs::write(env.work().join("gate"), "").expect("a file");
     assert!(waiting.line().ends_with(": completed\n"), "whoever waits looks at no output and stays");
     assert_eq!(env.ado(["detach", "long"]).stdout(), "nobody watches long\n");
@@ -143,7 +146,7 @@ fn events_go_on_where_they_were_left() {
 
     // A controller that dies and comes back loses and repeats nothing.
     let mut following =
-        env.start(["events", "--follow", "--kind", "task.submitted", "--from", &cursors[0].to_string(), "-o", "json"]);
+        env.start(["events", "--follow", "--kind", "task.submitted", "--from", "start", "-o", "json"]);
     let mut submitted = || {
         let event: Value = serde_json::from_str(&following.line()).expect("an event");
         event["taskId"].as_str().expect("a task").to_owned()
@@ -170,14 +173,14 @@ fn lists_are_filtered_and_columns_are_chosen() {
         ran.assert_code(0);
         ran.stdout().lines().map(ToOwned::to_owned).collect::<Vec<_>>()
     };
-    assert_eq!(ids(&["--state", "failed"]), [named.clone()]);
-    assert_eq!(ids(&["--label", "gpu=yes"]), [named.clone()]);
-    assert_eq!(ids(&["--name", "nightly", "--worker", "box"]), [named.clone()]);
+    assert_eq!(ids(&["--state", "failed"]), std::slice::from_ref(&named));
+    assert_eq!(ids(&["--label", "gpu=yes"]), std::slice::from_ref(&named));
+    assert_eq!(ids(&["--name", "nightly", "--worker", "box"]), std::slice::from_ref(&named));
     assert_eq!(ids(&["--group", &group]).len(), 2);
     assert_eq!(ids(&["--pool", "later", "--state", "queued"]).len(), 2);
     assert_eq!(ids(&["--pool", "later", "--name", "nightly"]), [""; 0]);
     assert_eq!(ids(&["--since", "1h"]).len(), 4);
-    assert_eq!(ids(&["-n", "1"]), [named.clone()]);
+    assert_eq!(ids(&["-n", "1"]), std::slice::from_ref(&named));
     assert_eq!(mesh.ado(["list", "--ids", "--name", "nightly", "-o", "json"]).json(), json!([named]));
     let table = mesh.ado(["list", "--columns", "exit,name", "--no-headers", "--name", "nightly"]);
     assert_eq!(table.stdout(), "2  nightly\n");
@@ -207,12 +210,4 @@ fn a_request_without_an_age_is_refused() {
     assert!(ran.stderr().contains("UUIDv7"), "{}", ran.stderr());
     let fresh = ran.stderr().split("--idempotency-key ").nth(1).expect("one to use").trim().to_owned();
     env.ado(["run", "--idempotency-key", &fresh, "true"]).assert_code(0);
-}
-
-fn wait_for(mut done: impl FnMut() -> bool) {
-    let until = std::time::Instant::now() + std::time::Duration::from_secs(60);
-    while !done() {
-        assert!(std::time::Instant::now() < until, "it did not come about");
-        std::thread::sleep(std::time::Duration::from_millis(10));
-    }
 }

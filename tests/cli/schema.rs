@@ -15,10 +15,10 @@ use crate::mesh::Mesh;
 use crate::support::TestEnv;
 
 /// The schema as the binary prints it.
-struct Schema(Value);
+pub(crate) struct Schema(Value);
 
 impl Schema {
-    fn of(env: &TestEnv) -> Self {
+    pub(crate) fn of(env: &TestEnv) -> Self {
         Self(env.ado(["schema"]).json())
     }
 
@@ -32,7 +32,7 @@ impl Schema {
 
     /// A value is as its definition says, and would not be with a field renamed.
     #[track_caller]
-    fn check(&self, name: &str, value: &Value) {
+    pub(crate) fn check(&self, name: &str, value: &Value) {
         if let Err(error) = self.is_valid(name, value) {
             panic!("{name}: {error}: {value}");
         }
@@ -152,7 +152,7 @@ fn every_record_is_an_event_of_the_schema() {
         schema.check("taskEvent", &event);
     }
     let defined = schema.0["$defs"]["taskEvent"]["oneOf"].as_array().expect("events").len();
-    assert_eq!(seen.len() + 3, defined, "all but hitl_required, and what a cache says: {seen:?}");
+    assert_eq!(seen.len() + 5, defined, "all but hitl_required, and what is said of groups and by a cache: {seen:?}");
 }
 
 #[test]
@@ -174,6 +174,11 @@ fn everything_printed_for_programs_is_in_the_schema() {
     };
     lines("taskEvent", &["run", "echo hi; exit 3"]);
     lines("taskEvent", &["run", "no-such-command"]);
+    lines("taskEvent", &["run", "--workers", "2", "echo hi; exit $ADO_GROUP_INDEX"]);
+    one("submittedGroup", &["run", "--workers", "2", "--detach", "--name", "two", "exit 4"]);
+    lines("task", &["wait", "two"]);
+    lines("taskEvent", &["attach", "two"]);
+    lines("taskEvent", &["logs", "two"]);
     lines("taskEvent", &["logs", "first"]);
     lines("taskEvent", &["attach", "first"]);
     let held = one("submitted", &["run", "--detach", "--name", "held", "--pool", "later", "true"]);

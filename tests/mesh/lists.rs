@@ -75,6 +75,11 @@ async fn filters_say_which_and_pages_join_up() {
         (only(nightly), vec![], newest(&[&group.tasks[..], &[anns]].concat())),
         (only(nightly), vec!["queued"], newest(&[group.tasks[0], group.tasks[2], anns])),
         (only(|only| only.owner = Some("user/ann".into())), vec![], vec![anns]),
+        (
+            only(|only| only.owner = Some("local".into())),
+            vec![],
+            newest(&[&group.tasks[..], &other_group.tasks, &[pooled, noop]].concat()),
+        ),
         (only(|only| only.owner = Some("ann".into())), vec![], vec![anns]),
         (only(|only| drop(only.labels.insert("gpu".into(), "yes".into()))), vec![], vec![anns]),
         (only(|only| only.pool = Some("large".into())), vec![], vec![pooled]),

@@ -234,4 +234,11 @@ async fn a_quiet_viewer_is_not_kept_waiting_for_the_next_record() {
         }
     }
     assert_eq!(covered(&seen, 0, 5), 2);
+
+    // And who does not stay gets the run at once, before it is told that this is all.
+    let from = StartAt::Offset(Offset(0));
+    let request = Follow { task, from, follow: false, without_output: true, generation: None };
+    let (records, end) = read(&mut admin.open(&request, call()).await.unwrap().1).await;
+    assert!(!end.ended);
+    assert_eq!(covered(&records, 0, end.next.0), 2);
 }

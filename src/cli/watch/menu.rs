@@ -27,8 +27,19 @@ impl Offer {
         format!("{name}:  d detach{pause}{resume}  c cancel  Enter go on")
     }
 
-    /// What was chosen by what one press of a key sends, if anything.
-    pub(crate) fn choice(self, key: &[u8]) -> Option<Choice> {
+    /// What was chosen by what keys sent, if anything: the first key that means something.
+    pub(crate) fn choice(self, mut sent: &[u8]) -> Option<Choice> {
+        while !sent.is_empty() {
+            let (key, rest) = sent.split_at(length(sent));
+            if let Some(choice) = self.choice_of_key(key) {
+                return Some(choice);
+            }
+            sent = rest;
+        }
+        None
+    }
+
+    fn choice_of_key(self, key: &[u8]) -> Option<Choice> {
         match key {
             b"d" | b"D" | b"\x03" | b"\x04" => Some(Choice::Detach),
             b"p" | b"P" if self.pause => Some(Choice::Pause),
@@ -37,6 +48,19 @@ impl Offer {
             b"\r" | b"\n" | b"\x1b" => Some(Choice::GoOn),
             _ => None,
         }
+    }
+}
+
+/// How much of what was sent is the first key. Escape is a key of its own, and the beginning of what others send.
+fn length(sent: &[u8]) -> usize {
+    match sent {
+        [0x1b, b'[', rest @ ..] => {
+            let end = rest.iter().position(|byte| matches!(byte, 0x40..=0x7e));
+            2 + end.map_or(rest.len(), |end| end + 1)
+        }
+        [0x1b, b'O', _, ..] => 3,
+        [0x1b, _, ..] => 2,
+        _ => 1,
     }
 }
 
@@ -56,8 +80,10 @@ mod tests {
             ("\r", Some(Choice::GoOn)),
             ("\x1b", Some(Choice::GoOn)),
             ("\x1b[A", None),
-            ("dd", None),
+            ("\x1bOP", None),
             ("x", None),
+            ("x\x1b[1;5Ar\x1b", Some(Choice::GoOn)),
+            ("xd", Some(Choice::Detach)),
         ] {
             assert_eq!(running.choice(key.as_bytes()), choice, "{key:?}");
         }

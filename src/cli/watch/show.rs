@@ -139,6 +139,8 @@ impl<'a> Show<'a> {
             self.wishes.catch_keys()?;
         }
         let session = self.session;
+        // One for all turns of the loop: it looks now and then, and each turn may be shorter than that.
+        let mut taken_down = pin!(session.taken_down());
         let ticks = self.shows_status() || self.group.is_some();
         loop {
             let mut then = Then::GoOn;
@@ -153,7 +155,7 @@ impl<'a> Show<'a> {
                     Some(came) => then = self.gather(came),
                     None => return self.end().await,
                 },
-                () = session.taken_down() => return Err(self.taken_down().await),
+                () = &mut taken_down => return Err(self.taken_down().await),
             }
             self.draw();
             match self.write().await? {

@@ -29,6 +29,7 @@ pub(crate) struct Came {
 }
 
 /// Many logs.
+#[expect(clippy::large_enum_variant, reason = "there is one of it")]
 pub(crate) enum Streams {
     /// Each as news come, for who stays.
     Live(Live),

@@ -91,7 +91,7 @@ impl Writer {
         self.seen_at = seen_at;
         // Who received them has read them all: none is malformed.
         for record in Reader::new(records).map_while(Result::ok) {
-            if !is_stored(&record) || self.ranges.contains(record.offset) {
+            if !is_stored(&record) {
                 continue;
             }
             let fits = |run: &mut Run| run.bytes.len() < RUN && run.extend(&record);

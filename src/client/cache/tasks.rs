@@ -72,11 +72,9 @@ impl Table {
         }
     }
 
+    /// Who writes has seen all that was written before: what comes later in the file is newer.
     fn put(&mut self, task: KnownTask) {
-        let older = self.0.get(&task.info.id).is_some_and(|known| known.seen_at > task.seen_at);
-        if !older {
-            self.0.insert(task.info.id, task);
-        }
+        self.0.insert(task.info.id, task);
     }
 
     /// Forgets those that were not seen for longest; of those seen at once, the oldest.

@@ -303,6 +303,20 @@ fn logs_used_least_recently_go_first() {
 }
 
 #[test]
+fn a_log_that_is_removed_or_replaced_while_it_is_written_goes_on_in_the_new_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let place = place(&dir);
+    let (mut one, mut two) = (Writer::new(&place, name(1)), Writer::new(&place, name(1)));
+    write(&mut one, 0, 5);
+    write(&mut two, 5, 10);
+    sweep(&place.root, 0).unwrap();
+    assert!(log(&place).is_none());
+    write(&mut one, 3, 7);
+    write(&mut two, 6, 12);
+    assert_eq!(read(&log(&place).unwrap()), (3..12).collect::<Vec<_>>());
+}
+
+#[test]
 fn tasks_are_the_newest_seen_and_bounded() {
     let dir = tempfile::tempdir().unwrap();
     let place = place(&dir);

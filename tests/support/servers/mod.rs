@@ -3,6 +3,7 @@
 #![allow(dead_code, unreachable_pub, reason = "included by several test binaries, each of which uses a part")]
 
 pub mod postgres;
+pub mod redis;
 
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
