@@ -142,7 +142,9 @@ impl Cluster {
         for look in 0..LOOKS {
             // After a kill the old processes may hold its memory for a moment: then it ends at once, and is started again.
             if look == 0 || !self.runs() {
-                self.server.take().map(Kept::forget);
+                if let Some(dead) = self.server.take() {
+                    dead.forget();
+                }
                 self.server = Some(Kept::start(&keep, &postgres, &arguments));
             }
             // The last line says what it does.
