@@ -15,6 +15,9 @@ pub mod local;
 pub mod net;
 pub mod queue;
 pub mod scheduler;
+#[cfg(all(test, unix))]
+#[path = "../tests/support/servers/mod.rs"]
+mod servers;
 pub mod store;
 pub mod task;
 pub mod tasks;

@@ -13,7 +13,7 @@ use super::watch::{OnInterrupt, Places, Watch, Watched, look};
 use super::{Global, complete};
 use crate::config::Flags;
 
-/// Watch a task, or all tasks of a group, from any point of their logs
+/// Watch a task, or all tasks of a group, from any point on
 ///
 /// Begins with the last 100 lines on a terminal, with the first elsewhere. Every line of a group begins with the number of
 /// its task. Leaving never stops a task.

@@ -11,7 +11,7 @@ use super::output::print;
 use super::session::App;
 use super::signals::Signals;
 use crate::config::Flags;
-use crate::controller::{self, Handle, LocalIdentities, Timing};
+use crate::controller::{self, Handle, LocalIdentities, RedisConfig, Timing};
 use crate::local::{self, Endpoint, Lock, Role};
 use crate::task::Policy;
 
@@ -29,11 +29,17 @@ pub(crate) struct Args {
     /// Tell others to reach it here; default: where it listens, with this machine's own address for 0.0.0.0
     #[arg(long, value_name = "HOST:PORT,…")]
     advertise: Option<String>,
+    /// Keep the queue in this Redis, which controllers of one store share; others see flags: prefer ADO_REDIS_URL
+    #[arg(long, value_name = "URL")]
+    redis_url: Option<String>,
+    /// Keep tasks and logs in this PostgreSQL database; others see flags: prefer ADO_DATABASE_URL
+    #[arg(long, value_name = "URL")]
+    database_url: Option<String>,
     /// Keep everything here; default: serve/controller below ado's own directory
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
     /// Be the controller of this machine's user
-    #[arg(long, hide = true, conflicts_with_all = ["listen", "advertise", "dir"])]
+    #[arg(long, hide = true, conflicts_with_all = ["listen", "advertise", "dir", "redis_url", "database_url"])]
     local: bool,
 }
 
@@ -44,6 +50,8 @@ pub(crate) async fn run(global: Global, args: Args) -> Result<u8, Error> {
         ("controller.listen", "--listen", &args.listen),
         ("controller.http", "--http", &args.http),
         ("controller.advertise", "--advertise", &args.advertise),
+        ("controller.redis.url", "--redis-url", &args.redis_url),
+        ("controller.database.url", "--database-url", &args.database_url),
     ] {
         if let Some(value) = value {
             flags.set(key, flag, value);
@@ -104,6 +112,14 @@ fn config(app: &App, dir: &Path, local: bool) -> controller::Config {
             lost_after: app.config.failover.heartbeat_timeout,
         },
         policy: Policy::default(),
+        // Nobody shares the embedded store of one user.
+        redis: settings
+            .redis_url
+            .as_ref()
+            .filter(|_| !local)
+            .map(|url| RedisConfig { url: url.reveal().into(), prefix: settings.redis_prefix.clone() }),
+        // The embedded controller of a user keeps its own.
+        database: settings.database_url.as_ref().filter(|_| !local).map(|url| url.reveal().into()),
         local: local.then(|| LocalIdentities { admin: app.home.admin(), worker: app.home.worker_identity() }),
     }
 }
@@ -165,7 +181,13 @@ async fn greet(app: &App, dir: &Path, handle: &Handle) -> Result<(), Error> {
 }
 
 fn cannot_start(error: controller::Error) -> Error {
-    Error::new(Kind::Local, "the controller cannot start").because(error)
+    let hint = match error {
+        controller::Error::Queue(_) => Some("see where it comes from: ado config show"),
+        controller::Error::Store(_) => Some("see where its database comes from: ado config show"),
+        _ => None,
+    };
+    let error = Error::new(Kind::Local, "the controller cannot start").because(error);
+    hint.into_iter().fold(error, Error::hint)
 }
 
 #[cfg(test)]

@@ -190,6 +190,12 @@ keys! {
     controller_advertise: Vec<Endpoint> = "controller.advertise", Some("ADO_CONTROLLER_ADVERTISE"), None, "ado.example.com:4433";
     /// Address of a controller's HTTP side (health, metrics), TCP.
     controller_http: SocketAddr = "controller.http", Some("ADO_CONTROLLER_HTTP"), Some("127.0.0.1:4434"), "127.0.0.1:4434";
+    /// Redis where controllers that share a store keep their queue: `redis://`, `rediss://` (TLS) or `unix://`. Unset: in the process.
+    controller_redis: Secret = "controller.redis.url", Some("ADO_REDIS_URL"), None, "redis://redis.example.com:6379";
+    /// What every key in that Redis begins with.
+    controller_redis_prefix: String = "controller.redis.prefix", Some("ADO_REDIS_PREFIX"), Some("ado:"), "\"ado:\"";
+    /// PostgreSQL database where controllers keep tasks and logs together: `postgres://user:password@host/name?sslmode=verify-full`. Unset: a file.
+    controller_database: Secret = "controller.database.url", Some("ADO_DATABASE_URL"), None, "${ADO_DATABASE_URL}";
 
     /// Name of a worker started here. Unset: the host's name.
     worker_name: Name = "worker.name", Some("ADO_WORKER_NAME"), None, "builder-1";

@@ -202,6 +202,12 @@ pub struct Controller {
     pub advertise: Vec<Endpoint>,
     /// Address of its HTTP side, TCP.
     pub http: Given<SocketAddr>,
+    /// Redis where its queue is. `None`: in the process.
+    pub redis_url: Option<Secret>,
+    /// What every key there begins with.
+    pub redis_prefix: String,
+    /// Database where it keeps tasks and logs. `None`: in a file.
+    pub database_url: Option<Secret>,
 }
 
 /// A worker started or launched here.
@@ -349,6 +355,9 @@ impl Config {
                 listen: raw.controller_listen.expect("the defaults were laid under"),
                 advertise: raw.controller_advertise.map(|given| given.value).unwrap_or_default(),
                 http: raw.controller_http.expect("the defaults were laid under"),
+                redis_url: raw.controller_redis.map(|url| url.value),
+                redis_prefix: given(raw.controller_redis_prefix),
+                database_url: raw.controller_database.map(|url| url.value),
             },
             worker: Worker {
                 name: raw.worker_name.map(|name| name.value.0),

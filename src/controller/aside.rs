@@ -22,6 +22,8 @@ pub(super) struct Aside {
     unfit_len: usize,
     /// Not to be tried before an instant.
     early: BTreeMap<(Timestamp, TaskId), (Class, Hint)>,
+    /// Tasks among the early ones.
+    early_tasks: BTreeSet<TaskId>,
 }
 
 impl Aside {
@@ -39,8 +41,15 @@ impl Aside {
     pub(super) fn early(&mut self, at: Timestamp, class: &Class, hint: Hint) {
         if self.early.len() >= LIMIT {
             self.early.clear();
+            self.early_tasks.clear();
         }
         self.early.insert((at, hint.task), (class.clone(), hint));
+        self.early_tasks.insert(hint.task);
+    }
+
+    /// Whether a hint is here: trying it would be in vain again.
+    pub(super) fn holds(&self, hint: &Hint) -> bool {
+        self.early_tasks.contains(&hint.task) || self.unfit.values().any(|hints| hints.contains(hint))
     }
 
     /// When the next early one's time comes.
@@ -51,7 +60,9 @@ impl Aside {
     /// Takes those whose time has come.
     pub(super) fn take_due(&mut self, now: Timestamp) -> Vec<(Class, Hint)> {
         let later = self.early.split_off(&(now.after(std::time::Duration::from_micros(1)), TaskId(uuid::Uuid::nil())));
-        std::mem::replace(&mut self.early, later).into_values().collect()
+        let due: Vec<_> = std::mem::replace(&mut self.early, later).into_values().collect();
+        self.early_tasks = self.early.keys().map(|(_, task)| *task).collect();
+        due
     }
 
     /// Takes as many of the first as there are free slots they fit in.

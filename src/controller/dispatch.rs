@@ -1,9 +1,10 @@
 //! Hands queued tasks to workers with free slots.
 //!
 //! Hints say what is worth trying; the claim is a compare-and-set in the store that raises the epoch. Losing a hint costs
-//! until the next sweep, trying a stale one costs nothing.
+//! until the next sweep, trying a stale one costs nothing. While the queue is away, tasks are tried in the store's own
+//! order, which is the same.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -14,19 +15,22 @@ use tokio::time::Instant;
 
 use super::Shared;
 use super::aside::Aside;
+use super::source::{Place, Source};
 use crate::queue::{self, Class, Hint};
 use crate::scheduler::{self, Candidate, Demand};
 use crate::store::{self, Change, Committed, Lease, NewEvent, Outcome, Row, Unit, Waiting, Write};
 use crate::task::{self, Command, Holder, Refusal, State};
 
-/// How often the store is asked for what the queue may have lost.
-const SWEEP: Duration = Duration::from_secs(5);
-/// Tasks of one sweep. The next one goes on where it ended, so that those nobody can run hide no others.
-const SWEEP_LIMIT: usize = 1000;
+/// Tasks that one look through the store reads at once.
+const LOOK_LIMIT: usize = 1000;
+/// Most reads of one look while there is no queue.
+const LOOK_PAGES: usize = 4;
 /// Hints tried beyond the free slots: some are stale, some fit no worker.
 const SPARE: usize = 64;
 /// Between two tries of a claim that the store did not answer.
 const RETRY: Duration = Duration::from_millis(500);
+/// The store's clock may be set: an instant to come is looked at again after this.
+const CLOCK: Duration = Duration::from_secs(5);
 
 /// The hint of a queued task.
 pub(super) fn hint(task: &task::Task) -> Option<(Class, Hint)> {
@@ -43,7 +47,8 @@ pub(super) async fn give_hints(shared: &Shared, rows: &[Row]) {
 
 async fn give(shared: &Shared, hints: impl IntoIterator<Item = (Class, Hint)>) {
     if let Err(error) = push(shared, hints).await {
-        tracing::warn!(%error, "hints are lost until the sweep finds them");
+        // Not a warning: it is one for every submission while the queue is away, and the queue has said so itself.
+        tracing::debug!(%error, "not hinted: found in the store");
     }
 }
 
@@ -60,26 +65,47 @@ async fn push(shared: &Shared, hints: impl IntoIterator<Item = (Class, Hint)>) -
 
 /// Runs until the controller stops.
 pub(super) async fn run(shared: Shared) {
-    let mut sweep = tokio::time::interval(SWEEP);
-    sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut swept = None;
+    let mut source = Source::new();
     let mut aside = Aside::default();
+    let mut look_at = Instant::now();
     loop {
-        place_all(&shared, &mut aside).await;
-        let fitting = aside.take_fitting(&shared.fleet.candidates());
-        if !fitting.is_empty() && !shared.tasks.is_stopping() {
-            give(&shared, fitting).await;
+        // Before what is hinted: those that were set aside come first in order.
+        give_fitting(&shared, &mut aside).await;
+        let former = source;
+        source = match place_hinted(&shared, &mut aside).await {
+            Ok(()) => source.answered(),
+            Err(error) => {
+                tracing::debug!(%error, "no hints: claiming in the store's own order");
+                place_waiting(&shared, source.failed(), &mut aside).await
+            }
+        };
+        if source != former {
+            look_at = look_at.min(Instant::now() + source.pause());
+        }
+        if give_fitting(&shared, &mut aside).await && !shared.tasks.is_stopping() {
             continue;
         }
         tokio::select! {
             biased;
             () = shared.tasks.stopping() => return,
-            _ = sweep.tick() => swept = sweep_once(&shared, swept).await,
             due = due(&shared, aside.next_due()) => give(&shared, aside.take_due(due)).await,
+            () = tokio::time::sleep_until(look_at) => {
+                let swept = sweep(&shared, source, &mut aside).await;
+                look_at = Instant::now() + swept.map_or(RETRY, Source::pause);
+                source = swept.unwrap_or(source);
+            }
             () = shared.fleet.chance() => {}
             () = shared.queue.pushed() => {}
         }
     }
+}
+
+/// Gives back what was set aside and fits now. Whether there was any.
+async fn give_fitting(shared: &Shared, aside: &mut Aside) -> bool {
+    let fitting = aside.take_fitting(&shared.fleet.candidates());
+    let any = !fitting.is_empty();
+    give(shared, fitting).await;
+    any
 }
 
 /// Resolves at an instant, with the store's time then.
@@ -89,42 +115,92 @@ async fn due(shared: &Shared, at: Option<Timestamp>) -> Timestamp {
         match shared.store.now().await {
             Ok(now) if now >= at => return now,
             // Looks again every now and then: the store's clock may be set.
-            Ok(now) => tokio::time::sleep(at.since(now).clamp(Duration::from_millis(1), SWEEP)).await,
+            Ok(now) => tokio::time::sleep(at.since(now).clamp(Duration::from_millis(1), CLOCK)).await,
             Err(_) => tokio::time::sleep(RETRY).await,
         }
     }
 }
 
-/// Where a sweep ended: score and id.
-type Place = Option<(i64, TaskId)>;
-
-/// Hints what the store says waits, from a place on: one page, or everything when the queue has lost its hints.
-async fn sweep_once(shared: &Shared, from: Place) -> Place {
-    match try_sweep(shared, from).await {
-        Ok(place) => place,
-        Err(error) => {
-            tracing::warn!(%error, "cannot look for queued tasks");
-            from
-        }
+/// Looks through the store for what the queue does not know: a page, the next one next time. `None`: it failed, the same
+/// is to be tried again. While there is no queue, [`place_waiting`] looks for itself.
+async fn sweep(shared: &Shared, source: Source, aside: &mut Aside) -> Option<Source> {
+    match source {
+        Source::Store { .. } => Some(source),
+        Source::Queue { .. } => match try_sweep(shared, source, aside).await {
+            Ok(source) => Some(source),
+            Err(error) => {
+                tracing::warn!(%error, "cannot look for queued tasks");
+                None
+            }
+        },
     }
 }
 
-async fn try_sweep(shared: &Shared, from: Place) -> Result<Place, Box<dyn std::error::Error + Send + Sync>> {
-    let intact = shared.queue.is_intact().await?;
-    let mut from = from.filter(|_| intact);
-    loop {
-        let page = shared.store.waiting(from, SWEEP_LIMIT).await?;
-        let last = page.last().filter(|_| page.len() == SWEEP_LIMIT);
-        from = last.map(|waiting| (waiting.score, waiting.id));
-        push(shared, page.into_iter().map(hint_of)).await?;
-        if intact {
-            return Ok(from);
+async fn try_sweep(
+    shared: &Shared,
+    source: Source,
+    aside: &mut Aside,
+) -> Result<Source, Box<dyn std::error::Error + Send + Sync>> {
+    let source = source.checked(shared.queue.is_intact().await?);
+    let (page, to) = look(shared, source.from()).await?;
+    // Tried before they are given away: of several controllers each must have seen a task that only its workers fit.
+    let left = try_page(shared, page, aside).await;
+    push(shared, left).await?;
+    if matches!(source, Source::Queue { rebuilding: true, .. }) && to.is_none() {
+        shared.queue.mark_rebuilt().await?;
+    }
+    Ok(source.looked(to))
+}
+
+/// One page of what waits, and where the next one begins; `None`: there is no more.
+async fn look(shared: &Shared, from: Place) -> store::Result<(Vec<Waiting>, Place)> {
+    let page = shared.store.waiting(from, LOOK_LIMIT).await?;
+    let last = page.last().filter(|_| page.len() == LOOK_LIMIT);
+    let to = last.map(|waiting| (waiting.score, waiting.id));
+    Ok((page, to))
+}
+
+/// Claims in the store's own order while there is no queue, as long as there are free slots.
+async fn place_waiting(shared: &Shared, mut source: Source, aside: &mut Aside) -> Source {
+    for _ in 0..LOOK_PAGES {
+        if shared.tasks.is_stopping() || shared.fleet.candidates().iter().all(|worker| worker.free() == 0) {
+            return source.looked(None);
         }
-        if from.is_none() {
-            shared.queue.mark_rebuilt().await?;
-            return Ok(None);
+        let (page, to) = match look(shared, source.from()).await {
+            Ok(looked) => looked,
+            Err(error) => {
+                tracing::warn!(%error, "cannot look for queued tasks");
+                return source;
+            }
+        };
+        try_page(shared, page, aside).await;
+        source = source.looked(to);
+        if to.is_none() {
+            break;
         }
     }
+    source
+}
+
+/// Tries what waits as if it had been hinted. Returns what there were no free slots for.
+async fn try_page(shared: &Shared, page: Vec<Waiting>, aside: &mut Aside) -> Vec<(Class, Hint)> {
+    let mut classes: BTreeMap<Class, VecDeque<Hint>> = BTreeMap::new();
+    for (class, hint) in page.into_iter().map(hint_of).filter(|(_, hint)| !aside.holds(hint)) {
+        classes.entry(class).or_default().push_back(hint);
+    }
+    for (class, hints) in &mut classes {
+        while !hints.is_empty() {
+            let fleet = shared.fleet.candidates();
+            let free = free_slots(&fleet, class);
+            if free == 0 || shared.tasks.is_stopping() {
+                break;
+            }
+            let first = hints.drain(..hints.len().min(free + SPARE)).collect();
+            claim(shared, fleet, class, first, aside).await;
+        }
+    }
+    let of_class = |(class, hints): (Class, VecDeque<Hint>)| hints.into_iter().map(move |hint| (class.clone(), hint));
+    classes.into_iter().flat_map(of_class).collect()
 }
 
 fn hint_of(waiting: Waiting) -> (Class, Hint) {
@@ -133,30 +209,27 @@ fn hint_of(waiting: Waiting) -> (Class, Hint) {
 }
 
 /// Tries hints until there are no free slots or no fitting hints. The classes take turns: a long one hides no other.
-async fn place_all(shared: &Shared, aside: &mut Aside) {
+async fn place_hinted(shared: &Shared, aside: &mut Aside) -> Result<(), queue::Error> {
     loop {
-        let classes = match shared.queue.classes().await {
-            Ok(classes) => classes,
-            Err(error) => return tracing::warn!(%error, "cannot read the queue"),
-        };
+        let classes = shared.queue.classes().await?;
         let mut tried = false;
         for class in classes {
             let fleet = shared.fleet.candidates();
             let free = free_slots(&fleet, &class);
             if shared.tasks.is_stopping() {
-                return;
+                return Ok(());
             }
             if free == 0 {
                 continue;
             }
-            let hints = shared.queue.pop(&class, free + SPARE).await.unwrap_or_default();
+            let hints = shared.queue.pop(&class, free + SPARE).await?;
             if !hints.is_empty() {
                 tried = true;
                 claim(shared, fleet, &class, hints, aside).await;
             }
         }
         if !tried {
-            return;
+            return Ok(());
         }
     }
 }

@@ -12,12 +12,12 @@ use super::authority::{Authority, IssueError};
 use super::commit::Committer;
 use super::fleet::Fleet;
 use super::hub::Hub;
-use super::{Config, Error, Shared, dispatch, reaper, requests};
+use super::{Config, Error, Shared, dispatch, others, reaper, requests};
 use crate::env::Env;
 use crate::gateway;
 use crate::net::{Server, ServerConfig, ServerKeys};
-use crate::queue::Local;
-use crate::store::{self, Sqlite, Store};
+use crate::queue::{Local, Queue, Redis, RedisConfig, Wakes};
+use crate::store::{self, Postgres, Sqlite, Store};
 use crate::tasks::Tasks;
 
 /// How often certificates are looked after: denied ones, ended ones, the controller's own.
@@ -37,12 +37,42 @@ const IDLE: Duration = Duration::from_secs(120);
 pub struct Handle {
     shared: Shared,
     server: Arc<Server>,
-    store: Arc<Sqlite>,
+    store: Arc<dyn Store>,
     http: Option<gateway::Gateway>,
     /// Cancelled first of all when it stops.
     leaving: CancellationToken,
     /// The group commit: it ends after everything it was given is durable.
     committing: Tasks,
+    /// What its parts do in the background.
+    background: Tasks,
+}
+
+/// What a controller works with, and may share with others.
+pub struct Parts {
+    /// The truth.
+    pub store: Arc<dyn Store>,
+    /// Hints.
+    pub queue: Arc<dyn Queue>,
+    /// The other controllers; `None`: there are none.
+    pub others: Option<Arc<dyn Wakes>>,
+    /// What these do in the background. Stopped after everything else.
+    pub background: Tasks,
+}
+
+impl Parts {
+    /// Those that the configuration names.
+    async fn open(config: &Config, env: &Env) -> Result<Self, Error> {
+        let store = open_store(config, env).await?;
+        let background = Tasks::new();
+        let Some(redis) = &config.redis else {
+            return Ok(Self { store, queue: Arc::new(Local::new()), others: None, background });
+        };
+        // Hints are about this store: those of another one that keeps its own in the same Redis are not its.
+        let prefix = format!("{}{:016x}:", redis.prefix, store.generation());
+        let redis = RedisConfig { prefix, ..redis.clone() };
+        let redis = Arc::new(Redis::start(&redis, env.clone(), &background).await?);
+        Ok(Self { store, queue: redis.clone(), others: Some(redis), background })
+    }
 }
 
 impl Handle {
@@ -95,8 +125,16 @@ impl Handle {
         // Nobody is left who could commit.
         drop(self.shared);
         self.committing.stop(PATIENCE).await;
+        self.background.stop(PATIENCE).await;
         self.store.close().await;
     }
+}
+
+async fn open_store(config: &Config, env: &Env) -> Result<Arc<dyn Store>, Error> {
+    Ok(match &config.database {
+        Some(url) => Arc::new(Postgres::open(url, env.clone()).await?),
+        None => Arc::new(Sqlite::open(&config.dir.join("store.sqlite3"), env.clone()).await?),
+    })
 }
 
 /// Starts a controller.
@@ -105,8 +143,18 @@ impl Handle {
 /// See [`Error`].
 pub async fn start(config: Config, env: Env) -> Result<Handle, Error> {
     ado_certs::create_private_folder(&config.dir)?;
+    let parts = Parts::open(&config, &env).await?;
+    start_with(config, parts, env).await
+}
+
+/// Starts a controller on these parts, whatever its configuration says of them.
+///
+/// # Errors
+/// See [`Error`].
+pub async fn start_with(config: Config, parts: Parts, env: Env) -> Result<Handle, Error> {
+    let Parts { store, queue, others, background } = parts;
+    ado_certs::create_private_folder(&config.dir)?;
     let authority = Arc::new(Authority::open(&config.dir, &env)?);
-    let store = Arc::new(Sqlite::open(&config.dir.join("store.sqlite3"), env.clone()).await?);
     authority.denied.set(store.denied().await?);
     if let Some(local) = &config.local {
         authority.keep_local(&*store, local, &env).await.map_err(|error| match error {
@@ -116,11 +164,10 @@ pub async fn start(config: Config, env: Env) -> Result<Handle, Error> {
     }
     let tasks = Tasks::new();
     let server = Arc::new(bind(&config, &authority, &env, &tasks)?);
-    let hub = Arc::new(Hub::default());
+    let hub = Arc::new(Hub::new(others.clone()));
     let fleet = Arc::new(Fleet::new(config.timing.lease()));
-    let dynamic: Arc<dyn Store> = store.clone();
     let committing = Tasks::new();
-    let committer = Committer::start(dynamic.clone(), hub.clone(), fleet.clone(), &committing);
+    let committer = Committer::start(store.clone(), hub.clone(), fleet.clone(), &committing);
     let advertise = match &config.advertise {
         given if given.is_empty() => server.addresses().iter().map(ToString::to_string).collect(),
         given => given.clone(),
@@ -128,8 +175,8 @@ pub async fn start(config: Config, env: Env) -> Result<Handle, Error> {
     let shared = Shared {
         id: authority.id(),
         incarnation: Incarnation(env.uuid()),
-        store: dynamic,
-        queue: Arc::new(Local::new()),
+        store: store.clone(),
+        queue,
         committer,
         hub,
         fleet,
@@ -148,7 +195,10 @@ pub async fn start(config: Config, env: Env) -> Result<Handle, Error> {
         None => None,
     };
     spawn_loops(&shared, &config);
-    Ok(Handle { shared, server, store, http, leaving, committing })
+    if let Some(wakes) = others {
+        shared.tasks.spawn_until_stop("others", others::run(shared.hub.clone(), wakes));
+    }
+    Ok(Handle { shared, server, store, http, leaving, committing, background })
 }
 
 fn bind(config: &Config, authority: &Authority, env: &Env, tasks: &Tasks) -> Result<Server, Error> {

@@ -2,13 +2,19 @@
 //!
 //! A task has a tail only while somebody follows it. The tail holds the newest committed records, at most
 //! [`TAIL_BYTES`]; a viewer that falls behind it reads the store and costs nobody else anything.
+//!
+//! What other controllers commit is not in the tail: a tail that has missed something is emptied, and its viewers read
+//! the store.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use ado_proto::record::Record;
 use ado_proto::{Offset, TaskId};
 use tokio::sync::watch;
+
+use crate::queue::Wakes;
 
 /// Most bytes of records one tail holds.
 const TAIL_BYTES: usize = 2 * 1024 * 1024;
@@ -19,17 +25,29 @@ pub(super) struct Hub {
     tails: Mutex<BTreeMap<TaskId, Weak<Tail>>>,
     /// Changes whenever there may be new system events.
     news: watch::Sender<()>,
+    /// The other controllers, if there may be any.
+    others: Option<Arc<dyn Wakes>>,
 }
 
 impl Hub {
+    /// Nobody follows anything. The other controllers, if there may be any, are told what is committed here.
+    pub(super) fn new(others: Option<Arc<dyn Wakes>>) -> Self {
+        Self { others, ..Self::default() }
+    }
+
     /// The tail of a task, made if nobody follows it yet. It sees what is committed from now on.
     pub(super) fn follow(self: &Arc<Self>, task: TaskId) -> Arc<Tail> {
         let mut tails = self.tails.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(tail) = tails.get(&task).and_then(Weak::upgrade) {
             return tail;
         }
-        let tail =
-            Arc::new(Tail { task, hub: self.clone(), recent: Mutex::default(), committed: watch::Sender::default() });
+        let tail = Arc::new(Tail {
+            task,
+            hub: self.clone(),
+            recent: Mutex::default(),
+            committed: watch::Sender::default(),
+            told: AtomicBool::new(false),
+        });
         tails.insert(task, Arc::downgrade(&tail));
         tail
     }
@@ -37,9 +55,14 @@ impl Hub {
     /// Records have been committed. They come in offset order.
     pub(super) fn publish(&self, task: TaskId, records: &[Record], ended: bool) {
         let tail = self.tails.lock().unwrap_or_else(PoisonError::into_inner).get(&task).and_then(Weak::upgrade);
-        if let (Some(tail), Some(last)) = (tail, records.last()) {
+        let Some(next) = records.last().map(|last| last.offset.next()) else { return };
+        if let Some(tail) = tail {
             tail.push(records);
-            tail.committed.send_replace(Committed { next: last.offset.next(), ended });
+            tail.told.store(true, Ordering::Relaxed);
+            tail.committed.send_replace(Committed { next, ended });
+        }
+        if let Some(others) = &self.others {
+            others.tell(task, next);
         }
     }
 
@@ -53,12 +76,22 @@ impl Hub {
 
     /// Something may have been committed that nobody was told of: all viewers ask the store.
     pub(super) fn doubt(&self) {
-        let tails = self.tails.lock().unwrap_or_else(PoisonError::into_inner);
-        let live: Vec<_> = tails.values().filter_map(Weak::upgrade).collect();
-        // A tail's last owner takes it out of the map.
-        drop(tails);
-        live.iter().for_each(|tail| tail.reset());
+        self.live().iter().for_each(|tail| tail.reset());
         self.news();
+    }
+
+    /// Viewers of whom nothing was heard since the last poll ask the store. The others need not: had something else been
+    /// committed before what was committed here, its offsets would be missing.
+    pub(super) fn poll(&self) {
+        let quiet = |tail: &&Arc<Tail>| !tail.told.swap(false, Ordering::Relaxed);
+        self.live().iter().filter(quiet).for_each(|tail| tail.reset());
+        self.news();
+    }
+
+    /// All tails that somebody follows. A tail's last owner takes it out of the map: none is dropped under the lock.
+    fn live(&self) -> Vec<Arc<Tail>> {
+        let tails = self.tails.lock().unwrap_or_else(PoisonError::into_inner);
+        tails.values().filter_map(Weak::upgrade).collect()
     }
 
     /// There may be new system events.
@@ -92,6 +125,8 @@ pub(super) struct Tail {
     hub: Arc<Hub>,
     recent: Mutex<Recent>,
     committed: watch::Sender<Committed>,
+    /// Something was committed here since the last poll.
+    told: AtomicBool,
 }
 
 #[derive(Default)]
@@ -205,6 +240,23 @@ mod tests {
         assert!(!asks(&mut watch));
         hub.reached(task, Offset(3));
         assert!(asks(&mut watch), "a commit was missed");
+    }
+
+    #[test]
+    fn a_poll_asks_for_those_of_whom_nothing_is_heard() {
+        let hub = Arc::new(Hub::default());
+        let tails = [1, 2].map(|n| hub.follow(TaskId(Uuid::from_u128(n))));
+        for n in [1, 2] {
+            hub.publish(TaskId(Uuid::from_u128(n)), &[record(0, 1)], false);
+        }
+        let known = || tails.each_ref().map(|tail| tail.committed.borrow().next.0);
+        hub.poll();
+        assert_eq!(known(), [1, 1]);
+        hub.publish(tails[0].task, &[record(1, 1)], false);
+        hub.poll();
+        assert_eq!(known(), [2, 0], "the second one asks the store");
+        hub.poll();
+        assert_eq!(known(), [0, 0]);
     }
 
     #[test]

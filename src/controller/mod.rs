@@ -15,11 +15,13 @@ mod follow;
 mod handle;
 mod hub;
 mod info;
+mod others;
 mod quiet;
 mod reaper;
 mod reason;
 mod requests;
 mod session;
+mod source;
 mod viewers;
 
 use std::net::SocketAddr;
@@ -31,7 +33,7 @@ use ado_proto::{ControllerId, Incarnation};
 
 use crate::env::Env;
 use crate::net::Server;
-use crate::queue::Queue;
+use crate::queue::{self, Queue};
 use crate::store::Store;
 use crate::task;
 use crate::tasks::Tasks;
@@ -42,8 +44,9 @@ use fleet::Fleet;
 use hub::Hub;
 use viewers::Viewers;
 
+pub use crate::queue::RedisConfig;
 pub use authority::LocalIdentities;
-pub use handle::{Handle, start};
+pub use handle::{Handle, Parts, start, start_with};
 
 /// What a controller is made of.
 pub struct Config {
@@ -59,6 +62,10 @@ pub struct Config {
     pub timing: Timing,
     /// Numbers of retries.
     pub policy: task::Policy,
+    /// Where hints are, for controllers that share a store; `None`: in this process.
+    pub redis: Option<RedisConfig>,
+    /// URL of the PostgreSQL database where tasks and logs are; `None`: in a file in `dir`.
+    pub database: Option<String>,
     /// Identities to keep for processes of the same user on the same machine.
     pub local: Option<LocalIdentities>,
 }
@@ -101,6 +108,9 @@ pub enum Error {
     /// Its CA or identity is not usable.
     #[error("cannot set up the certificates of the mesh")]
     Certs(#[from] ado_certs::Error),
+    /// Its queue cannot be used as configured. One that is only away does not keep it from starting.
+    #[error("cannot use Redis")]
+    Queue(#[from] queue::Error),
     /// An address cannot be bound.
     #[error("cannot listen")]
     Net(#[from] crate::net::Error),

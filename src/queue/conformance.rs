@@ -26,7 +26,7 @@ async fn hints_come_in_order_of_score_then_id(queue: impl Queue) {
 async fn the_lower_score_is_kept(queue: impl Queue) {
     let shell = class("shell");
     queue.push(&shell, &[hint(5, 1), hint(9, 1), hint(7, 2)]).await.unwrap();
-    queue.push(&shell, &[hint(3, 2), hint(5, 1)]).await.unwrap();
+    queue.push(&shell, &[hint(3, 2), hint(8, 1)]).await.unwrap();
     assert_eq!(queue.len(&shell).await.unwrap(), 2);
     assert_eq!(queue.pop(&shell, 10).await.unwrap(), [hint(3, 2), hint(5, 1)]);
     queue.push(&shell, &[hint(8, 1)]).await.unwrap();
@@ -119,6 +119,15 @@ macro_rules! suite {
         mod local {
             $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $case() { super::$case(super::Local::new()).await })+
+        }
+
+        mod redis {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $case() {
+                if let Some(queue) = crate::queue::redis::tests::fresh().await {
+                    super::$case(queue).await;
+                }
+            })+
         }
     };
 }

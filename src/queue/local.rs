@@ -2,32 +2,22 @@
 //! hints, as one controller's connection to a shared queue would be.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::pin::pin;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ado_proto::TaskId;
 use async_trait::async_trait;
-use tokio::sync::Notify;
 
+use super::pushes::Pushes;
 use super::{Class, Error, Hint, Queue};
 
 /// A queue in memory.
 ///
 /// It holds one hint a task and class, so no more than there are queued tasks: a bound of its own would only make it
 /// forget tasks that the store has anyway.
+#[derive(Clone)]
 pub struct Local {
-    shared: Arc<Shared>,
-    /// The pushes that this handle's last [`Queue::pushed`] told of.
-    seen: AtomicU64,
-}
-
-#[derive(Default)]
-struct Shared {
-    held: Mutex<Held>,
-    /// How many pushes there were.
-    pushes: AtomicU64,
-    more: Notify,
+    held: Arc<Mutex<Held>>,
+    pushes: Pushes,
 }
 
 #[derive(Default)]
@@ -47,7 +37,7 @@ impl Local {
     /// An empty queue, not intact: whoever starts with it gives it the hints of the tasks there are.
     #[expect(clippy::new_without_default, reason = "a queue is made on purpose")]
     pub fn new() -> Self {
-        Self { shared: Arc::default(), seen: AtomicU64::new(0) }
+        Self { held: Arc::default(), pushes: Pushes::default() }
     }
 
     /// Loses everything, as a queue in a process of its own does when that is restarted.
@@ -56,14 +46,7 @@ impl Local {
     }
 
     fn held(&self) -> MutexGuard<'_, Held> {
-        self.shared.held.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Clone for Local {
-    /// Another consumer's handle. It has seen no push yet.
-    fn clone(&self) -> Self {
-        Self { shared: self.shared.clone(), seen: AtomicU64::new(0) }
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -97,9 +80,7 @@ impl Queue for Local {
             let of_class = held.classes.entry(class.clone()).or_default();
             hints.iter().for_each(|hint| of_class.push(*hint));
         }
-        // After the hints are there, or a consumer could look, find none, and take this push for one it has seen.
-        self.shared.pushes.fetch_add(1, Ordering::Release);
-        self.shared.more.notify_waiters();
+        self.pushes.add();
         Ok(())
     }
 
@@ -132,14 +113,6 @@ impl Queue for Local {
 
     /// One consumer a handle: of two that wait on the same one at different times, one may miss a push.
     async fn pushed(&self) {
-        let mut more = pin!(self.shared.more.notified());
-        // From here on no push is missed: either it is counted, or it notifies.
-        more.as_mut().enable();
-        let pushes = self.shared.pushes.load(Ordering::Acquire);
-        if self.seen.swap(pushes, Ordering::AcqRel) != pushes {
-            return;
-        }
-        more.await;
-        self.seen.store(self.shared.pushes.load(Ordering::Acquire), Ordering::Release);
+        self.pushes.next().await;
     }
 }

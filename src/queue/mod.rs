@@ -1,15 +1,21 @@
-//! Hints: ids worth trying to claim, in order of score. Losing all of them costs delay, never truth.
+//! Hints: ids worth trying to claim, in order of score. And wake-ups: which logs have grown. Losing all of them costs
+//! delay, never truth.
 //!
 //! Must never know: what a task is.
 
 #[cfg(test)]
 mod conformance;
 mod local;
+mod pushes;
+mod redis;
+mod wakes;
 
 use ado_proto::{Namespace, TaskId};
 use async_trait::async_trait;
 
 pub use local::Local;
+pub use redis::{Redis, RedisConfig};
+pub use wakes::{News, Wakes};
 
 /// What may be claimed together.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]

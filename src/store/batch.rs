@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use ado_proto::record::Record;
 use ado_proto::{Offset, TaskId, Timestamp};
 
-use super::{Audit, Change, NewEvent, Outcome, Row, Unit, Write};
+use super::{Audit, Change, NewEvent, Outcome, Row, Write};
 use crate::task::{FoldError, Refusal, Task};
 
 /// The tasks that a batch changes, as they are now.
@@ -26,10 +26,9 @@ pub(super) struct Staged {
     pub(super) changed: bool,
 }
 
-/// The tasks that units name.
-pub(super) fn ids(units: &[Unit]) -> BTreeSet<TaskId> {
-    let changes = units.iter().flat_map(|unit| &unit.changes);
-    changes.map(|(Change::Create { id, .. } | Change::Update { id, .. })| *id).collect()
+/// The tasks that changes name.
+pub(super) fn ids<'a>(changes: impl IntoIterator<Item = &'a Change>) -> BTreeSet<TaskId> {
+    changes.into_iter().map(|(Change::Create { id, .. } | Change::Update { id, .. })| *id).collect()
 }
 
 /// The line of the audit log of a unit with these outcomes.

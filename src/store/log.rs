@@ -18,6 +18,8 @@ const CHUNK_BYTES: usize = 256 * 1024;
 const MAX_CHUNK: usize = CHUNK_BYTES + MAX_BODY;
 /// Below this compression does not pay: a database page is larger.
 const COMPRESS_FROM: usize = 1024;
+/// Least weight of a record, see [`Record::weight`].
+const LEAST_WEIGHT: usize = 48;
 /// Records laid end to end.
 const PLAIN: u8 = 0;
 /// The same as one lz4 block.
@@ -131,6 +133,41 @@ pub(super) fn fitting<'a>(records: impl IntoIterator<Item = &'a Record>, max_byt
         first || total <= max_bytes
     };
     records.into_iter().take_while(fits).count()
+}
+
+/// Weight of records together, see [`Record::weight`].
+pub(super) fn weight(records: &[Record]) -> usize {
+    records.iter().map(Record::weight).sum()
+}
+
+/// No page holds more rows than this.
+pub(super) fn most_rows(max_bytes: usize) -> usize {
+    max_bytes / LEAST_WEIGHT + 1
+}
+
+/// Both kinds of records in offset order. Past the last of a limited number of lifecycle records a hole may follow; those
+/// before it fill the page already.
+pub(super) fn merge(mut bulk: Vec<Record>, own: Vec<Record>) -> Vec<Record> {
+    bulk.extend(own);
+    bulk.sort_by_key(|record| record.offset);
+    bulk
+}
+
+/// Wrong bytes are never shown: a hole is damage.
+pub(super) fn dense(records: &[Record], from: Option<Offset>) -> Result<()> {
+    let mut expected = from;
+    for record in records {
+        if expected.is_some_and(|expected| expected != record.offset) {
+            return Err(hole(record.offset));
+        }
+        expected = Some(record.offset.next());
+    }
+    Ok(())
+}
+
+/// A record that should be there is not.
+pub(super) fn hole(offset: Offset) -> Error {
+    Error::Damaged(format!("a log lacks the record before offset {offset}"))
 }
 
 #[cfg(test)]

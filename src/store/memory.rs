@@ -150,7 +150,7 @@ impl Store for Memory {
     }
 
     async fn commit(&self, units: Vec<Unit>) -> Result<Vec<Committed>> {
-        let ids = batch::ids(&units);
+        let ids = batch::ids(units.iter().flat_map(|unit| &unit.changes));
         let mut held = self.held();
         let now = self.clock.now();
         let mut batch = Batch::new(now, ids.iter().filter_map(|id| held.rows.get(id).cloned()));

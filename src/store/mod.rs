@@ -9,8 +9,10 @@ mod batch;
 mod clock;
 #[cfg(test)]
 mod conformance;
+mod fold;
 mod log;
 mod memory;
+mod postgres;
 mod rules;
 mod sqlite;
 
@@ -27,6 +29,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 pub use memory::Memory;
+pub use postgres::Postgres;
 pub use sqlite::Sqlite;
 
 use crate::task::{Refusal, Task};

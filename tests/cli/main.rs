@@ -8,8 +8,12 @@ mod groups;
 mod inside;
 mod mesh;
 mod promises;
+mod redis;
 mod remote;
 mod schema;
+#[path = "../support/servers/mod.rs"]
+mod servers;
+mod services;
 mod snapshots;
 mod support;
 mod terminal;

@@ -152,7 +152,7 @@ fn every_record_is_an_event_of_the_schema() {
         schema.check("taskEvent", &event);
     }
     let defined = schema.0["$defs"]["taskEvent"]["oneOf"].as_array().expect("events").len();
-    assert_eq!(seen.len() + 3, defined, "all but hitl_required, and what a cache says: {seen:?}");
+    assert_eq!(seen.len() + 5, defined, "all but hitl_required, and what is said of groups and by a cache: {seen:?}");
 }
 
 #[test]
@@ -174,6 +174,11 @@ fn everything_printed_for_programs_is_in_the_schema() {
     };
     lines("taskEvent", &["run", "echo hi; exit 3"]);
     lines("taskEvent", &["run", "no-such-command"]);
+    lines("taskEvent", &["run", "--workers", "2", "echo hi; exit $ADO_GROUP_INDEX"]);
+    one("submittedGroup", &["run", "--workers", "2", "--detach", "--name", "two", "exit 4"]);
+    lines("task", &["wait", "two"]);
+    lines("taskEvent", &["attach", "two"]);
+    lines("taskEvent", &["logs", "two"]);
     lines("taskEvent", &["logs", "first"]);
     lines("taskEvent", &["attach", "first"]);
     let held = one("submitted", &["run", "--detach", "--name", "held", "--pool", "later", "true"]);

@@ -19,12 +19,14 @@ impl Scene {
         let bad = mesh.submit(&["--name", "bad", "echo out; exit 3"]);
         mesh.ado(["wait", "bad"]).assert_code(3);
         let held = mesh.submit(&["--name", "held", "--pool", "later", "sleep 600"]);
-        let group = mesh.submit_group("later", &["make a", "make b"]);
+        let group = mesh.submit_group("later", &["make", "make"]);
+        let done = mesh.submit_group("default", &["test $ADO_GROUP_INDEX = 1 || echo a; exit 4"; 2]);
+        mesh.ado(["wait", &done]).assert_code(4);
         for _ in 0..2 {
             mesh.submit(&["--name", "twin", "--pool", "later", "true"]);
         }
         let prefix = bad[..9].to_owned();
-        let names = vec![("$BAD4", prefix), ("$BAD", bad), ("$HELD", held), ("$GROUP", group)];
+        let names = vec![("$BAD4", prefix), ("$BAD", bad), ("$HELD", held), ("$GROUP", group), ("$DONE", done)];
         Self { mesh, names }
     }
 
@@ -110,7 +112,9 @@ fn commands() {
             "run echo hello",
             "run",
             "run --time-limit soon x",
+            "run --workers 0 x",
             "run --detach --pool later x",
+            "run --detach --pool later --workers 2 x -o json",
             "run --detach --pool later x -o json",
         ])
     );
@@ -120,6 +124,7 @@ fn commands() {
             "attach first",
             "attach $BAD4",
             "attach $BAD -o json",
+            "attach $DONE",
             "attach nothing",
             "attach twin",
             "attach"
@@ -127,7 +132,14 @@ fn commands() {
     );
     snapshot!(
         "logs",
-        scene.transcript(&["logs bad", "logs $BAD4 --tail 1", "logs bad -o json", "logs nothing", "logs bad --from x"])
+        scene.transcript(&[
+            "logs bad",
+            "logs $BAD4 --tail 1",
+            "logs bad -o json",
+            "logs $DONE",
+            "logs nothing",
+            "logs bad --from x"
+        ])
     );
     snapshot!(
         "status",
@@ -137,6 +149,7 @@ fn commands() {
             "status bad -o json",
             "status held",
             "status $GROUP",
+            "status $DONE",
             "status bad first",
             "status nothing",
             "status nothing -o json",
@@ -149,7 +162,7 @@ fn commands() {
         "list",
         scene.transcript(&[
             "list",
-            "list --group $GROUP --columns index,state,command",
+            "list --group $GROUP --columns group,state,pool",
             "list --state failed --ids",
             "list --name bad -o json",
             "list --name nobody",
@@ -196,6 +209,7 @@ fn commands() {
             "wait first",
             "wait $BAD4",
             "wait first bad",
+            "wait $DONE -q",
             "wait bad -q",
             "wait bad -o json",
             "wait twin",
@@ -260,7 +274,7 @@ fn machines_and_set_up() {
 #[test]
 fn help() {
     let env = crate::support::TestEnv::new();
-    let names = "run attach logs wait pause resume detach cancel list status events workers up down controller worker join token bench task config completions man schema";
+    let names = "run attach logs wait pause resume detach cancel list status events workers top up down controller worker join token bench task config completions man schema";
     let mut text = String::new();
     let nested: [&str; 10] = [
         "workers list",

@@ -115,7 +115,12 @@ pub(crate) struct Service {
 impl Service {
     /// Starts it; what it logs is shown when the test fails.
     pub(crate) fn start(env: &TestEnv, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Self {
-        let mut child = env.command(args).stderr(Stdio::inherit()).spawn().expect("ado starts");
+        Self::of(&mut env.command(args))
+    }
+
+    /// Starts a command of [`TestEnv::command`].
+    pub(crate) fn of(command: &mut Command) -> Self {
+        let mut child = command.stderr(Stdio::inherit()).spawn().expect("ado starts");
         let stdout = BufReader::new(child.stdout.take().expect("it is piped"));
         Self { child, stdout }
     }

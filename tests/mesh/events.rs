@@ -37,10 +37,16 @@ async fn a_reader_that_waits_is_woken_by_what_happens() {
 
     // A worker that comes is no change of a task.
     let waiting = mesh.admin();
+    // Connected already, it waits long before the worker has a certificate.
+    read(&waiting, EventsFrom::Tail(0), 0).await;
     let began = tokio::time::Instant::now();
     let reading = tokio::spawn(async move { read(&waiting, EventsFrom::After(seen.next), LONG).await });
     let (link, identity) = mesh.member(Role::Worker, "without-tasks", "w").await;
-    let _worker = crate::mesh::Worker::join(&mesh, link, identity, 1).await;
+    let mut worker = crate::mesh::Worker::join(&mesh, link, identity, 1).await;
+    // It goes on reporting: that it was lost would be another event.
+    while !reading.is_finished() {
+        worker.beat(&[]).await;
+    }
     assert_eq!(kinds(&reading.await.unwrap())[0], "worker.joined");
     assert!(began.elapsed() < Duration::from_millis(LONG.into()), "not by the end of the wait");
 }

@@ -4,11 +4,14 @@
 #[expect(unreachable_pub, reason = "shared by test binaries")]
 #[path = "../support/mesh.rs"]
 mod mesh;
+#[path = "../support/servers/mod.rs"]
+mod servers;
 
 mod access;
 mod attempts;
 mod detach;
 mod events;
 mod lists;
+mod queue;
 mod viewers;
 mod workers;

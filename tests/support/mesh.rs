@@ -37,6 +37,15 @@ impl Mesh {
         Self { dir, controller, env, tasks: Tasks::new() }
     }
 
+    /// A controller on these parts, with the usual numbers of liveness.
+    pub async fn on(parts: controller::Parts) -> Self {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let env = Env::system();
+        let config = Config { timing: Timing::default(), ..config(&dir) };
+        let controller = controller::start_with(config, parts, env.clone()).await.expect("the controller starts");
+        Self { dir, controller, env, tasks: Tasks::new() }
+    }
+
     /// The same controller again, on its data.
     pub async fn restart(self) -> Self {
         self.restart_after(Duration::ZERO).await
@@ -133,6 +142,8 @@ fn config(dir: &tempfile::TempDir) -> Config {
         advertise: Vec::new(),
         timing: TIMING,
         policy: ado::task::Policy::default(),
+        redis: None,
+        database: None,
         local: Some(LocalIdentities { admin: dir.path().join("admin"), worker: dir.path().join("worker") }),
     }
 }

@@ -152,7 +152,7 @@ pub(super) async fn a_silent_worker_is_lost_once_a_silence(bed: Bed) {
     bed.store.renew(worker(1), incarnation(10), &[], LEASE, false).await.unwrap().unwrap();
     bed.store.register(registered(2, 20)).await.unwrap();
     assert_eq!(lose(Timestamp(i64::MAX)).await, [worker(1), worker(2)], "they were seen, and are silent again");
-    let events = bed.store.events(&Audience::Everywhere, EventsFrom::After(0), 10).await.unwrap().events;
+    let events = bed.events(4).await;
     let said: Vec<_> = events.iter().map(|event| (event.kind.as_str(), event.worker)).collect();
     assert_eq!(said, [1, 2, 1, 2].map(|n| ("worker.lost", Some(worker(n)))));
 

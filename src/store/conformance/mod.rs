@@ -21,6 +21,8 @@ use uuid::Uuid;
 
 use super::*;
 use crate::env::{Env, Source};
+#[cfg(unix)]
+use crate::servers::postgres::Database;
 use crate::task::{Command, Holder, Policy, decide, submit};
 
 /// How long a claim's lease is.
@@ -86,6 +88,50 @@ impl Bed {
         Self { store: Arc::new(store), hand, _directory: Some(directory) }
     }
 
+    /// `None`: there is no server to be had, and the test is skipped.
+    #[cfg(unix)]
+    async fn postgres() -> Option<Self> {
+        Some(Self::on(&postgres_database().await?.url()).await)
+    }
+
+    /// The same database whenever it is called, emptied.
+    #[cfg(unix)]
+    async fn postgres_again() -> Option<Self> {
+        static DATABASE: tokio::sync::OnceCell<Option<Database>> = tokio::sync::OnceCell::const_new();
+        let database = DATABASE.get_or_init(postgres_database).await.as_ref()?;
+        database.meddle("TRUNCATE ado.task, ado.lifecycle, ado.chunk, ado.worker, ado.event").await;
+        Some(Self::on(&database.url()).await)
+    }
+
+    #[cfg(unix)]
+    async fn on(url: &str) -> Self {
+        let hand = Hand::new();
+        let store = Postgres::open_by_hand(url, Env::new(hand.clone())).await.unwrap();
+        Self { store: Arc::new(store), hand, _directory: None }
+    }
+
+    #[cfg(not(unix))]
+    async fn postgres() -> Option<Self> {
+        None
+    }
+
+    #[cfg(not(unix))]
+    async fn postgres_again() -> Option<Self> {
+        None
+    }
+
+    /// System events, once `count` of them are seen: they may wait for other writers' transactions to end.
+    async fn events(&self, count: usize) -> Vec<ado_proto::request::SystemEvent> {
+        loop {
+            let all = EventsFrom::After(0);
+            let events = self.store.events(&Audience::Everywhere, all, usize::MAX).await.unwrap().events;
+            if events.len() >= count {
+                return events;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
     /// Commits one unit of changes without a key.
     async fn commit(&self, changes: Vec<Change>) -> Vec<Outcome> {
         match self.store.commit(vec![unit(changes)]).await.unwrap().remove(0) {
@@ -123,6 +169,15 @@ impl Bed {
         applied(&self.run(id, append(epoch, 0, vec![started()])).await);
         epoch
     }
+}
+
+/// A migrated database of one's own.
+#[cfg(unix)]
+pub(super) async fn postgres_database() -> Option<Database> {
+    crate::servers::postgres::copy_of(async |url| {
+        Postgres::open(&url, Env::system()).await.unwrap().close().await;
+    })
+    .await
 }
 
 /// The n-th id of a kind: they rise with n.
@@ -256,6 +311,13 @@ macro_rules! suite {
         }
         mod sqlite {
             $($(#[tokio::test] async fn $case() { super::$module::$case(super::Bed::sqlite().await).await })+)+
+        }
+        mod postgres {
+            $($(#[tokio::test] async fn $case() {
+                if let Some(bed) = super::Bed::postgres().await {
+                    super::$module::$case(bed).await;
+                }
+            })+)+
         }
     };
 }

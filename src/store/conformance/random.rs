@@ -1,4 +1,4 @@
-//! Random commands against both stores and a model: the same outcomes, and in the end the same logs, whose folds are
+//! Random commands against all stores and a model: the same outcomes, and in the end the same logs, whose folds are
 //! the rows.
 
 use ado_proto::record::{Loss, Note, Paused, Resumed};
@@ -111,14 +111,30 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn both_stores_do_what_the_model_does(batches in batches()) {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(play(batches))?;
+    fn embedded_stores_do_what_the_model_does(batches in batches()) {
+        block_on(async { play(vec![Bed::memory(), Bed::sqlite().await], batches).await })?;
     }
 }
 
-async fn play(batches: Vec<(u64, Vec<(u64, Op)>)>) -> TestCaseResult {
-    let beds = [Bed::memory(), Bed::sqlite().await];
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 12, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_servers_store_does_what_the_model_does(batches in batches()) {
+        block_on(async {
+            match Bed::postgres_again().await {
+                Some(bed) => play(vec![Bed::memory(), bed], batches).await,
+                None => Ok(()),
+            }
+        })?;
+    }
+}
+
+fn block_on<T>(work: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work)
+}
+
+async fn play(beds: Vec<Bed>, batches: Vec<(u64, Vec<(u64, Op)>)>) -> TestCaseResult {
     let mut model = Model::default();
     for bed in &beds {
         for n in 1..3 {
@@ -137,7 +153,7 @@ async fn play(batches: Vec<(u64, Vec<(u64, Op)>)>) -> TestCaseResult {
             }
         }
         let mut expected = Vec::new();
-        let mut units = [Vec::new(), Vec::new()];
+        let mut units: Vec<_> = beds.iter().map(|_| Vec::new()).collect();
         for (n, op) in ops.iter().filter(|(_, op)| !matches!(op, Op::Renew { .. })) {
             let id = task(*n);
             if let Op::Submit { priority } = op {
@@ -187,9 +203,15 @@ async fn holds(bed: &Bed, model: &Model) -> TestCaseResult {
     Ok(())
 }
 
-/// Both stores answer every question about tasks alike.
-async fn agree(beds: &[Bed; 2], model: &Model) -> TestCaseResult {
-    let [a, b] = beds.each_ref().map(|bed| &bed.store);
+/// All stores answer every question about tasks alike.
+async fn agree(beds: &[Bed], model: &Model) -> TestCaseResult {
+    for pair in beds.windows(2) {
+        agree_on(&*pair[0].store, &*pair[1].store, model).await?;
+    }
+    Ok(())
+}
+
+async fn agree_on(a: &dyn Store, b: &dyn Store, model: &Model) -> TestCaseResult {
     let all = a.waiting(None, 10).await.unwrap();
     prop_assert_eq!(&b.waiting(None, 10).await.unwrap(), &all);
     for (index, waiting) in all.iter().enumerate() {

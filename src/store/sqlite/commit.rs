@@ -17,7 +17,7 @@ impl Sqlite {
     }
 
     pub(super) async fn commit_units(&self, units: Vec<Unit>) -> Result<Vec<Committed>> {
-        let ids = batch::ids(&units);
+        let ids = batch::ids(units.iter().flat_map(|unit| &unit.changes));
         let mut tx = self.write().await?;
         let mut known = BTreeMap::new();
         let mut locked = Vec::with_capacity(ids.len());

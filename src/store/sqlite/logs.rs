@@ -8,12 +8,9 @@ use futures_util::TryStreamExt;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row as _, SqliteConnection, query};
 
-use super::super::{Error, Page, Result, log};
+use super::super::{Page, Result, log};
 use super::tasks::blob;
 use super::{Sqlite, int, size};
-
-/// Least weight of a record, see [`Record::weight`].
-const LEAST_WEIGHT: usize = 48;
 
 pub(super) const CHUNKS_SINCE: &str =
     "SELECT format, bytes, data FROM chunk WHERE task = ? AND last_time >= ? ORDER BY first_offset LIMIT 1";
@@ -64,21 +61,21 @@ impl Sqlite {
         }
         let bulk = self.bulk_from(&log, from, max_bytes).await?;
         // Lifecycle rows are wanted as far as the bulk reaches: to the log's end if all of it was taken.
-        let reach = if weight(&bulk) >= max_bytes { bulk.last().map(|record| record.offset) } else { None };
+        let reach = if log::weight(&bulk) >= max_bytes { bulk.last().map(|record| record.offset) } else { None };
         let own =
             query("SELECT record FROM lifecycle WHERE task = ? AND offset >= ? AND offset < ? ORDER BY offset LIMIT ?")
                 .bind(log.task)
                 .bind(int(from.0))
                 .bind(int(reach.unwrap_or(log.next_offset).0))
-                .bind(most_rows(max_bytes))
+                .bind(size(log::most_rows(max_bytes)))
                 .fetch_all(&self.readers)
                 .await?;
-        let mut records = merge(bulk, &own)?;
+        let mut records = log::merge(bulk, self::own(&own)?);
         records.truncate(log::fitting(&records, max_bytes));
         if records.is_empty() {
-            return Err(hole(from));
+            return Err(log::hole(from));
         }
-        dense(&records, Some(from))?;
+        log::dense(&records, Some(from))?;
         Ok(Some(log.page(records)))
     }
 
@@ -86,22 +83,22 @@ impl Sqlite {
         let Some(log) = self.log(task).await? else { return Ok(None) };
         let before = before.min(log.next_offset);
         let bulk = self.bulk_before(&log, before, max_bytes).await?;
-        let reach = if weight(&bulk) >= max_bytes { bulk.first().map(|record| record.offset) } else { None };
+        let reach = if log::weight(&bulk) >= max_bytes { bulk.first().map(|record| record.offset) } else { None };
         let own = query(
             "SELECT record FROM lifecycle WHERE task = ? AND offset >= ? AND offset < ? ORDER BY offset DESC LIMIT ?",
         )
         .bind(log.task)
         .bind(int(reach.unwrap_or(Offset(0)).0))
         .bind(int(before.0))
-        .bind(most_rows(max_bytes))
+        .bind(size(log::most_rows(max_bytes)))
         .fetch_all(&self.readers)
         .await?;
-        let mut records = merge(bulk, &own)?;
+        let mut records = log::merge(bulk, self::own(&own)?);
         let first = records.len() - log::fitting(records.iter().rev(), max_bytes);
         records.drain(..first);
-        dense(&records, None)?;
+        log::dense(&records, None)?;
         if records.last().map_or(before.0, |last| last.offset.0 + 1) != before.0 {
-            return Err(hole(before));
+            return Err(log::hole(before));
         }
         Ok(Some(log.page(records)))
     }
@@ -196,37 +193,7 @@ fn records(columns: &SqliteRow) -> Result<Vec<Record>> {
     reader.map(|record| record.map_err(log::damaged)).collect()
 }
 
-fn weight(records: &[Record]) -> usize {
-    records.iter().map(Record::weight).sum()
-}
-
-/// No page holds more rows than this.
-fn most_rows(max_bytes: usize) -> i64 {
-    size(max_bytes / LEAST_WEIGHT + 1)
-}
-
-/// Both kinds of records in offset order. Past the last of a limited number of lifecycle rows a hole may follow; the
-/// rows before it fill the page already.
-fn merge(mut bulk: Vec<Record>, own: &[SqliteRow]) -> Result<Vec<Record>> {
-    for columns in own {
-        bulk.push(log::decode_one(columns.try_get(0)?)?);
-    }
-    bulk.sort_by_key(|record| record.offset);
-    Ok(bulk)
-}
-
-/// Wrong bytes are never shown: a hole is damage.
-fn dense(records: &[Record], from: Option<Offset>) -> Result<()> {
-    let mut expected = from;
-    for record in records {
-        if expected.is_some_and(|expected| expected != record.offset) {
-            return Err(hole(record.offset));
-        }
-        expected = Some(record.offset.next());
-    }
-    Ok(())
-}
-
-fn hole(offset: Offset) -> Error {
-    Error::Damaged(format!("a log lacks the record before offset {offset}"))
+/// Lifecycle rows.
+fn own(rows: &[SqliteRow]) -> Result<Vec<Record>> {
+    rows.iter().map(|columns| log::decode_one(columns.try_get(0)?)).collect()
 }

@@ -1,21 +1,18 @@
 //! Task rows: their columns, and the questions asked of them.
 
-use std::borrow::Cow;
 use std::collections::BTreeSet;
 
-use ado_proto::record::{Body, Desired, Progress};
-use ado_proto::{Audience, Epoch, Incarnation, Namespace, Offset, Seq, TaskId, Timestamp, WorkerId};
-use serde::{Deserialize, Serialize};
+use ado_proto::{Audience, Incarnation, Namespace, Offset, TaskId, Timestamp, WorkerId};
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Executor, Row as _, SqliteConnection, query};
 use uuid::Uuid;
 
-use super::super::{Error, Find, Lease, ListFilter, Result, Row, Waiting, log, score};
+pub(super) use super::super::fold::Columns;
+use super::super::fold::{self, tail};
+use super::super::{Error, Find, Lease, ListFilter, Result, Row, Waiting};
 use super::{Sqlite, int, scope, size};
-use crate::task::{Asked, Checkpoint, Holder, State, Task};
+use crate::task::Task;
 
-/// First byte of a stored fold; the rest is the fold in postcard form. Another form gets another byte.
-const FOLD: u8 = 1;
 /// Higher than every id.
 const PAST_ALL_IDS: [u8; 17] = [0xff; 17];
 
@@ -68,35 +65,6 @@ pub(super) struct Stored {
     pub(super) row: Row,
 }
 
-/// The columns that are derived from a row and may change, as far as indexes need them.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) struct Columns {
-    state: &'static str,
-    ended_at: Option<Timestamp>,
-    score: Option<i64>,
-    lease: Option<(WorkerId, Option<Incarnation>, Timestamp)>,
-    checkpoint: Option<Offset>,
-}
-
-impl Columns {
-    pub(super) fn of(row: &Row) -> Self {
-        let task = &row.task;
-        let score = match task.state {
-            State::Queued { not_before } if task.desired == Desired::Running => {
-                Some(score(not_before, task.spec.priority))
-            }
-            _ => None,
-        };
-        Self {
-            state: task.state_word(),
-            ended_at: task.ended_at,
-            score,
-            lease: row.lease.as_ref().map(|lease| (lease.worker, lease.incarnation, lease.expires_at)),
-            checkpoint: task.checkpoint.as_ref().map(|checkpoint| checkpoint.offset),
-        }
-    }
-}
-
 pub(super) fn blob(id: Uuid) -> Vec<u8> {
     id.as_bytes().to_vec()
 }
@@ -105,101 +73,14 @@ pub(super) fn uuid(bytes: &[u8]) -> Result<Uuid> {
     Uuid::from_slice(bytes).map_err(|error| Error::Damaged(format!("an id: {error}")))
 }
 
-/// The part of a task that records after the first may change. Without the log's length and the checkpoint's offset, which
-/// are columns.
-#[derive(Serialize, Deserialize)]
-struct Fold<'a> {
-    state: Cow<'a, State>,
-    desired: Desired,
-    asked: Cow<'a, Option<Asked>>,
-    generation: u64,
-    force: bool,
-    epoch: Epoch,
-    failures: u32,
-    charged_losses: u32,
-    uncharged_losses: u32,
-    worker: Cow<'a, Option<Holder>>,
-    progress: Cow<'a, Option<Progress>>,
-    next_seq: Seq,
-    agent_started: bool,
-    started_at: Option<Timestamp>,
-    ended_at: Option<Timestamp>,
-}
-
-fn encode(task: &Task) -> Vec<u8> {
-    let fold = Fold {
-        state: Cow::Borrowed(&task.state),
-        desired: task.desired,
-        asked: Cow::Borrowed(&task.asked),
-        generation: task.generation,
-        force: task.force,
-        epoch: task.epoch,
-        failures: task.failures,
-        charged_losses: task.charged_losses,
-        uncharged_losses: task.uncharged_losses,
-        worker: Cow::Borrowed(&task.worker),
-        progress: Cow::Borrowed(&task.progress),
-        next_seq: task.next_seq,
-        agent_started: task.agent_started,
-        started_at: task.started_at,
-        ended_at: task.ended_at,
-    };
-    postcard::to_extend(&fold, vec![FOLD]).expect("serialising to memory cannot fail")
-}
-
-fn decode(bytes: &[u8]) -> Result<Fold<'static>> {
-    match bytes {
-        [FOLD, bytes @ ..] => {
-            postcard::from_bytes(bytes).map_err(|error| Error::Damaged(format!("a task's row: {error}")))
-        }
-        _ => Err(Error::Damaged("a task's row has an unknown form".into())),
-    }
-}
-
-/// The task of a row: its log's first record, its checkpoint, and the fold of the others.
 fn task(columns: &SqliteRow) -> Result<Task> {
-    let fold = decode(columns.try_get(1)?)?;
-    let id = TaskId(uuid(columns.try_get(5)?)?);
-    let next_offset = Offset(columns.try_get::<i64, _>(6)?.unsigned_abs());
-    let first = log::decode_one(columns.try_get(7)?)?;
-    let (Body::Submitted(submitted), created_at) = (first.body, first.time) else {
-        return Err(Error::Damaged(format!("the log of {id} begins with something else")));
-    };
-    Ok(Task {
-        id,
-        namespace: submitted.namespace,
-        owner: submitted.owner,
-        name: submitted.name,
-        group: submitted.group,
-        spec: submitted.spec,
-        state: fold.state.into_owned(),
-        desired: fold.desired,
-        asked: fold.asked.into_owned(),
-        generation: fold.generation,
-        force: fold.force,
-        epoch: fold.epoch,
-        failures: fold.failures,
-        charged_losses: fold.charged_losses,
-        uncharged_losses: fold.uncharged_losses,
-        worker: fold.worker.into_owned(),
-        progress: fold.progress.into_owned(),
-        checkpoint: checkpoint(columns)?,
-        next_offset,
-        next_seq: fold.next_seq,
-        agent_started: fold.agent_started,
-        created_at,
-        started_at: fold.started_at,
-        ended_at: fold.ended_at,
+    fold::decode(fold::Parts {
+        id: TaskId(uuid(columns.try_get(5)?)?),
+        next_offset: Offset(columns.try_get::<i64, _>(6)?.unsigned_abs()),
+        fold: columns.try_get(1)?,
+        first: columns.try_get(7)?,
+        checkpoint: columns.try_get(8)?,
     })
-}
-
-fn checkpoint(columns: &SqliteRow) -> Result<Option<Checkpoint>> {
-    let record: Option<Vec<u8>> = columns.try_get(8)?;
-    let Some(record) = record.map(log::decode_one).transpose()? else { return Ok(None) };
-    match Checkpoint::of(&record) {
-        Some(checkpoint) => Ok(Some(checkpoint)),
-        None => Err(Error::Damaged(format!("record {} is no checkpoint", record.offset))),
-    }
 }
 
 fn stored(columns: &SqliteRow) -> Result<Stored> {
@@ -256,13 +137,8 @@ pub(super) async fn insert(connection: &mut SqliteConnection, row: &Row) -> Resu
     .bind(columns.lease.map(|(_, _, expires_at)| expires_at.0))
     .bind(columns.checkpoint.map(|offset| int(offset.0)))
     .bind(int(task.next_offset.0))
-    .bind(encode(task));
+    .bind(fold::encode(task));
     Ok(insert.execute(connection).await?.last_insert_rowid())
-}
-
-/// A short id without `task-` or `group-`.
-fn tail(short: String) -> String {
-    short.rsplit_once('-').map(|(_, tail)| tail.to_owned()).unwrap_or(short)
 }
 
 /// Writes a task that was `before`. Output moves only the log's length: then no index is touched.
@@ -272,7 +148,7 @@ pub(super) async fn update(connection: &mut SqliteConnection, no: i64, before: C
     if columns == before {
         query("UPDATE task SET next_offset = ?, fold = ? WHERE no = ?")
             .bind(int(task.next_offset.0))
-            .bind(encode(task))
+            .bind(fold::encode(task))
             .bind(no)
             .execute(connection)
             .await?;
@@ -290,7 +166,7 @@ pub(super) async fn update(connection: &mut SqliteConnection, no: i64, before: C
     .bind(columns.lease.map(|(_, _, expires_at)| expires_at.0))
     .bind(columns.checkpoint.map(|offset| int(offset.0)))
     .bind(int(task.next_offset.0))
-    .bind(encode(task))
+    .bind(fold::encode(task))
     .bind(no)
     .execute(connection)
     .await?;
