@@ -152,6 +152,8 @@ fn the_command_that_is_printed_shows_what_was_not_shown_yet() {
     let env = TestEnv::new();
     let text = "echo $ADO_GROUP_INDEX begins; test $ADO_GROUP_INDEX = 0 && exit
         printf 'half '; while [ ! -e gate ]; do sleep 0.02; done; echo a line; echo ends; exit 4";
+    // Each has a slot: none waits for another to end.
+    env.command(["up"]).env("ADO_WORKER_SLOTS", "4").status().expect("ado starts");
     let mut running = env.start(["run", "--workers", "3", text]);
     let mut shown: Vec<String> = (0..3).map(|_| running.line()).collect();
     running.signal(Signal::SIGINT);
@@ -292,4 +294,28 @@ fn who_is_detached_is_told_by_whom_and_how_to_continue() {
     let waits = env.ado(["run", "--detach", "--pool", "nobody", "--workers", "2", "true"]);
     let group = waits.stdout().trim();
     assert_eq!(waits.stderr(), format!("{group}: no worker can take its tasks now; they wait for one\n"));
+}
+
+#[test]
+fn who_leaves_while_nobody_reads_is_told_where_to_go_on_and_loses_nothing() {
+    const LINES: usize = 60_000;
+    let env = TestEnv::new();
+    let mut running = env.start(["run", "--name", "much", "--workers", "2", &format!("seq 1 {LINES}")]);
+    let first = running.line();
+    // Nobody reads on; the tasks end nevertheless.
+    let ended = || env.ado(["list", "--state", "completed", "-o", "json"]).json().as_array().unwrap().len() == 2;
+    eventually("the tasks end", ended);
+    running.signal(Signal::SIGTERM);
+    let (code, rest, stderr) = running.end();
+    assert_eq!(code, Some(0), "{stderr}");
+    let command = stderr.lines().last().unwrap().trim().strip_prefix("ado ").expect(&stderr).to_owned();
+    let continued = env.ado(command.split(' '));
+    continued.assert_code(0);
+    // What was being written is shown again: nobody knows how much of it was read. The last line of it may be a part.
+    let mut shown = first + &rest;
+    shown.truncate(shown.rfind('\n').map_or(0, |end| end + 1));
+    for (index, lines) in by_member(&(shown + continued.stdout())) {
+        let seen: BTreeSet<_> = lines.into_iter().map(|line| line.parse::<usize>().unwrap()).collect();
+        assert_eq!(seen, (1..=LINES).collect(), "{index}");
+    }
 }
