@@ -145,8 +145,7 @@ fn events_go_on_where_they_were_left() {
     assert_eq!(rest[..], all[2..]);
 
     // A controller that dies and comes back loses and repeats nothing.
-    let mut following =
-        env.start(["events", "--follow", "--kind", "task.submitted", "--from", "start", "-o", "json"]);
+    let mut following = env.start(["events", "--follow", "--kind", "task.submitted", "--from", "start", "-o", "json"]);
     let mut submitted = || {
         let event: Value = serde_json::from_str(&following.line()).expect("an event");
         event["taskId"].as_str().expect("a task").to_owned()
