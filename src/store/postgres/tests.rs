@@ -300,9 +300,14 @@ async fn cursors_rise_after_a_dump_was_restored_elsewhere() {
 }
 
 #[tokio::test]
-async fn a_terminated_session_costs_one_call() {
+async fn terminated_sessions_cost_one_call() {
     let Some(two) = Two::open().await else { return };
     busy(&two.a, 1).await;
+    let mut sessions = Vec::new();
+    for _ in 0..CONNECTIONS {
+        sessions.push(two.a.pool.acquire().await.unwrap());
+    }
+    drop(sessions);
     two.database
         .meddle("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'ado' AND datname = current_database()")
         .await;
