@@ -215,6 +215,8 @@ fn options(url: &str) -> Result<PgConnectOptions> {
             // A plan that was made while a table was empty must not read all of it later: walk down an index, in its order.
             ("enable_seqscan", "off".into()),
             ("enable_bitmapscan", "off".into()),
+            // Small statements, many of them: compiling one would take a hundred times as long as running it.
+            ("jit", "off".into()),
             ("client_min_messages", "error".into()),
         ])
         .disable_statement_logging())

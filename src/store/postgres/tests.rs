@@ -467,6 +467,8 @@ async fn a_commit_waits_for_the_disk_and_everything_has_a_limit() {
         ("idle_in_transaction_session_timeout", "5s"),
         ("transaction_isolation", "read committed"),
         ("search_path", "ado"),
+        // With it a commit takes a fifth of a second.
+        ("jit", "off"),
     ] {
         let shown: String =
             sqlx::query_scalar("SELECT current_setting($1)").bind(name).fetch_one(&two.a.pool).await.unwrap();
