@@ -1,7 +1,7 @@
 //! Groups through the real binary, piped and in JSON.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::process::Stdio;
 
 use nix::sys::signal::Signal;
@@ -152,6 +152,8 @@ fn the_command_that_is_printed_shows_what_was_not_shown_yet() {
     let env = TestEnv::new();
     let text = "echo $ADO_GROUP_INDEX begins; test $ADO_GROUP_INDEX = 0 && exit
         printf 'half '; while [ ! -e gate ]; do sleep 0.02; done; echo a line; echo ends; exit 4";
+    // Each has a slot: none waits for another to end.
+    env.command(["up"]).env("ADO_WORKER_SLOTS", "4").status().expect("ado starts");
     let mut running = env.start(["run", "--workers", "3", text]);
     let mut shown: Vec<String> = (0..3).map(|_| running.line()).collect();
     running.signal(Signal::SIGINT);
@@ -292,4 +294,31 @@ fn who_is_detached_is_told_by_whom_and_how_to_continue() {
     let waits = env.ado(["run", "--detach", "--pool", "nobody", "--workers", "2", "true"]);
     let group = waits.stdout().trim();
     assert_eq!(waits.stderr(), format!("{group}: no worker can take its tasks now; they wait for one\n"));
+}
+
+#[test]
+fn who_leaves_while_nobody_reads_is_told_where_to_go_on_and_loses_nothing() {
+    const LINES: usize = 60_000;
+    let env = TestEnv::new();
+    let text = format!("seq 1 {LINES}");
+    let mut running = env.command(["run", "--workers", "2", &text]).spawn().unwrap();
+    // Nobody reads; the tasks end nevertheless.
+    let ended = || env.ado(["list", "--state", "completed", "-o", "json"]).json().as_array().unwrap().len() == 2;
+    eventually("the tasks end", ended);
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(i32::try_from(running.id()).unwrap()), Signal::SIGTERM).unwrap();
+    let code = running.wait().unwrap().code();
+    let (mut shown, mut stderr) = (String::new(), String::new());
+    running.stdout.take().unwrap().read_to_string(&mut shown).unwrap();
+    running.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
+    assert_eq!(code, Some(0), "{stderr}");
+    let command = stderr.lines().last().unwrap().trim().strip_prefix("ado ").expect(&stderr).to_owned();
+    let continued = env.ado(command.split(' '));
+    continued.assert_code(0);
+    // What was being written is shown again: nobody knows how much of it was read. The last line of it may be a part.
+    shown.truncate(shown.rfind('\n').map_or(0, |end| end + 1));
+    for (index, lines) in by_member(&(shown + continued.stdout())) {
+        let seen: BTreeSet<_> = lines.into_iter().map(|line| line.parse::<usize>().unwrap()).collect();
+        let lost: Vec<_> = (1..=LINES).filter(|line| !seen.contains(line)).collect();
+        assert!(lost.is_empty(), "{} lines of {index} from {:?} on: {command}", lost.len(), lost.first());
+    }
 }

@@ -152,7 +152,7 @@ fn every_record_is_an_event_of_the_schema() {
         schema.check("taskEvent", &event);
     }
     let defined = schema.0["$defs"]["taskEvent"]["oneOf"].as_array().expect("events").len();
-    assert_eq!(seen.len() + 5, defined, "all but hitl_required, and what is said of groups and by a cache: {seen:?}");
+    assert_eq!(seen.len() + 3, defined, "all but hitl_required, and what a cache says: {seen:?}");
 }
 
 #[test]

@@ -54,6 +54,7 @@ async fn filters_say_which_and_pages_join_up() {
     let anns = submit(&ann, Some("nightly"), gpu, 1).await.tasks[0];
     let pooled = submit(&admin, None, pooled, 1).await.tasks[0];
     let noop = submit(&admin, None, noop, 1).await.tasks[0];
+    assert!(group.tasks.is_sorted(), "members are listed in order of index, backwards");
     mesh.cancel(group.tasks[1]).await;
     let newest = |tasks: &[TaskId]| {
         let mut tasks = tasks.to_vec();
@@ -118,7 +119,8 @@ async fn what_is_rare_among_many_is_found_in_few_answers() {
     special.pool = "special".into();
     let first = submit(&admin, None, special, 1).await.tasks[0];
     for _ in 0..20 {
-        assert_eq!(submit(&admin, None, noop(), 1000).await.tasks.len(), 1000);
+        let tasks = submit(&admin, None, noop(), 1000).await.tasks;
+        assert!(tasks.len() == 1000 && tasks.is_sorted());
     }
     let nothing = only(|only| only.pool = Some("none".into()));
     assert_eq!(all(&admin, &nothing, &[], 1000).await, (vec![], 5));

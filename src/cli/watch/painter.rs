@@ -137,6 +137,11 @@ impl Painter {
         sheet.output(Stream::Stderr, &line);
     }
 
+    /// Whether output of this stream is held back until its line ends.
+    pub(crate) fn holds(&self, stream: Stream) -> bool {
+        self.voice.as_ref().is_some_and(|voice| voice.holds(stream))
+    }
+
     /// Time passes.
     pub(crate) fn tick(&mut self, sheet: &mut Sheet) {
         if let Some(voice) = &mut self.voice {

@@ -20,7 +20,7 @@ use super::menu::{Choice, Offer};
 use super::painter::{Look, Painter};
 use super::places::{Place, Places};
 use super::progress::{self, Connection, Doing};
-use super::sheet::{Batch, Sheet};
+use super::sheet::{Batch, Sheet, index as index_of};
 use super::streams::{Came, Streams};
 use super::terminal::{self, Terminal};
 use super::wishes::{Heard, Wishes};
@@ -55,6 +55,8 @@ pub(super) struct Show<'a> {
     asked: bool,
     /// Members of whose logs more was painted than written.
     touched: Vec<usize>,
+    /// Nobody reads what is being written.
+    stuck: bool,
 }
 
 /// A task, and what was shown of it.
@@ -66,11 +68,26 @@ struct Member {
     surviving: Option<Surviving>,
     doing: Doing,
     ended: Option<Ended>,
-    /// One after the last record that was painted, and written.
-    painted: Option<Offset>,
-    written: Option<Offset>,
+    painted: Shown,
+    written: Shown,
     /// Nothing more will come, or is wanted.
     over: bool,
+}
+
+/// How much of a log was shown.
+#[derive(Debug, Clone, Copy, Default)]
+struct Shown {
+    /// One after the last record.
+    next: Option<Offset>,
+    /// Of each stream: the record in which a line begins that is held back until it ends.
+    held: [Option<Offset>; 2],
+}
+
+impl Shown {
+    /// The first record of which something was not shown.
+    fn whole(self) -> Option<Offset> {
+        self.held.into_iter().flatten().chain(self.next).min()
+    }
 }
 
 /// What to do after a step.
@@ -107,8 +124,8 @@ impl<'a> Show<'a> {
                 surviving: watched.surviving,
                 doing: watched.doing,
                 ended: watched.ended,
-                painted: None,
-                written: None,
+                painted: Shown::default(),
+                written: Shown::default(),
                 over: watched.start.is_none(),
                 start: watched.start,
             }
@@ -131,6 +148,7 @@ impl<'a> Show<'a> {
             away: false,
             asked: false,
             touched: Vec::new(),
+            stuck: false,
         }
     }
 
@@ -199,7 +217,7 @@ impl<'a> Show<'a> {
                     step = stream.next().now_or_never();
                 }
             }
-            self.members[index].painted = stream.next_offset();
+            self.members[index].painted.next = stream.next_offset();
             self.touched.push(index);
             if self.members[index].over {
                 self.members[index].painter.finish(&mut self.sheet);
@@ -224,6 +242,12 @@ impl<'a> Show<'a> {
             Step::Record(record) => {
                 member.painter.record(&record, &mut self.sheet);
                 member.doing.saw(&record);
+                if let Body::Output(output) = &record.body {
+                    let held = &mut member.painted.held[index_of(output.stream)];
+                    let begins = held.is_none() || output.data.contains(&b'\n');
+                    *held = if begins { Some(record.offset) } else { *held };
+                    *held = held.filter(|_| member.painter.holds(output.stream));
+                }
                 if let Body::Ended(ended) = record.body {
                     member.ended = Some(ended);
                 }
@@ -349,8 +373,9 @@ impl<'a> Show<'a> {
                     Heard::Ask if !self.asked => self.asked = true,
                     Heard::Leave | Heard::Ask => {
                         // A reader that reads has it all by now: then it is not to be shown again.
-                        if let Ok(Ok(())) = tokio::time::timeout(LAST_WRITE, writing).await {
-                            self.was_written();
+                        match tokio::time::timeout(LAST_WRITE, writing).await {
+                            Ok(Ok(())) => self.was_written(),
+                            _ => self.stuck = true,
                         }
                         return Ok(Written::Leave);
                     }
@@ -441,7 +466,7 @@ impl<'a> Show<'a> {
     /// Says how to come back.
     async fn leave(mut self, by: Option<String>) -> Finish {
         let by_signal = by.is_none();
-        self.tidy();
+        self.put_away().await;
         let command = self.continuation();
         match self.look.format {
             Format::Text => {
@@ -454,9 +479,9 @@ impl<'a> Show<'a> {
                 self.sheet.say(&format!("detached{who}: {goes_on}; continue with\n  {command}"));
             }
             Format::Json => match self.group {
-                None => self.members[0].painter.left(self.members[0].written, &command, &mut self.sheet),
+                None => self.members[0].painter.left(self.members[0].written.whole(), &command, &mut self.sheet),
                 Some(group) => {
-                    let next: Vec<_> = self.members.iter().map(|member| member.written).collect();
+                    let next: Vec<_> = self.members.iter().map(|member| member.written.whole()).collect();
                     let event = json!({ "type": "detached", "groupId": group, "next": next, "command": command });
                     self.sheet.say(&event.to_string());
                 }
@@ -476,18 +501,23 @@ impl<'a> Show<'a> {
     }
 
     async fn failed(mut self, error: Error) -> Error {
-        self.tidy();
-        let _ = tokio::time::timeout(LAST_WRITE, write(self.sheet.take())).await;
-        self.was_written();
+        self.put_away().await;
         error.hint(self.continuation())
     }
 
-    /// Adds what was held back, and leaves the terminal as it was found.
-    fn tidy(&mut self) {
+    /// Writes what was held back, if somebody reads, and leaves the terminal as it was found.
+    async fn put_away(&mut self) {
         for member in &mut self.members {
             member.painter.finish(&mut self.sheet);
         }
         self.sheet.finish();
+        let rest = self.sheet.take();
+        if !self.stuck && matches!(tokio::time::timeout(LAST_WRITE, write(rest)).await, Ok(Ok(()))) {
+            self.was_written();
+            for member in &mut self.members {
+                member.written.held = [None; 2];
+            }
+        }
     }
 
     fn name(&self) -> String {
@@ -509,9 +539,9 @@ impl<'a> Show<'a> {
 impl Member {
     /// Where to go on.
     fn place(&self) -> Place {
-        match (self.written, self.start) {
+        match (self.written.whole(), self.start) {
             (_, None) => Place::End,
-            (Some(_), _) if self.over && self.ended.is_some() => Place::End,
+            (Some(_), _) if self.over && self.ended.is_some() && self.written.held == [None; 2] => Place::End,
             (Some(offset), _) | (None, Some(StartAt::Offset(offset))) => Place::At(offset),
             (None, Some(StartAt::Tail(lines))) => Place::Tail(lines),
             (None, Some(StartAt::Since(_))) => Place::At(Offset(0)),

@@ -74,6 +74,11 @@ impl Voice {
         }
     }
 
+    /// Whether the beginning of a line waits for its end.
+    pub(crate) fn holds(&self, stream: Stream) -> bool {
+        !self.lines[index(stream)].held.is_empty()
+    }
+
     /// A line of our own about the task.
     pub(crate) fn say(&self, text: &str, sheet: &mut Sheet) {
         sheet.say(&format!("{}{text}", self.lines[index(Stream::Stderr)].prefix));

@@ -95,12 +95,12 @@ impl Asked<'_> {
             request.specs.iter().any(|spec| worker.unfit(&Demand::of(&self.access.namespace, spec)).is_none())
         };
         let eligible = u32::try_from(fleet.iter().filter(fits).count()).unwrap_or(u32::MAX);
-        let mut tasks = Vec::with_capacity(count);
+        let mut tasks: Vec<_> = (0..count).map(|_| TaskId(self.shared.env.uuid())).collect();
+        // Ids of one millisecond are in order by chance only, and lists go by id.
+        tasks.sort_unstable();
         let mut changes = Vec::with_capacity(count);
         let specs = request.specs.into_iter().flat_map(|spec| std::iter::repeat_n(spec, copies));
-        for (index, spec) in specs.enumerate() {
-            let id = TaskId(self.shared.env.uuid());
-            tasks.push(id);
+        for (index, (spec, id)) in specs.zip(&tasks).enumerate() {
             let number = |n: usize| u32::try_from(n).expect("checked against MAX_GROUP");
             let submitted = record::Submitted {
                 namespace: self.access.namespace.clone(),
@@ -109,7 +109,7 @@ impl Asked<'_> {
                 group: group.map(|id| Member { id, index: number(index), count: number(count) }),
                 spec,
             };
-            changes.push(create(id, submitted));
+            changes.push(create(*id, submitted));
         }
         let target = group.map_or_else(|| tasks[0].short(), GroupId::short);
         let answer = Submitted { tasks, group, eligible_workers: eligible };
