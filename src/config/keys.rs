@@ -195,7 +195,7 @@ keys! {
     /// What every key in that Redis begins with.
     controller_redis_prefix: String = "controller.redis.prefix", Some("ADO_REDIS_PREFIX"), Some("ado:"), "\"ado:\"";
     /// PostgreSQL database where controllers keep tasks and logs together: `postgres://user:password@host/name?sslmode=verify-full`. Unset: a file.
-    controller_database: Secret = "controller.database.url", Some("ADO_DATABASE_URL"), None, "${ADO_DATABASE_URL}";
+    controller_database: Secret = "controller.database.url", Some("ADO_DATABASE_URL"), None, "postgres://ado@db.example.com/ado?sslmode=verify-full";
 
     /// Name of a worker started here. Unset: the host's name.
     worker_name: Name = "worker.name", Some("ADO_WORKER_NAME"), None, "builder-1";
