@@ -417,12 +417,22 @@ pub struct Skipped {
 }
 
 /// See [`Body::Progress`]. What is `None` is as it was.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Progress {
     /// 0 to 100.
     pub percent: Option<u8>,
     /// What it does now: one line of at most [`MAX_MESSAGE`] bytes.
     pub message: Option<String>,
+}
+
+impl Progress {
+    /// Takes what is newer: what that leaves out stays.
+    pub fn take(&mut self, newer: &Self) {
+        self.percent = newer.percent.or(self.percent);
+        if newer.message.is_some() {
+            self.message.clone_from(&newer.message);
+        }
+    }
 }
 
 postcard_payload!(

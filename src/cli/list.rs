@@ -212,7 +212,7 @@ pub(super) fn labels(labels: &std::collections::BTreeMap<String, String>) -> Str
 }
 
 /// How far it says it is; a task that never said so has none.
-fn percent(task: &TaskInfo) -> Option<u8> {
+pub(super) fn percent(task: &TaskInfo) -> Option<u8> {
     let said = task.progress.as_ref().and_then(|progress| progress.percent)?;
     Some(if task.outcome == Some(Outcome::Completed) { 100 } else { said })
 }

@@ -129,12 +129,15 @@ impl Remembered {
         };
         let mut page = Page { task, look, painter, sheet: Sheet::new(look.terminals(), look.raw) };
         page.event(&json!({ "type": "cached", "cachedAt": json::rfc3339(log.seen_at), "reason": self.why }));
-        let mut surviving = only_final.then(Surviving::default);
-        for known in log.from(StartAt::Offset(Offset(0))) {
-            if let (Some(surviving), KnownRecord::Record(record)) = (&mut surviving, known) {
-                surviving.learn(&record);
+        let surviving = only_final.then(|| {
+            let mut surviving = Surviving::default();
+            for known in log.from(StartAt::Offset(Offset(0))) {
+                if let KnownRecord::Record(record) = known {
+                    surviving.learn(&record);
+                }
             }
-        }
+            surviving
+        });
         for known in log.from(start) {
             match known {
                 KnownRecord::Record(record)

@@ -3,7 +3,7 @@
 //! The names are those of the product's `TaskEvent`; fields beside them (`offset`, `epoch`, `time`) are added, none are
 //! renamed. Output that is not UTF-8 comes as `dataBase64`, so that every byte arrives.
 
-use ado_proto::record::{Body, Ended, Loss, Outcome, Output, Record};
+use ado_proto::record::{Body, Ended, Loss, Outcome, Output, Progress, Record};
 use ado_proto::{Offset, Origin, TaskId};
 use base64::Engine;
 use serde::Serialize;
@@ -17,8 +17,7 @@ pub struct Events {
     task: TaskId,
     worker: Option<String>,
     /// A progress record says what has changed, its event says all.
-    percent: u8,
-    message: String,
+    progress: Progress,
 }
 
 #[derive(Serialize)]
@@ -40,7 +39,7 @@ struct OutputEvent<'a> {
 impl Events {
     /// Events of `task`, held by `worker` where reading begins.
     pub fn new(task: TaskId, worker: Option<String>) -> Self {
-        Self { task, worker, percent: 0, message: String::new() }
+        Self { task, worker, progress: Progress::default() }
     }
 
     /// Appends the record's event and a newline.
@@ -90,7 +89,7 @@ impl Events {
                 "owner": submitted.owner,
             }),
             Body::Assigned(assigned) => {
-                (self.percent, self.message) = (0, String::new());
+                self.progress = Progress::default();
                 self.worker = Some(assigned.worker.to_string());
                 json!({
                     "type": "assigned",
@@ -143,11 +142,12 @@ impl Events {
                 json!({ "type": "checkpoint", "checkpointId": made.id, "data": data })
             }
             Body::Progress(progress) => {
-                self.percent = progress.percent.unwrap_or(self.percent);
-                if let Some(message) = &progress.message {
-                    self.message.clone_from(message);
-                }
-                json!({ "type": "progress", "percent": self.percent, "message": self.message })
+                self.progress.take(progress);
+                json!({
+                    "type": "progress",
+                    "percent": self.progress.percent.unwrap_or(0),
+                    "message": self.progress.message.as_deref().unwrap_or_default(),
+                })
             }
             Body::Output(_) => unreachable!("written by `output`"),
             Body::Unknown { kind, version, .. } => json!({ "type": "unknown", "kind": kind, "version": version }),

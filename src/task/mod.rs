@@ -311,11 +311,7 @@ impl Task {
             }
             Body::Checkpointed(_) => self.checkpoint = Checkpoint::of(record),
             Body::Progress(progress) => {
-                let known = self.progress.get_or_insert(Progress { percent: None, message: None });
-                known.percent = progress.percent.or(known.percent);
-                if progress.message.is_some() {
-                    known.message.clone_from(&progress.message);
-                }
+                self.progress.get_or_insert_default().take(progress);
             }
             Body::Submitted(_)
             | Body::Output(_)

@@ -25,6 +25,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::Global;
 use super::error::{Error, Kind};
+use super::observe;
 use super::output::{Format, print};
 use super::session::{App, Session};
 use super::signals::Signals;
@@ -146,7 +147,7 @@ impl Dashboard<'_> {
                 biased;
                 // Somebody sent it: on a terminal Ctrl-C is a key here.
                 _ = signals.next() => return Ok(()),
-                () = &mut taken_down => return Err(stopped()),
+                () = &mut taken_down => return Err(observe::taken_down()),
                 from = screen.next() => match from {
                     FromTerminal::Key(key) => Input::Key(key),
                     FromTerminal::Resized => self.tick(),
@@ -224,11 +225,6 @@ fn link(client: &Client) -> Link {
         },
         ConnectionState::Closed { why } => Link::Away { for_: Duration::ZERO, problem: why },
     }
-}
-
-fn stopped() -> Error {
-    let text = "the controller and the worker of this machine were stopped (`ado down`)";
-    Error::new(Kind::Local, text).hint("ado up")
 }
 
 fn broken(error: io::Error) -> Error {

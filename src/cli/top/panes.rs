@@ -12,8 +12,9 @@ use unicode_width::UnicodeWidthStr;
 
 use super::draw::{Theme, framed};
 use super::model::{Feed, Model, Pane};
-use super::rows::{Task, percent};
+use super::rows::Task;
 use super::text::{bar, rate, safe, span};
+use crate::cli::list::percent;
 use crate::cli::output::age;
 
 /// A column: its title, its width, the screen's width from which it is shown, whether it is a number.

@@ -7,6 +7,8 @@ use std::time::Duration;
 use ado_proto::TaskId;
 use ado_proto::request::TaskInfo;
 
+use crate::cli::list::percent;
+
 /// A task and how fast its log grows.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Task {
@@ -93,12 +95,6 @@ fn rank(info: &TaskInfo) -> u8 {
         "queued" => 3,
         _ => 4,
     }
-}
-
-/// How far a task says it is, while that means something.
-pub(super) fn percent(info: &TaskInfo) -> Option<u8> {
-    let said = info.progress.as_ref().and_then(|progress| progress.percent);
-    if info.outcome == Some(ado_proto::record::Outcome::Completed) { said.map(|_| 100) } else { said }
 }
 
 /// The tasks as they are now, and how fast each has written since they were last looked at, `span` ago.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use ado_proto::Timestamp;
-use ado_proto::record::{Body, Desired, Outcome, Record};
+use ado_proto::record::{Body, Desired, Outcome, Progress, Record};
 use ado_proto::request::TaskInfo;
 use unicode_width::UnicodeWidthChar;
 
@@ -20,8 +20,7 @@ pub(crate) struct Doing {
     state: State,
     /// What somebody wants, while it is not so yet.
     asked: Option<Desired>,
-    percent: Option<u8>,
-    step: Option<String>,
+    progress: Progress,
     worker: Option<String>,
     began_at: Option<Timestamp>,
 }
@@ -62,8 +61,7 @@ impl Doing {
         Self {
             state,
             asked: (info.desired != wanted && info.outcome.is_none()).then_some(info.desired),
-            percent: info.progress.as_ref().and_then(|progress| progress.percent),
-            step: info.progress.as_ref().and_then(|progress| progress.message.clone()),
+            progress: info.progress.clone().unwrap_or_default(),
             worker: info.worker_name.clone(),
             began_at: info.started_at,
         }
@@ -74,7 +72,7 @@ impl Doing {
         match &record.body {
             Body::Submitted(_) => self.state = State::Queued,
             Body::Assigned(assigned) => {
-                (self.state, self.percent, self.step) = (State::Starting, None, None);
+                (self.state, self.progress) = (State::Starting, Progress::default());
                 self.worker = Some(assigned.worker_name.clone());
             }
             Body::Started(_) => {
@@ -98,12 +96,7 @@ impl Doing {
             Body::Resumed(_) => (self.state, self.asked) = (State::Running, None),
             Body::WorkerLost(_) | Body::Requeued(_) => (self.state, self.worker) = (State::Queued, None),
             Body::Ended(ended) => (self.state, self.asked) = (State::Ended(ended.outcome), None),
-            Body::Progress(progress) => {
-                self.percent = progress.percent.or(self.percent);
-                if let Some(step) = &progress.message {
-                    self.step = Some(step.clone());
-                }
-            }
+            Body::Progress(progress) => self.progress.take(progress),
             _ => {}
         }
     }
@@ -138,8 +131,9 @@ impl Doing {
     fn words(&self, now: Timestamp) -> Vec<String> {
         let mut words = vec![self.word().to_owned()];
         if !matches!(self.state, State::Queued | State::Starting) {
-            words.extend(self.percent.map(|percent| format!("{percent}%")));
-            words.extend(self.step.as_ref().map(|step| one_line(step, LONGEST)).filter(|step| !step.is_empty()));
+            let Progress { percent, message } = &self.progress;
+            words.extend(percent.map(|percent| format!("{percent}%")));
+            words.extend(message.as_ref().map(|step| one_line(step, LONGEST)).filter(|step| !step.is_empty()));
         }
         words.extend(self.worker.as_ref().map(|worker| format!("on {}", one_line(worker, LONGEST))));
         words.extend(self.began_at.map(|began_at| clock(since(began_at, now))));

@@ -142,12 +142,14 @@ impl Asked<'_> {
             let answer: Vec<DesiredSet> = answer(&outcomes);
             encode_response(&Ok(answer))
         });
-        for row in outcomes.into_iter().filter_map(applied) {
-            match &row.lease {
-                Some(lease) => self.shared.fleet.tell(lease.worker, want(&row.task)),
-                None => dispatch::give_hints(self.shared, &[row]).await,
+        let (held, free): (Vec<_>, Vec<_>) =
+            outcomes.into_iter().filter_map(applied).partition(|row| row.lease.is_some());
+        for row in &held {
+            if let Some(lease) = &row.lease {
+                self.shared.fleet.tell(lease.worker, want(&row.task));
             }
         }
+        dispatch::give_hints(self.shared, &free).await;
         Ok(kept)
     }
 

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::path::Path;
 
 use nix::poll::{PollTimeout, poll};
 use nix::sys::signal::{Signal, kill, killpg};
@@ -149,8 +150,17 @@ fn processes() -> Vec<Process> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     entries
         .filter(|entry| entry.file_name().as_encoded_bytes().first().is_some_and(u8::is_ascii_digit))
-        .filter_map(|entry| parse(&String::from_utf8_lossy(&fs::read(entry.path().join("stat")).ok()?)))
+        .filter_map(|entry| look(&entry.path()))
         .collect()
+}
+
+/// The parent of a process; `None` when it is gone.
+pub(in crate::worker) fn parent(pid: i32) -> Option<i32> {
+    look(Path::new(&format!("/proc/{pid}"))).map(|process| process.parent)
+}
+
+fn look(entry: &Path) -> Option<Process> {
+    parse(&String::from_utf8_lossy(&fs::read(entry.join("stat")).ok()?))
 }
 
 /// Reads a line of `/proc/<pid>/stat` (proc_pid_stat(5)). The name in brackets may hold anything, brackets too.

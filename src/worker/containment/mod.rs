@@ -22,6 +22,8 @@ use nix::unistd::Pid;
 use cgroup::Cgroup;
 #[cfg(target_os = "linux")]
 use descendants::Descendants;
+#[cfg(target_os = "linux")]
+pub(super) use descendants::parent;
 
 /// The name of the variable that forces a grade.
 pub const FORCE: &str = "ADO_CONTAINMENT";

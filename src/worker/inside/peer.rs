@@ -1,6 +1,9 @@
 //! Who may speak for a task: the processes below its guard. All tasks of a worker run as the same user, so a path that is
 //! known does not prove whose a process is; who its ancestors are does, since nothing leaves its guard's part of the tree.
 
+#[cfg(target_os = "linux")]
+use crate::worker::containment;
+
 /// Levels that are climbed at most.
 #[cfg(target_os = "linux")]
 const DEPTH: usize = 256;
@@ -31,9 +34,7 @@ fn parent(pid: i32) -> Option<i32> {
     if pid <= 1 {
         return None;
     }
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name before may hold anything, brackets too.
-    stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()
+    containment::parent(pid)
 }
 
 #[cfg(all(test, target_os = "linux"))]

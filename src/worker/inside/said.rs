@@ -92,11 +92,7 @@ impl<R> Said<R> {
     /// The newest value counts; what it leaves out is as it was.
     pub(super) fn progress(&mut self, progress: &Progress) -> Result<(), Refusal> {
         self.goes_on()?;
-        let pending = self.progress.get_or_insert(Progress { percent: None, message: None });
-        pending.percent = progress.percent.or(pending.percent);
-        if progress.message.is_some() {
-            pending.message.clone_from(&progress.message);
-        }
+        self.progress.get_or_insert_default().take(progress);
         Ok(())
     }
 
