@@ -28,6 +28,8 @@ pub struct Welcome {
     pub now: Timestamp,
     /// Who the controller says the caller is.
     pub you: String,
+    /// `host:port` of all controllers that live, this one first.
+    pub controllers: Vec<String>,
 }
 
 /// Asks for a first certificate. The only request of `ado-join/1`.

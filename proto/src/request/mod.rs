@@ -19,7 +19,10 @@ pub use task::{
     CheckpointInfo, DesiredSet, Detach, DetachedViewers, Follow, Following, GetTasks, ListTasks, SetDesired, StartAt,
     Submit, Submitted, TaskFilter, TaskInfo, TaskPage,
 };
-pub use worker::{ListWorkers, Load, OutputAccepted, TaskOutput, WorkerAccepted, WorkerInfo, WorkerSession};
+pub use worker::{
+    ControllerInfo, ListControllers, ListWorkers, Load, OutputAccepted, SetWorker, TaskOutput, WorkerAccepted,
+    WorkerDesired, WorkerInfo, WorkerSession, WorkerSet, WorkerWant,
+};
 
 /// What repeating a request may do: whether it may travel as 0-RTT data, and whether a client may resend it by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -196,7 +199,9 @@ requests! {
     Follow: 24/1, Read => Following;
     Detach: 25/1, Idempotent => DetachedViewers;
     ListWorkers: 30/1, Read => Vec<WorkerInfo>;
+    SetWorker: 31/1, Idempotent => WorkerSet;
     ListEvents: 40/1, Read => Events;
+    ListControllers: 50/1, Read => Vec<ControllerInfo>;
     // Registers a start of the worker: a replay would bring back an old one.
     WorkerSession: 60/1, Once => WorkerAccepted;
     TaskOutput: 61/1, Read => OutputAccepted;
