@@ -9,15 +9,16 @@ use std::time::Duration;
 
 use ado_proto::record::{Desired, Record};
 use ado_proto::request::{Events, EventsFrom, SystemEvent};
-use ado_proto::{Audience, Epoch, GroupId, Incarnation, Offset, RequestId, TaskId, Timestamp, WorkerId};
+use ado_proto::{Audience, ControllerId, Epoch, GroupId, Incarnation, Offset, RequestId, TaskId, Timestamp, WorkerId};
 use async_trait::async_trait;
 use bytes::Bytes;
 
 use super::batch::{self, Batch};
 use super::clock::Clock;
 use super::{
-    Audit, Certificate, Committed, EVENT_RETENTION, Find, KEY_RETENTION, Key, ListFilter, NewEvent, Page, Renewal,
-    Result, Row, Store, Token, TokenRefusal, Unit, Waiting, Worker, WorkerEvent, log, rules, score,
+    Audit, Certificate, Committed, Controller, EVENT_RETENTION, Find, HeldLoop, KEY_RETENTION, Key, ListFilter,
+    NewEvent, NewWish, Page, Renewal, Report, Result, Row, Store, Token, TokenRefusal, Unit, Waiting, Wish, Worker,
+    WorkerEvent, log, rules, score,
 };
 use crate::env::Env;
 use crate::task::State;
@@ -38,6 +39,10 @@ struct Held {
     workers: BTreeMap<WorkerId, Worker>,
     lost: BTreeSet<WorkerId>,
     loops: BTreeMap<String, Loop>,
+    controllers: BTreeMap<ControllerId, Controller>,
+    reports: BTreeMap<WorkerId, (Report, Timestamp)>,
+    wishes: BTreeMap<WorkerId, Wish>,
+    items: BTreeMap<String, Vec<u8>>,
     tokens: BTreeMap<String, Token>,
     certificates: BTreeMap<String, Certificate>,
     revoked: BTreeSet<String>,
@@ -329,6 +334,75 @@ impl Store for Memory {
         Ok(())
     }
 
+    async fn loops(&self) -> Result<Vec<HeldLoop>> {
+        let held = self.held();
+        let now = self.clock.now();
+        let live = held.loops.iter().filter(|(_, lease)| lease.expires_at > now);
+        let each = live
+            .filter_map(|(name, lease)| Some(HeldLoop { name: name.clone(), holder: lease.holder?, term: lease.term }));
+        Ok(each.collect())
+    }
+
+    async fn report(&self, mut controller: Controller, workers: Vec<Report>) -> Result<()> {
+        let mut held = self.held();
+        let now = self.clock.now();
+        let former = held.controllers.get(&controller.id);
+        let known = former.filter(|former| former.incarnation == controller.incarnation);
+        controller.since = known.map_or(now, |known| known.since);
+        controller.seen_at = now;
+        held.controllers.insert(controller.id, controller);
+        held.reports.extend(workers.into_iter().map(|report| (report.worker, (report, now))));
+        Ok(())
+    }
+
+    async fn controllers(&self) -> Result<Vec<Controller>> {
+        Ok(self.held().controllers.values().cloned().collect())
+    }
+
+    async fn remove_controller(&self, id: ControllerId, incarnation: Incarnation) -> Result<()> {
+        let mut held = self.held();
+        if held.controllers.get(&id).is_some_and(|known| known.incarnation == incarnation) {
+            held.controllers.remove(&id);
+        }
+        Ok(())
+    }
+
+    async fn reports(&self) -> Result<Vec<Report>> {
+        Ok(self.held().reports.values().map(|(report, _)| report.clone()).collect())
+    }
+
+    async fn wishes(&self) -> Result<BTreeMap<WorkerId, Wish>> {
+        Ok(self.held().wishes.clone())
+    }
+
+    async fn wish(
+        &self,
+        worker: WorkerId,
+        wish: NewWish,
+        kept: Option<(Key, Bytes)>,
+        audit: Audit,
+        event: Option<NewEvent>,
+    ) -> Result<Wish> {
+        let mut held = self.held();
+        let now = self.clock.now();
+        let wish = rules::next_wish(held.wishes.get(&worker), wish, now);
+        held.wishes.insert(worker, wish.clone());
+        held.audit.push((now, audit));
+        held.add_events(event.into_iter().collect(), now);
+        if let Some((key, answer)) = kept {
+            held.keep(key, answer, now);
+        }
+        Ok(wish)
+    }
+
+    async fn item(&self, name: &str) -> Result<Option<Vec<u8>>> {
+        Ok(self.held().items.get(name).cloned())
+    }
+
+    async fn put_item(&self, name: &str, item: &[u8]) -> Result<Vec<u8>> {
+        Ok(self.held().items.entry(name.into()).or_insert_with(|| item.to_vec()).clone())
+    }
+
     async fn put_token(&self, token: Token, audit: Audit) -> Result<()> {
         let mut held = self.held();
         let now = self.clock.now();
@@ -440,6 +514,8 @@ impl Store for Memory {
         held.events.retain(|_, (_, event)| event.time >= events);
         held.tokens.retain(|_, token| token.expires_at > now);
         held.certificates.retain(|_, certificate| certificate.not_after > now);
+        held.controllers.retain(|_, controller| controller.seen_at >= events);
+        held.reports.retain(|_, (_, at)| *at >= events);
         let gone = |worker: &&Worker| {
             worker.seen_at < events && held.lost.contains(&worker.id) && held.held_by(worker.id).is_empty()
         };

@@ -20,10 +20,11 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use ado_proto::record::{Desired, Record};
-use ado_proto::request::{Events, EventsFrom};
+use ado_proto::request::{Events, EventsFrom, Load, WorkerDesired};
 use ado_proto::spec::Containment;
 use ado_proto::{
-    Audience, Epoch, GroupId, Incarnation, Namespace, Offset, RequestId, Role, TaskId, Timestamp, WorkerId,
+    Audience, ControllerId, Epoch, GroupId, Incarnation, Namespace, Offset, RequestId, Role, TaskId, Timestamp,
+    WorkerId,
 };
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -250,6 +251,79 @@ pub struct Worker {
     pub seen_at: Timestamp,
 }
 
+/// What somebody wants of a worker. It is kept when the worker is started anew, and when it is forgotten.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Wish {
+    /// The state wanted.
+    pub desired: WorkerDesired,
+    /// Rises with every change.
+    pub generation: u64,
+    /// When it is to hand back what it still holds.
+    pub deadline: Option<Timestamp>,
+    /// Who wants it, as `role/name`.
+    pub by: String,
+}
+
+/// A wish before it is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewWish {
+    /// The state wanted.
+    pub desired: WorkerDesired,
+    /// How long from now on the worker may keep what it holds.
+    pub within: Option<Duration>,
+    /// Who wants it.
+    pub by: String,
+}
+
+/// A controller as it has said that it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Controller {
+    /// Its id.
+    pub id: ControllerId,
+    /// This start of it.
+    pub incarnation: Incarnation,
+    /// For people.
+    pub name: String,
+    /// `host:port` it is reached at.
+    pub addresses: Vec<String>,
+    /// Its build.
+    pub build: String,
+    /// When this start was first heard of, on the store's clock.
+    pub since: Timestamp,
+    /// When it was last heard of.
+    pub seen_at: Timestamp,
+    /// Workers connected to it.
+    pub workers: u32,
+    /// Viewers that follow logs through it.
+    pub viewers: u32,
+}
+
+/// What a controller knows of a worker that is connected to it, for the others.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Report {
+    /// The worker.
+    pub worker: WorkerId,
+    /// The start of the controller.
+    pub controller: Incarnation,
+    /// Attempts it holds.
+    pub busy: u32,
+    /// How busy its machine is.
+    pub load: Load,
+    /// Round trip to it.
+    pub rtt: Duration,
+}
+
+/// A loop that somebody holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HeldLoop {
+    /// Which.
+    pub name: String,
+    /// Who.
+    pub holder: Incarnation,
+    /// Rises with every new holder.
+    pub term: u64,
+}
+
 /// A queued task that is wanted running.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Waiting {
@@ -426,6 +500,40 @@ pub trait Store: Send + Sync + 'static {
     /// Gives a loop's lease back.
     async fn release_loop(&self, name: &str, holder: Incarnation) -> Result<()>;
 
+    /// Loops that are held, in order of name.
+    async fn loops(&self) -> Result<Vec<HeldLoop>>;
+
+    /// A controller lives, and knows this of workers connected to it. Sets `seen_at`, and `since` unless it is known.
+    async fn report(&self, controller: Controller, workers: Vec<Report>) -> Result<()>;
+
+    /// Controllers that have said that they live, in order of id; those that died too, until the sweep.
+    async fn controllers(&self) -> Result<Vec<Controller>>;
+
+    /// Forgets a controller, if this is its newest start.
+    async fn remove_controller(&self, id: ControllerId, incarnation: Incarnation) -> Result<()>;
+
+    /// What controllers said last of workers, in order of the worker's id.
+    async fn reports(&self) -> Result<Vec<Report>>;
+
+    /// What is wanted of workers; nothing of those who are not there.
+    async fn wishes(&self) -> Result<BTreeMap<WorkerId, Wish>>;
+
+    /// Wants something of a worker, and remembers the answer for the key. Returns the wish.
+    async fn wish(
+        &self,
+        worker: WorkerId,
+        wish: NewWish,
+        kept: Option<(Key, Bytes)>,
+        audit: Audit,
+        event: Option<NewEvent>,
+    ) -> Result<Wish>;
+
+    /// What is kept for all controllers under a name: closed, for none but them.
+    async fn item(&self, name: &str) -> Result<Option<Vec<u8>>>;
+
+    /// Keeps it unless there is one. Returns what is there afterwards.
+    async fn put_item(&self, name: &str, item: &[u8]) -> Result<Vec<u8>>;
+
     /// Keeps a token.
     async fn put_token(&self, token: Token, audit: Audit) -> Result<()>;
 
@@ -464,7 +572,7 @@ pub trait Store: Send + Sync + 'static {
     async fn audit(&self, limit: usize) -> Result<Vec<(Timestamp, String, String, String, String)>>;
 
     /// Deletes what has outlived its retention: idempotency keys (24 h), events and lost workers that hold nothing
-    /// (7 days), expired tokens and certificates.
+    /// and controllers (7 days), expired tokens and certificates.
     async fn sweep(&self) -> Result<()>;
 
     /// Whether the store answers: for `/ready`.

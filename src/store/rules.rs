@@ -3,10 +3,10 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use ado_proto::request::{Events, EventsFrom, SystemEvent};
+use ado_proto::request::{Events, EventsFrom, SystemEvent, WorkerDesired};
 use ado_proto::{Audience, Epoch, Incarnation, Namespace, TaskId, Timestamp};
 
-use super::{Lease, Renewal, Row, Token, TokenRefusal, Worker};
+use super::{Error, Lease, NewWish, Renewal, Row, Token, TokenRefusal, Wish, Worker};
 use crate::env::Env;
 
 /// A new generation id: random, not zero, and small enough for a signed column.
@@ -69,6 +69,28 @@ pub(super) fn renewal(
 /// Whether a worker that registers is the start that was draining already: it does not take work again.
 pub(super) fn still_drains(former: Option<&Worker>, worker: &Worker) -> bool {
     former.is_some_and(|former| former.draining && former.incarnation == worker.incarnation)
+}
+
+/// A wish in the place of a former one.
+pub(super) fn next_wish(former: Option<&Wish>, wish: NewWish, now: Timestamp) -> Wish {
+    Wish {
+        desired: wish.desired,
+        generation: former.map_or(0, |former| former.generation) + 1,
+        deadline: wish.within.map(|within| now.after(within)),
+        by: wish.by,
+    }
+}
+
+/// The wish that a word stands for.
+pub(super) fn desired(word: &str) -> Result<WorkerDesired, Error> {
+    let all = [WorkerDesired::Active, WorkerDesired::Cordoned, WorkerDesired::Drained];
+    let found = all.into_iter().find(|desired| desired.as_str() == word);
+    found.ok_or_else(|| Error::Damaged(format!("a worker is wanted `{word}`")))
+}
+
+/// A time as columns keep it.
+pub(super) fn micros(time: Duration) -> i64 {
+    i64::try_from(time.as_micros()).unwrap_or(i64::MAX)
 }
 
 /// The token after one use.

@@ -3,6 +3,7 @@
 mod access;
 mod fleet;
 mod logs;
+mod mesh;
 mod random;
 mod tasks;
 
@@ -358,6 +359,12 @@ suite! {
         a_start_that_drains_goes_on_draining
         a_silent_worker_is_lost_once_a_silence
         a_loop_has_one_holder_and_rising_terms;
+    mesh:
+        controllers_are_known_by_what_they_said_last
+        controllers_say_what_they_know_of_workers
+        held_loops_are_listed
+        wishes_are_kept_and_counted
+        an_item_is_kept_once;
     access:
         tokens_are_used_up
         tokens_expire

@@ -40,7 +40,7 @@ fn uses(left: Option<i64>) -> Option<u32> {
     left.map(|left| u32::try_from(left).unwrap_or(0))
 }
 
-async fn insert_audit(db: &mut PgConnection, now: Timestamp, audit: Audit) -> Tried<()> {
+pub(super) async fn insert_audit(db: &mut PgConnection, now: Timestamp, audit: Audit) -> Tried<()> {
     let mut sql = QueryBuilder::new("");
     push_audit(&mut sql, now, &[audit]);
     sql.build().execute(db).await?;
@@ -214,6 +214,8 @@ impl Postgres {
             ("DELETE FROM event WHERE at < $1", rules::cutoff(now, EVENT_RETENTION)),
             ("DELETE FROM token WHERE expires_at <= $1", now),
             ("DELETE FROM certificate WHERE not_after <= $1", now),
+            ("DELETE FROM controller WHERE seen_at < $1", rules::cutoff(now, EVENT_RETENTION)),
+            ("DELETE FROM report WHERE at < $1", rules::cutoff(now, EVENT_RETENTION)),
             (
                 "DELETE FROM worker WHERE lost AND seen_at < $1 \
                  AND NOT EXISTS (SELECT 1 FROM task WHERE lease_worker = worker.id)",

@@ -244,6 +244,8 @@ impl Sqlite {
             ("DELETE FROM event WHERE at < ?", rules::cutoff(tx.now, EVENT_RETENTION)),
             ("DELETE FROM token WHERE expires_at <= ?", tx.now),
             ("DELETE FROM certificate WHERE not_after <= ?", tx.now),
+            ("DELETE FROM controller WHERE seen_at < ?", rules::cutoff(tx.now, EVENT_RETENTION)),
+            ("DELETE FROM report WHERE at < ?", rules::cutoff(tx.now, EVENT_RETENTION)),
             (
                 "DELETE FROM worker WHERE lost AND seen_at < ? \
                  AND NOT EXISTS (SELECT 1 FROM task WHERE lease_worker = worker.id)",

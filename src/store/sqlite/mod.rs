@@ -8,17 +8,19 @@ mod commit;
 mod error;
 mod fleet;
 mod logs;
+mod mesh;
 mod schema;
 mod tasks;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use ado_proto::request::{Events, EventsFrom};
-use ado_proto::{Audience, Epoch, Incarnation, Offset, TaskId, Timestamp, WorkerId};
+use ado_proto::{Audience, ControllerId, Epoch, Incarnation, Offset, TaskId, Timestamp, WorkerId};
 use async_trait::async_trait;
 use bytes::Bytes;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
@@ -27,8 +29,8 @@ use tokio::sync::{Mutex, MutexGuard};
 
 use super::clock::Clock;
 use super::{
-    Audit, Certificate, Committed, Error, Find, Key, ListFilter, NewEvent, Page, Renewal, Result, Row, Store, Token,
-    TokenRefusal, Unit, Waiting, Worker, WorkerEvent, rules,
+    Audit, Certificate, Committed, Controller, Error, Find, HeldLoop, Key, ListFilter, NewEvent, NewWish, Page,
+    Renewal, Report, Result, Row, Store, Token, TokenRefusal, Unit, Waiting, Wish, Worker, WorkerEvent, rules,
 };
 use crate::env::Env;
 
@@ -246,6 +248,49 @@ impl Store for Sqlite {
 
     async fn release_loop(&self, name: &str, holder: Incarnation) -> Result<()> {
         self.give_back_loop(name, holder).await
+    }
+
+    async fn loops(&self) -> Result<Vec<HeldLoop>> {
+        self.held_loops().await
+    }
+
+    async fn report(&self, controller: Controller, workers: Vec<Report>) -> Result<()> {
+        self.keep_report(controller, workers).await
+    }
+
+    async fn controllers(&self) -> Result<Vec<Controller>> {
+        self.all_controllers().await
+    }
+
+    async fn remove_controller(&self, id: ControllerId, incarnation: Incarnation) -> Result<()> {
+        self.forget_controller(id, incarnation).await
+    }
+
+    async fn reports(&self) -> Result<Vec<Report>> {
+        self.all_reports().await
+    }
+
+    async fn wishes(&self) -> Result<BTreeMap<WorkerId, Wish>> {
+        self.all_wishes().await
+    }
+
+    async fn wish(
+        &self,
+        worker: WorkerId,
+        wish: NewWish,
+        kept: Option<(Key, Bytes)>,
+        audit: Audit,
+        event: Option<NewEvent>,
+    ) -> Result<Wish> {
+        self.keep_wish(worker, wish, kept, audit, event).await
+    }
+
+    async fn item(&self, name: &str) -> Result<Option<Vec<u8>>> {
+        self.find_item(name).await
+    }
+
+    async fn put_item(&self, name: &str, item: &[u8]) -> Result<Vec<u8>> {
+        self.keep_item(name, item).await
     }
 
     async fn put_token(&self, token: Token, audit: Audit) -> Result<()> {
