@@ -10,6 +10,7 @@ mod complete;
 mod completions;
 mod config;
 mod controller;
+mod controllers;
 mod detach;
 mod down;
 mod error;
@@ -18,6 +19,7 @@ mod filter;
 mod guard;
 mod help;
 mod join;
+mod known;
 mod lifecycle;
 mod list;
 mod logs;
@@ -69,7 +71,7 @@ pub struct Cli {
 const GROUPS: [(&str, &[&str]); 6] = [
     ("Run and watch", &["run", "attach", "logs", "wait"]),
     ("Steer", &["pause", "resume", "detach", "cancel"]),
-    ("Look", &["list", "status", "events", "workers", "top", "bench"]),
+    ("Look", &["list", "status", "events", "workers", "controllers", "top", "bench"]),
     ("From inside a task", &["task"]),
     ("Machines", &["up", "down", "controller", "worker", "join", "token"]),
     ("Set up", &["config", "completions", "man", "schema"]),
@@ -158,6 +160,7 @@ enum Command {
     Status(status::Args),
     Events(events::Args),
     Workers(workers::Args),
+    Controllers(controllers::Args),
     Task(task::Args),
     Top(top::Args),
     Up(up::Args),
@@ -269,6 +272,7 @@ impl Cli {
             Command::Status(args) => status::run(global, args).await,
             Command::Events(args) => events::run(global, args).await,
             Command::Workers(args) => workers::run(global, args).await,
+            Command::Controllers(args) => controllers::run(global, args).await,
             Command::Task(args) => task::run(&global, args),
             Command::Top(args) => top::run(global, args).await,
             Command::Up(args) => up::run(global, args).await,

@@ -196,6 +196,8 @@ keys! {
     controller_redis_prefix: String = "controller.redis.prefix", Some("ADO_REDIS_PREFIX"), Some("ado:"), "\"ado:\"";
     /// PostgreSQL database where controllers keep tasks and logs together: `postgres://user:password@host/name?sslmode=verify-full`. Unset: a file.
     controller_database: Secret = "controller.database.url", Some("ADO_DATABASE_URL"), None, "postgres://ado@db.example.com/ado?sslmode=verify-full";
+    /// Master key of controllers that share a database: 32 random bytes in base64 or hexadecimal, or the absolute path of a file with them. It opens what they keep closed there. Unset: `master.key` in the controller's directory, made when there is none.
+    controller_master_key: Secret = "controller.masterKey", Some("ADO_MASTER_KEY"), None, "${ADO_MASTER_KEY}";
 
     /// Name of a worker started here. Unset: the host's name.
     worker_name: Name = "worker.name", Some("ADO_WORKER_NAME"), None, "builder-1";

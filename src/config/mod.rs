@@ -208,6 +208,8 @@ pub struct Controller {
     pub redis_prefix: String,
     /// Database where it keeps tasks and logs. `None`: in a file.
     pub database_url: Option<Secret>,
+    /// Opens what controllers keep closed in the database, or the path of a file with it. `None`: in its directory.
+    pub master_key: Option<Secret>,
 }
 
 /// A worker started or launched here.
@@ -358,6 +360,7 @@ impl Config {
                 redis_url: raw.controller_redis.map(|url| url.value),
                 redis_prefix: given(raw.controller_redis_prefix),
                 database_url: raw.controller_database.map(|url| url.value),
+                master_key: raw.controller_master_key.map(|key| key.value),
             },
             worker: Worker {
                 name: raw.worker_name.map(|name| name.value.0),

@@ -1,9 +1,9 @@
 //! Who may do what: one table of roles and requests, and one rule for namespaces.
 
 use ado_proto::request::{
-    CreateToken, Detach, ErrorCode, ErrorReply, Follow, GetTasks, Header, Hello, KNOWN, ListEvents, ListTasks,
-    ListTokens, ListWorkers, Renew, Request, RevokeIdentity, RevokeToken, Safety, SetDesired, Submit, TaskOutput,
-    WorkerSession,
+    CreateToken, Detach, ErrorCode, ErrorReply, Follow, GetTasks, Header, Hello, KNOWN, ListControllers, ListEvents,
+    ListTasks, ListTokens, ListWorkers, Renew, Request, RevokeIdentity, RevokeToken, Safety, SetDesired, SetWorker,
+    Submit, TaskOutput, WorkerSession,
 };
 use ado_proto::{Audience, Namespace, Principal, Role, ids};
 
@@ -23,6 +23,9 @@ const ALLOWED: &[(u16, &[Role])] = &[
     // Everybody may end viewers of their own; others' are for administrators, which the request itself checks.
     (Detach::KIND, &[Role::Admin, Role::User, Role::Viewer]),
     (ListWorkers::KIND, &[Role::Admin, Role::User, Role::Viewer]),
+    (SetWorker::KIND, &[Role::Admin]),
+    // Everybody is told where they are anyway.
+    (ListControllers::KIND, &[Role::Admin, Role::User, Role::Viewer]),
     (ListEvents::KIND, &[Role::Admin, Role::User, Role::Viewer]),
     (WorkerSession::KIND, &[Role::Worker]),
     (TaskOutput::KIND, &[Role::Worker]),
@@ -113,13 +116,16 @@ mod tests {
         assert_eq!(
             all(Role::Admin),
             "Hello Renew CreateToken ListTokens RevokeToken RevokeIdentity Submit GetTasks ListTasks SetDesired Follow \
-             Detach ListWorkers ListEvents"
+             Detach ListWorkers SetWorker ListEvents ListControllers"
         );
         assert_eq!(
             all(Role::User),
-            "Hello Renew Submit GetTasks ListTasks SetDesired Follow Detach ListWorkers ListEvents"
+            "Hello Renew Submit GetTasks ListTasks SetDesired Follow Detach ListWorkers ListEvents ListControllers"
         );
-        assert_eq!(all(Role::Viewer), "Hello Renew GetTasks ListTasks Follow Detach ListWorkers ListEvents");
+        assert_eq!(
+            all(Role::Viewer),
+            "Hello Renew GetTasks ListTasks Follow Detach ListWorkers ListEvents ListControllers"
+        );
         assert_eq!(all(Role::Worker), "Hello Renew WorkerSession TaskOutput");
         assert_eq!(all(Role::Controller), "Hello");
     }

@@ -112,6 +112,7 @@ mod tests {
             slots: 9,
             busy: 9 - free,
             draining: false,
+            cordon: None,
             silent: false,
         }
     }

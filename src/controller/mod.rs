@@ -9,12 +9,15 @@ mod authority;
 mod commit;
 mod dispatch;
 mod enrol;
+mod everyone;
 mod filter;
 mod fleet;
 mod follow;
 mod handle;
 mod hub;
 mod info;
+mod leased;
+mod mesh;
 mod others;
 mod quiet;
 mod reaper;
@@ -29,19 +32,24 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ado_certs::MasterKey;
 use ado_proto::{ControllerId, Incarnation};
+
+use tokio::sync::Notify;
 
 use crate::env::Env;
 use crate::net::Server;
-use crate::queue::{self, Queue};
+use crate::queue::{self, Queue, Wakes};
 use crate::store::Store;
 use crate::task;
 use crate::tasks::Tasks;
 
 use authority::Authority;
 use commit::Committer;
+use everyone::Everyone;
 use fleet::Fleet;
 use hub::Hub;
+use mesh::Mesh;
 use viewers::Viewers;
 
 pub use crate::queue::RedisConfig;
@@ -66,6 +74,10 @@ pub struct Config {
     pub redis: Option<RedisConfig>,
     /// URL of the PostgreSQL database where tasks and logs are; `None`: in a file in `dir`.
     pub database: Option<String>,
+    /// For people.
+    pub name: String,
+    /// Opens what controllers keep closed in the database; `None`: the one in `dir`.
+    pub master_key: Option<MasterKey>,
     /// Identities to keep for processes of the same user on the same machine.
     pub local: Option<LocalIdentities>,
 }
@@ -108,6 +120,12 @@ pub enum Error {
     /// Its CA or identity is not usable.
     #[error("cannot set up the certificates of the mesh")]
     Certs(#[from] ado_certs::Error),
+    /// The mesh in its database is closed under another master key.
+    #[error("cannot open the keys of the mesh that are kept in the database")]
+    MasterKey(#[source] ado_certs::envelope::OpenError),
+    /// There is a mesh in its database, and no master key here.
+    #[error("the database holds a mesh, and there is no master key here to open it")]
+    NoMasterKey,
     /// Its queue cannot be used as configured. One that is only away does not keep it from starting.
     #[error("cannot use Redis")]
     Queue(#[from] queue::Error),
@@ -124,6 +142,9 @@ pub enum Error {
     },
 }
 
+/// Loops that one controller of a mesh runs, in order.
+const LOOPS: [&str; 3] = ["reaper", "retention", "sweep"];
+
 /// What the controller's parts share.
 #[derive(Clone)]
 struct Shared {
@@ -137,8 +158,18 @@ struct Shared {
     viewers: Arc<Viewers>,
     authority: Arc<Authority>,
     server: Arc<Server>,
-    /// Addresses that join strings name.
-    advertise: Arc<[String]>,
+    /// The controllers, this one among them.
+    mesh: Arc<Mesh>,
+    /// Whether others may share the store.
+    shared: bool,
+    /// Their workers.
+    everyone: Arc<Everyone>,
+    /// What they are told and tell.
+    others: Option<Arc<dyn Wakes>>,
+    /// Counts of viewers that others were asked for.
+    asked: Arc<others::Asked>,
+    /// Something waits elsewhere that only workers here may fit.
+    unplaced: Arc<Notify>,
     timing: Timing,
     policy: task::Policy,
     env: Env,

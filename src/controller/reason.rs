@@ -175,6 +175,7 @@ mod tests {
             slots: 2,
             busy: 0,
             draining: false,
+            cordon: None,
             silent: false,
         };
         Story { row: Row { task, lease: None }, now, fleet: vec![worker] }

@@ -12,14 +12,14 @@ use std::future::Future;
 use ado_certs::{Peer, VerifiedPeer};
 use ado_proto::frame::Limits;
 use ado_proto::request::{
-    CreateToken, Detach, Enrol, ErrorCode, ErrorReply, Follow, GetTasks, Header, Hello, ListEvents, ListTasks,
-    ListTokens, ListWorkers, Renew, Request, RevokeIdentity, RevokeToken, SetDesired, Submit, TaskOutput, Welcome,
-    WorkerSession, decode_body, encode_response,
+    CreateToken, Detach, Enrol, ErrorCode, ErrorReply, Follow, GetTasks, Header, Hello, ListControllers, ListEvents,
+    ListTasks, ListTokens, ListWorkers, Renew, Request, RevokeIdentity, RevokeToken, SetDesired, SetWorker, Submit,
+    TaskOutput, Welcome, WorkerSession, decode_body, encode_response,
 };
 use bytes::Bytes;
 
 use super::access::{self, Access};
-use super::{Shared, enrol, follow, info, session};
+use super::{Shared, enrol, follow, info, mesh, session};
 use crate::net::{self, Channel, Connection, Incoming, Priority};
 use crate::store::{self, Audit, Unit};
 
@@ -200,6 +200,11 @@ impl Asked<'_> {
             SetDesired::KIND => self.set_desired(self.decode()?).await,
             Detach::KIND => self.detach(self.decode()?).await,
             ListWorkers::KIND => reply::<ListWorkers>(self.list_workers(self.decode()?).await?),
+            SetWorker::KIND => self.set_worker(self.decode()?).await,
+            ListControllers::KIND => {
+                let _: ListControllers = self.decode()?;
+                reply::<ListControllers>(mesh::list(shared).await.map_err(unavailable)?)
+            }
             kind => {
                 let message = format!("request {kind} is not known here");
                 Err(ErrorReply::new(ErrorCode::UnsupportedVersion, message).hint("update the controller"))
@@ -217,6 +222,7 @@ impl Asked<'_> {
             generation: self.shared.store.generation(),
             now: self.shared.store.now().await.map_err(unavailable)?,
             you: self.access.principal.clone(),
+            controllers: self.shared.advertised(),
         })
     }
 

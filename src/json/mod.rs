@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 pub use event::Events;
 pub use task::task;
-pub use worker::{system_event, worker};
+pub use worker::{controller, system_event, worker, worker_set};
 
 /// JSON Schema (2020-12) of everything that is printed for programs: each kind has a name in `$defs`.
 pub const SCHEMA: &str = include_str!("schema.json");

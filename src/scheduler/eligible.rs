@@ -78,6 +78,13 @@ pub fn ineligible(worker: &Candidate, presence: Presence, demand: Option<&Demand
         Presence::Lost => {
             "was given up after a long silence: look at its machine, or start another with `ado worker`".into()
         }
+        // Before whether it is there: a drained one has left.
+        _ if worker.cordon.is_some() => {
+            let cordon = worker.cordon.as_ref();
+            let (drain, by) = cordon.map_or((false, ""), |cordon| (cordon.drain, cordon.by.as_str()));
+            let what = if drain { "is drained" } else { "is cordoned" };
+            format!("{what} by {by}: `ado workers uncordon {}` lets it take work again", worker.name)
+        }
         Presence::Disconnected => {
             "is not connected: look whether `ado worker` runs on its machine and reaches this controller".into()
         }
@@ -105,6 +112,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
+    use crate::scheduler::Cordon;
 
     fn worker() -> Candidate {
         Candidate {
@@ -117,6 +125,7 @@ mod tests {
             slots: 2,
             busy: 1,
             draining: false,
+            cordon: None,
             silent: false,
         }
     }
@@ -138,6 +147,16 @@ mod tests {
             Connected,
             &|worker| worker.draining = true,
             Some("is shutting down and takes no more work: start another with `ado worker`"),
+        );
+        check(
+            Connected,
+            &|worker| worker.cordon = Some(Cordon { by: "admin/ann".into(), drain: false }),
+            Some("is cordoned by admin/ann: `ado workers uncordon box-1` lets it take work again"),
+        );
+        check(
+            Disconnected,
+            &|worker| worker.cordon = Some(Cordon { by: "admin/ann".into(), drain: true }),
+            Some("is drained by admin/ann: `ado workers uncordon box-1` lets it take work again"),
         );
         check(
             Connected,

@@ -32,8 +32,19 @@ pub struct Candidate {
     pub busy: u32,
     /// Takes no more work.
     pub draining: bool,
+    /// Somebody wants it to get no more work.
+    pub cordon: Option<Cordon>,
     /// Connected, but has not reported for longer than a lease: it may be dead.
     pub silent: bool,
+}
+
+/// Why a worker gets no more work.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cordon {
+    /// Who wants it, as `role/name`.
+    pub by: String,
+    /// Whether it is to end or hand back what it has, too.
+    pub drain: bool,
 }
 
 /// What a task asks of a worker.
@@ -59,7 +70,7 @@ impl<'a> Demand<'a> {
 impl Candidate {
     /// Slots that are free for new work.
     pub fn free(&self) -> u32 {
-        if self.draining || self.silent { 0 } else { self.slots.saturating_sub(self.busy) }
+        if self.draining || self.silent || self.cordon.is_some() { 0 } else { self.slots.saturating_sub(self.busy) }
     }
 
     /// Why it cannot run such a task, however long one waits; `None`: it can.
@@ -121,7 +132,15 @@ pub fn why_waiting(fleet: &[Candidate], demand: &Demand<'_>) -> String {
     if fit.iter().all(|worker| worker.draining) {
         return "every worker that could run it is shutting down: start another with `ado worker`".into();
     }
-    if fit.iter().all(|worker| worker.draining || worker.silent) {
+    let is_closed = |worker: &&&Candidate| worker.draining || worker.cordon.is_some();
+    if fit.iter().all(|worker| is_closed(&worker)) {
+        let cordoned = fit.iter().find(|worker| worker.cordon.is_some()).map_or("", |worker| worker.name.as_str());
+        return format!(
+            "every worker that could run it is cordoned, drained or shutting down: `ado workers uncordon {cordoned}` lets \
+             one work again, `ado worker` starts another"
+        );
+    }
+    if fit.iter().all(|worker| is_closed(&worker) || worker.silent) {
         return "no worker that could run it has reported lately: it starts when one does, or start another with \
                 `ado worker`"
             .into();
@@ -156,6 +175,7 @@ mod tests {
             slots,
             busy,
             draining: false,
+            cordon: None,
             silent: false,
         }
     }
@@ -188,6 +208,8 @@ mod tests {
         check(&|_, spec| spec.agent = "gemini-cli".into(), "cannot run gemini-cli; start one");
         check(&|_, spec| drop(spec.labels.insert("zone".into(), "b".into())), "lacks the label zone=b");
         check(&|worker, _| worker.draining = true, "shutting down");
+        let by = || Some(Cordon { by: "admin/ann".into(), drain: true });
+        check(&|worker, _| worker.cordon = by(), "`ado workers uncordon ");
         check(&|worker, _| worker.silent = true, "has reported lately");
         check(&|worker, _| worker.busy = 1, "the only fitting slot is busy");
     }

@@ -30,7 +30,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ado_proto::Incarnation;
-use ado_proto::request::WorkerSession;
+use ado_proto::request::{WorkerDesired, WorkerSession};
 use tokio::time::timeout;
 
 use self::attempt::Place;
@@ -66,11 +66,16 @@ pub struct Config {
     pub executable: Option<PathBuf>,
     /// Most bytes of one attempt's spool file. When it is full, what the agent writes next waits in its pipe.
     pub spool_limit: u64,
+    /// Told whenever a controller says where the controllers are.
+    pub learned: Learned,
     /// How long attempts may go on once the worker is to leave.
     pub drain_for: Duration,
     /// This process's environment. Agents get the part that [`attempt::base_environment`] picks.
     pub env_base: BTreeMap<String, String>,
 }
+
+/// Is told `host:port` of all controllers that live.
+pub type Learned = Arc<dyn Fn(&[String]) + Send + Sync>;
 
 /// Why a worker cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -151,6 +156,7 @@ pub async fn start(config: Config, env: Env) -> Result<Handle, Error> {
     let shared = Arc::new(Shared::new(&config, env, request, place, Tasks::new()));
     let session = Tasks::new();
     session.spawn_until_stop("worker session", Box::pin(session::run(shared.clone())));
+    session.spawn_until_stop("drain", session::keep_deadlines(shared.clone()));
     Ok(Handle { shared, dir: config.dir, drain_for: config.drain_for, session, _lock: Arc::new(lock) })
 }
 
@@ -195,7 +201,15 @@ impl Handle {
     /// Whether it has registered and takes work.
     pub fn is_ready(&self) -> bool {
         let status = *self.shared.status.borrow();
-        status.connected && status.leaving == 0
+        status.connected && !status.draining
+    }
+
+    /// Waits until somebody has drained it and a controller has heard that it holds nothing any more.
+    pub async fn drained(&self) {
+        let is_drained = |status: &Status| {
+            status.wish.desired == WorkerDesired::Drained && status.load == 0 && status.heard >= status.leaving
+        };
+        self.until(is_drained).await;
     }
 
     /// Attempts it holds.

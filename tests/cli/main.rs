@@ -4,6 +4,8 @@ mod bench;
 mod cached;
 mod commands;
 mod completions;
+mod controllers;
+mod drain;
 mod groups;
 mod inside;
 mod mesh;

@@ -133,6 +133,19 @@ impl Service {
         serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}"))
     }
 
+    /// Ends it as a power cut would.
+    pub(crate) fn kill(mut self) {
+        self.child.kill().expect("it runs");
+        self.child.wait().expect("it ends");
+    }
+
+    /// Waits until it ends by itself, and well.
+    #[track_caller]
+    pub(crate) fn ends(mut self) {
+        let status = self.child.wait().expect("it ends");
+        assert!(status.success(), "{status}");
+    }
+
     /// Asks it to stop, and waits for that.
     #[track_caller]
     pub(crate) fn stop(mut self) {

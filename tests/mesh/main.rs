@@ -9,6 +9,7 @@ mod servers;
 
 mod access;
 mod attempts;
+mod controllers;
 mod detach;
 mod events;
 mod lists;

@@ -7,7 +7,7 @@ use ado::controller::{self, Config, LocalIdentities, Timing};
 use ado::env::Env;
 use ado::net::{Call, Channel, Error, Link, LinkConfig};
 use ado::tasks::Tasks;
-use ado_certs::{ClientTls, Identity, JoinString, KeyRequest};
+use ado_certs::{ClientTls, Identity, JoinString, KeyRequest, MasterKey};
 use ado_proto::record::{Body, Desired, Record};
 use ado_proto::request::{
     CreateToken, CreatedToken, Enrol, ErrorCode, Follow, Load, OutputAccepted, Request, SetDesired, StartAt, Submit,
@@ -144,6 +144,9 @@ fn config(dir: &tempfile::TempDir) -> Config {
         policy: ado::task::Policy::default(),
         redis: None,
         database: None,
+        name: "played".into(),
+        // Controllers that share a store in a test have one mesh.
+        master_key: Some(MasterKey::from_setting(&"a5".repeat(32)).expect("a key")),
         local: Some(LocalIdentities { admin: dir.path().join("admin"), worker: dir.path().join("worker") }),
     }
 }
@@ -164,6 +167,8 @@ pub struct Worker {
     pub channel: Channel,
     /// What its heartbeats say of its machine.
     pub load: Load,
+    /// What they say of its wish to work.
+    pub draining: bool,
     beats: u64,
 }
 
@@ -172,7 +177,7 @@ impl Worker {
         let incarnation = Incarnation(mesh.env.uuid());
         let session = session(incarnation, slots);
         let (_, channel) = link.open(&session, call()).await.expect("the worker is accepted");
-        Self { link, identity, incarnation, channel, load: Load::default(), beats: 0 }
+        Self { link, identity, incarnation, channel, load: Load::default(), draining: false, beats: 0 }
     }
 
     /// The worker's process died and came back.
@@ -184,7 +189,12 @@ impl Worker {
 
     pub async fn report(&mut self, holds: &[(TaskId, Epoch)]) {
         self.beats += 1;
-        let heartbeat = FromWorker::from(Heartbeat { number: self.beats, holds: holds.to_vec(), load: self.load });
+        let heartbeat = FromWorker::from(Heartbeat {
+            number: self.beats,
+            holds: holds.to_vec(),
+            load: self.load,
+            draining: self.draining,
+        });
         self.channel.tx.send_message(&heartbeat).await.expect("the session lives");
     }
 

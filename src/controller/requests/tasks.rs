@@ -12,6 +12,7 @@ use super::{Asked, info, unavailable};
 use crate::controller::dispatch;
 use crate::controller::fleet::want;
 use crate::controller::session::event_of;
+use crate::queue::Word;
 use crate::scheduler::{Candidate, Demand};
 use crate::store::{Change, Find, NewEvent, Outcome, Row, Unit, Write};
 use crate::task::{self, Command};
@@ -76,7 +77,7 @@ impl Asked<'_> {
 
     pub(super) async fn infos(&self, rows: &[Row]) -> Result<Vec<TaskInfo>, ErrorReply> {
         let now = self.shared.store.now().await.map_err(unavailable)?;
-        let fleet = self.shared.fleet.candidates();
+        let fleet = self.shared.everyone().await;
         Ok(info::shorten(rows.iter().map(|row| info::task(row, &fleet, now)).collect()))
     }
 
@@ -90,7 +91,7 @@ impl Asked<'_> {
         let copies = request.copies as usize;
         let count = request.specs.len() * copies;
         let group = (count > 1).then(|| GroupId(self.shared.env.uuid()));
-        let fleet = self.shared.fleet.candidates();
+        let fleet = self.shared.everyone().await;
         let fits = |worker: &&Candidate| {
             request.specs.iter().any(|spec| worker.unfit(&Demand::of(&self.access.namespace, spec)).is_none())
         };
@@ -146,7 +147,11 @@ impl Asked<'_> {
             outcomes.into_iter().filter_map(applied).partition(|row| row.lease.is_some());
         for row in &held {
             if let Some(lease) = &row.lease {
-                self.shared.fleet.tell(lease.worker, want(&row.task));
+                if self.shared.fleet.is_connected(lease.worker) {
+                    self.shared.fleet.tell(lease.worker, want(&row.task));
+                } else {
+                    self.shared.say(Word::Wanted { task: row.task.id, worker: lease.worker });
+                }
             }
         }
         dispatch::give_hints(self.shared, &free).await;
