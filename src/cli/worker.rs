@@ -80,7 +80,7 @@ pub(crate) async fn run(global: Global, args: Args) -> Result<u8, Error> {
     }
     local::prepare(&app.home)?;
     let place = Place::of(&app, args.local);
-    let _lock = own(&place.lock, Role::Worker).await?;
+    let lock = own(&place.lock, Role::Worker).await?;
     // The work directory has one user, whichever kind of worker that is.
     let _work = if place.work == place.lock { None } else { Some(own(&place.work, Role::Worker).await?) };
     let tasks = Tasks::new();
@@ -115,6 +115,7 @@ pub(crate) async fn run(global: Global, args: Args) -> Result<u8, Error> {
             let word = app.command(&format!("workers uncordon {}", name(&app)));
             eprintln!("drained: this worker ends; `{word}` lets it take work again once it is started");
         }
+        () = lock.displaced(), if args.local => tracing::warn!("its directory was removed: stopping"),
         () = local::supervise(app.home.clone(), &[Role::Controller]), if args.local => {}
     }
     tokio::select! {

@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ado_certs::ServerSecrets;
+use ado_proto::request::WorkerBounds;
 use ado_proto::{Incarnation, Role};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -14,7 +16,7 @@ use super::fleet::Fleet;
 use super::hub::Hub;
 use super::leased::Leased;
 use super::mesh::{self, Mesh};
-use super::{Config, Error, Shared, dispatch, others, reaper, requests};
+use super::{Config, Error, Shared, dispatch, others, reaper, refusals, requests};
 use crate::env::Env;
 use crate::gateway;
 use crate::net::{Server, ServerConfig, ServerKeys};
@@ -117,13 +119,9 @@ impl Handle {
             created_at: now,
             expires_at: now.after(Duration::from_secs(24 * 3600)),
             created_by: "controller".into(),
+            bounds: WorkerBounds::default(),
         };
-        let audit = store::Audit {
-            principal: "controller".into(),
-            action: "CreateToken",
-            target: token.id.clone(),
-            result: "ok".into(),
-        };
+        let audit = store::Audit::done(token.namespace.clone(), "controller".into(), "CreateToken", token.id.clone());
         self.store.put_token(token, audit).await?;
         Ok(self.shared.authority.join_string(self.shared.advertised(), secret).to_string())
     }
@@ -215,6 +213,7 @@ pub async fn start_with(config: Config, parts: Parts, env: Env) -> Result<Handle
         hub,
         fleet,
         viewers: Arc::default(),
+        refusals: Arc::default(),
         authority,
         mesh: Arc::new(Mesh::new(own, config.timing)),
         shared: is_shared,
@@ -291,6 +290,7 @@ fn spawn_loops(shared: &Shared, config: &Config) {
         }
     });
     tasks.spawn("dispatch", dispatch::run(shared.clone()));
+    tasks.spawn("refusals", refusals::run(shared.clone()));
     tasks.spawn_until_stop("reaper", reaper::run(shared.clone()));
     tasks.spawn_until_stop("certificates", look_after_certificates(shared.clone(), config.local.clone()));
     tasks.spawn_until_stop("mesh", mesh::run(shared.clone()));

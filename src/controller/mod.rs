@@ -6,6 +6,7 @@
 mod access;
 mod aside;
 mod authority;
+mod bounds;
 mod commit;
 mod dispatch;
 mod enrol;
@@ -22,6 +23,7 @@ mod others;
 mod quiet;
 mod reaper;
 mod reason;
+mod refusals;
 mod requests;
 mod session;
 mod source;
@@ -50,6 +52,7 @@ use everyone::Everyone;
 use fleet::Fleet;
 use hub::Hub;
 use mesh::Mesh;
+use refusals::Refusals;
 use viewers::Viewers;
 
 pub use crate::queue::RedisConfig;
@@ -156,6 +159,7 @@ struct Shared {
     hub: Arc<Hub>,
     fleet: Arc<Fleet>,
     viewers: Arc<Viewers>,
+    refusals: Arc<Refusals>,
     authority: Arc<Authority>,
     server: Arc<Server>,
     /// The controllers, this one among them.

@@ -12,8 +12,9 @@ use crate::payload::{from_postcard, to_postcard};
 use crate::{DecodeError, Namespace, RequestId};
 
 pub use admin::{
-    CreateToken, CreatedToken, Enrol, Enrolled, Events, EventsFrom, Hello, ListEvents, ListTokens, Renew, Renewed,
-    RevokeIdentity, RevokeToken, RevokedIdentity, SystemEvent, TokenInfo, Welcome,
+    AuditLine, CreateToken, CreatedToken, Enrol, Enrolled, Events, EventsFrom, Hello, ListAudit, ListEvents,
+    ListTokens, Renew, Renewed, RevokeIdentity, RevokeToken, RevokedIdentity, SystemEvent, TokenInfo, Welcome,
+    WorkerBounds,
 };
 pub use task::{
     CheckpointInfo, DesiredSet, Detach, DetachedViewers, Follow, Following, GetTasks, ListTasks, SetDesired, StartAt,
@@ -201,6 +202,7 @@ requests! {
     ListWorkers: 30/1, Read => Vec<WorkerInfo>;
     SetWorker: 31/1, Idempotent => WorkerSet;
     ListEvents: 40/1, Read => Events;
+    ListAudit: 45/1, Read => Vec<AuditLine>;
     ListControllers: 50/1, Read => Vec<ControllerInfo>;
     // Registers a start of the worker: a replay would bring back an old one.
     WorkerSession: 60/1, Once => WorkerAccepted;

@@ -128,6 +128,7 @@ fn requests(cases: &mut Vec<Case>) {
     request::<request::ListWorkers>(cases);
     request::<request::SetWorker>(cases);
     request::<request::ListEvents>(cases);
+    request::<request::ListAudit>(cases);
     request::<request::ListControllers>(cases);
     request::<request::WorkerSession>(cases);
     request::<request::TaskOutput>(cases);

@@ -105,7 +105,7 @@ pub(super) async fn wishes_are_kept_and_counted(bed: Bed) {
     };
     assert_eq!(drained, expected);
     assert_eq!(store.answered(&key).await.unwrap(), Some(Committed::Replayed(Bytes::from_static(b"answer"))));
-    assert_eq!(store.audit(1).await.unwrap()[0].2, "SetWorker");
+    assert_eq!(bed.audit().await[0].action, "SetWorker");
     assert_eq!(bed.events(1).await[0].kind, "worker.drain");
     let cordon = NewWish { desired: WorkerDesired::Cordoned, within: None, by: "admin/bob".into() };
     store.wish(worker(2), cordon.clone(), None, audit("SetWorker"), None).await.unwrap();
