@@ -286,8 +286,9 @@ async fn claim(shared: &Shared, fleet: Vec<Candidate>, class: &Class, hints: Vec
                 State::Queued { not_before } if row.task.desired == Desired::Running => {
                     if not_before > now {
                         aside.early(not_before, class, hint);
-                    } else if shared.mesh.others() > 0 && fits_somebody(shared, &row) {
-                        // All who fit are busy here: another controller's may not be.
+                    } else if shared.mesh.others() > 0 && free_slots(&shared.fleet.candidates(), class) == 0 {
+                        // The slots it was popped for are taken: another controller's may be free. With others free, it
+                        // would only be popped again.
                         back.push((class.clone(), hint));
                     } else {
                         unplaced = true;
@@ -307,12 +308,6 @@ async fn claim(shared: &Shared, fleet: Vec<Candidate>, class: &Class, hints: Vec
     if unplaced {
         shared.say(Word::Unplaced);
     }
-}
-
-/// Whether a worker here could take a task, if it had a free slot.
-fn fits_somebody(shared: &Shared, row: &Row) -> bool {
-    let demand = Demand::of(&row.task.namespace, &row.task.spec);
-    shared.fleet.candidates().iter().any(|worker| worker.unfit(&demand).is_none())
 }
 
 fn claim_one(shared: &Shared, id: TaskId, fleet: Arc<Mutex<Vec<Candidate>>>) -> Change {

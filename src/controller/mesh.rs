@@ -27,6 +27,8 @@ pub(super) struct Mesh {
     known: Mutex<Known>,
     /// Rises with every controller that is lost.
     lost: watch::Sender<u64>,
+    /// Whether this one has left. Held while it says that it lives.
+    left: tokio::sync::Mutex<bool>,
 }
 
 #[derive(Default)]
@@ -41,7 +43,13 @@ impl Mesh {
     /// Of this controller, which knows of no other yet.
     pub(super) fn new(own: Controller, timing: Timing) -> Self {
         let look = (timing.lost_after / 10).clamp(Duration::from_millis(50), LOOK);
-        Self { own, look, known: Mutex::default(), lost: watch::Sender::default() }
+        Self {
+            own,
+            look,
+            known: Mutex::default(),
+            lost: watch::Sender::default(),
+            left: tokio::sync::Mutex::new(false),
+        }
     }
 
     /// `host:port` of the controllers that live, this one first.
@@ -130,7 +138,8 @@ pub(super) async fn run(shared: Shared) {
 /// Says that this controller lives, and learns what the others have said.
 pub(super) async fn look(shared: &Shared) -> store::Result<()> {
     look_for_wishes(shared).await?;
-    if !shared.shared {
+    let left = shared.mesh.left.lock().await;
+    if !shared.shared || *left {
         return Ok(());
     }
     let (workers, viewers) = (shared.fleet.connected().len(), shared.viewers.count());
@@ -158,13 +167,15 @@ pub(super) async fn leave(shared: &Shared) {
     if !shared.shared {
         return;
     }
-    let left = async {
+    let mut left = shared.mesh.left.lock().await;
+    *left = true;
+    let told = async {
         for name in super::LOOPS {
             shared.store.release_loop(name, shared.incarnation).await?;
         }
         shared.store.remove_controller(shared.id, shared.incarnation).await
     };
-    if let Err(error) = left.await {
+    if let Err(error) = told.await {
         tracing::warn!(%error, "the other controllers are not told that this one leaves");
     }
 }
@@ -203,4 +214,48 @@ pub(super) async fn list(shared: &Shared) -> store::Result<Vec<ControllerInfo>> 
         name: controller.name,
     };
     Ok(all.into_iter().map(&mut info).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn controller(n: u128, seen_at: i64) -> Controller {
+        Controller {
+            id: ControllerId(Uuid::from_u128(n)),
+            incarnation: Incarnation(Uuid::from_u128(n + 100)),
+            name: n.to_string(),
+            addresses: vec![format!("10.0.0.{n}:1"), "vip:1".into()],
+            build: String::new(),
+            since: Timestamp(0),
+            seen_at: Timestamp(seen_at * 1_000_000),
+            workers: 0,
+            viewers: 0,
+        }
+    }
+
+    #[test]
+    fn who_is_silent_for_some_looks_is_lost_and_said_so_once() {
+        let mesh = Mesh::new(controller(1, 0), Timing::default());
+        let mut losses = mesh.losses();
+        let at = |second: i64| Timestamp(second * 1_000_000);
+        assert!(mesh.learn(vec![controller(1, 10), controller(2, 10), controller(3, 10)], at(10)));
+        assert_eq!(mesh.addresses(), ["10.0.0.1:1", "vip:1", "10.0.0.2:1", "10.0.0.3:1"], "this one first, each once");
+        assert_eq!(mesh.others(), 2);
+        assert!(!mesh.learn(vec![controller(1, 14), controller(2, 10), controller(3, 13)], at(14)));
+        assert!(!losses.has_changed().unwrap(), "a look or two may be late");
+        assert!(mesh.learn(vec![controller(1, 15), controller(2, 10), controller(3, 14)], at(15)));
+        assert!(losses.has_changed().unwrap());
+        losses.mark_unchanged();
+        assert_eq!(mesh.addresses(), ["10.0.0.1:1", "vip:1", "10.0.0.3:1"]);
+        let start = |n: u128| Incarnation(Uuid::from_u128(n + 100));
+        assert_eq!([1, 2, 3].map(|n| mesh.live(start(n)).is_some()), [true, false, true]);
+        mesh.learn(vec![controller(1, 16), controller(2, 10), controller(3, 16)], at(16));
+        assert!(!losses.has_changed().unwrap(), "once");
+        // One that says good-bye is gone as well: whoever was connected to it has to move.
+        mesh.learn(vec![controller(1, 17)], at(17));
+        assert!(losses.has_changed().unwrap());
+    }
 }

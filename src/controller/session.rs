@@ -158,10 +158,11 @@ pub(super) async fn serve(
     };
     let left = shared.fleet.leave(session).is_some_and(|left| left.draining && left.holds == 0);
     // What is wanted of one that was drained can be taken back, so it stays on the list.
-    let is_wanted = |wish: store::Wish| wish.desired != WorkerDesired::Active;
-    if left && shared.fleet.wish_of(worker.id).is_some_and(is_wanted) {
+    let desired = shared.fleet.wish_of(worker.id).map_or(WorkerDesired::Active, |wish| wish.desired);
+    if left && desired != WorkerDesired::Active {
+        let kind = if desired == WorkerDesired::Drained { "worker.drained" } else { "worker.left" };
         let text = format!("{} has handed everything back", worker.name);
-        if let Err(error) = shared.add_events(vec![event("worker.drained", &worker, text)]).await {
+        if let Err(error) = shared.add_events(vec![event(kind, &worker, text)]).await {
             tracing::warn!(worker = %worker.name, %error, "not among the events");
         }
     } else if left && !shared.tasks.is_stopping() {

@@ -206,6 +206,11 @@ fn everything_printed_for_programs_is_in_the_schema() {
     one("workers", &["workers", "list"]);
     one("workers", &["workers", "--task", "held"]);
     one("ids", &["workers", "--ids"]);
+    one("workersSet", &["workers", "cordon", "box"]);
+    one("workersSet", &["workers", "drain", "box", "--deadline", "1h"]);
+    one("workersSet", &["workers", "uncordon", "box"]);
+    one("controllers", &["controllers", "list"]);
+    one("ids", &["controllers", "--ids"]);
     lines("systemEvent", &["events"]);
     one("config", &["config", "show"]);
     let token = one("tokenCreated", &["token", "create", "--name", "ann"]);
