@@ -6,6 +6,7 @@
 mod access;
 mod aside;
 mod authority;
+mod bounds;
 mod commit;
 mod dispatch;
 mod enrol;
@@ -19,6 +20,7 @@ mod others;
 mod quiet;
 mod reaper;
 mod reason;
+mod refusals;
 mod requests;
 mod session;
 mod source;
@@ -42,6 +44,7 @@ use authority::Authority;
 use commit::Committer;
 use fleet::Fleet;
 use hub::Hub;
+use refusals::Refusals;
 use viewers::Viewers;
 
 pub use crate::queue::RedisConfig;
@@ -135,6 +138,7 @@ struct Shared {
     hub: Arc<Hub>,
     fleet: Arc<Fleet>,
     viewers: Arc<Viewers>,
+    refusals: Arc<Refusals>,
     authority: Arc<Authority>,
     server: Arc<Server>,
     /// Addresses that join strings name.
