@@ -4,7 +4,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ado_certs::ServerSecrets;
 use ado_proto::request::WorkerBounds;
 use ado_proto::{Incarnation, Role};
 use tokio::time::Instant;
