@@ -286,7 +286,7 @@ async fn a_drained_worker_hands_back_and_stays_known() {
     worker.channel.tx.send_message(&ado_proto::session::FromWorker::from(notice)).await.expect("the session lives");
     worker.beat(&[]).await;
     let back = task(&admin, id).await;
-    assert_eq!((back.state.as_str(), back.attempt, back.losses), ("queued", 0, 1), "nothing is charged");
+    assert_eq!((back.state.as_str(), back.losses), ("queued", 1), "nothing is charged");
     assert_eq!(workers(&admin, None).await[0].state, "drained");
 
     drop(worker);
