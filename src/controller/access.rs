@@ -2,8 +2,8 @@
 
 use ado_proto::request::{
     CreateToken, Detach, ErrorCode, ErrorReply, Follow, GetTasks, Header, Hello, KNOWN, ListEvents, ListTasks,
-    ListTokens, ListWorkers, Renew, Request, RevokeIdentity, RevokeToken, Safety, SetDesired, Submit, TaskOutput,
-    WorkerSession,
+    ListTokens, ListWorkers, PurgeDead, Renew, Request, RetryDead, RevokeIdentity, RevokeToken, Safety, SetDesired,
+    Submit, TaskOutput, WorkerSession,
 };
 use ado_proto::{Audience, Namespace, Principal, Role, ids};
 
@@ -19,6 +19,8 @@ const ALLOWED: &[(u16, &[Role])] = &[
     (GetTasks::KIND, &[Role::Admin, Role::User, Role::Viewer]),
     (ListTasks::KIND, &[Role::Admin, Role::User, Role::Viewer]),
     (SetDesired::KIND, &[Role::Admin, Role::User]),
+    (RetryDead::KIND, &[Role::Admin, Role::User]),
+    (PurgeDead::KIND, &[Role::Admin, Role::User]),
     (Follow::KIND, &[Role::Admin, Role::User, Role::Viewer]),
     // Everybody may end viewers of their own; others' are for administrators, which the request itself checks.
     (Detach::KIND, &[Role::Admin, Role::User, Role::Viewer]),
@@ -113,11 +115,11 @@ mod tests {
         assert_eq!(
             all(Role::Admin),
             "Hello Renew CreateToken ListTokens RevokeToken RevokeIdentity Submit GetTasks ListTasks SetDesired Follow \
-             Detach ListWorkers ListEvents"
+             Detach RetryDead PurgeDead ListWorkers ListEvents"
         );
         assert_eq!(
             all(Role::User),
-            "Hello Renew Submit GetTasks ListTasks SetDesired Follow Detach ListWorkers ListEvents"
+            "Hello Renew Submit GetTasks ListTasks SetDesired Follow Detach RetryDead PurgeDead ListWorkers ListEvents"
         );
         assert_eq!(all(Role::Viewer), "Hello Renew GetTasks ListTasks Follow Detach ListWorkers ListEvents");
         assert_eq!(all(Role::Worker), "Hello Renew WorkerSession TaskOutput");

@@ -260,7 +260,7 @@ async fn claim(shared: &Shared, fleet: Vec<Candidate>, class: &Class, hints: Vec
     for (hint, outcome) in hints.into_iter().zip(outcomes) {
         match outcome {
             Outcome::Applied(write) => {
-                assign(shared, &write.row, shared.timing.lease().saturating_sub(begun.elapsed()));
+                assign(shared, &write.row, shared.timing.lease().saturating_sub(begun.elapsed()), now);
             }
             Outcome::Locked => aside.early(now.after(RETRY), class, hint),
             Outcome::Refused(Refusal::NotClaimable, row) => match row.task.state {
@@ -300,18 +300,14 @@ fn claim_one(shared: &Shared, id: TaskId, fleet: Arc<Mutex<Vec<Candidate>>>) -> 
             text: format!("{} to {name}, attempt {}", id.short(), decision.task.attempt()),
         };
         let lease = Lease { worker, incarnation: None, expires_at: now.after(lease) };
-        Ok(Write {
-            row: Row { task: decision.task, lease: Some(lease) },
-            records: decision.records,
-            events: vec![event],
-        })
+        Ok(Write { row: Row::new(decision.task, Some(lease)), records: decision.records, events: vec![event] })
     };
     Change::Update { id, decide: Box::new(decide) }
 }
 
 /// Tells a worker that it holds a task, by a lease that is good for `left` from now. It may be said again: the worker knows
 /// the epoch then.
-pub(super) fn assign(shared: &Shared, row: &Row, left: Duration) {
+pub(super) fn assign(shared: &Shared, row: &Row, left: Duration, now: Timestamp) {
     let (task, Some(lease)) = (&row.task, &row.lease) else { return };
     let assignment = Assignment {
         task: task.id,
@@ -325,6 +321,7 @@ pub(super) fn assign(shared: &Shared, row: &Row, left: Duration) {
         lease_ms: u64::try_from(left.as_millis()).unwrap_or(u64::MAX),
         desired: task.desired,
         generation: task.generation,
+        total_left_ms: task.total_ends().map(|end| u64::try_from(end.since(now).as_millis()).unwrap_or(u64::MAX)),
     };
     shared.fleet.tell(lease.worker, assignment);
 }

@@ -289,7 +289,7 @@ mod tests {
         let holder = Holder { id: worker(1).id, name: "w".into() };
         let claim = Command::Claim { worker: holder.clone() };
         let task = task::decide(&task, claim, Timestamp(0), &Policy::default(), 0.0).unwrap().task;
-        Row { task, lease: Some(Lease { worker: holder.id, incarnation: None, expires_at: Timestamp(9) }) }
+        Row::new(task, Some(Lease { worker: holder.id, incarnation: None, expires_at: Timestamp(9) }))
     }
 
     fn ended(mut row: Row) -> Row {

@@ -12,7 +12,7 @@ use super::authority::{Authority, IssueError};
 use super::commit::Committer;
 use super::fleet::Fleet;
 use super::hub::Hub;
-use super::{Config, Error, Shared, dispatch, others, reaper, requests};
+use super::{Config, Error, Shared, deadlines, dispatch, others, reaper, requests};
 use crate::env::Env;
 use crate::gateway;
 use crate::net::{Server, ServerConfig, ServerKeys};
@@ -246,6 +246,7 @@ fn spawn_loops(shared: &Shared, config: &Config) {
     });
     tasks.spawn("dispatch", dispatch::run(shared.clone()));
     tasks.spawn_until_stop("reaper", reaper::run(shared.clone()));
+    tasks.spawn_until_stop("deadlines", deadlines::run(shared.clone()));
     tasks.spawn_until_stop("certificates", look_after_certificates(shared.clone(), config.local.clone()));
     let store = shared.store.clone();
     tasks.spawn_until_stop("retention", async move {

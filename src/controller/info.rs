@@ -51,7 +51,13 @@ pub(super) fn shorten(mut tasks: Vec<TaskInfo>) -> Vec<TaskInfo> {
             spec.cwd = spec.cwd.take().map(|text| cut(text, most));
             task.error = task.error.take().map(|text| cut(text, most));
             task.reason = task.reason.take().map(|text| cut(text, most));
-            if let Some(Exit::NotStarted { error, .. } | Exit::Lost { error }) = &mut task.exit {
+            if let Some(
+                Exit::NotStarted { error, .. }
+                | Exit::Lost { error }
+                | Exit::Unavailable { what: error, .. }
+                | Exit::Hopeless { error, .. },
+            ) = &mut task.exit
+            {
                 *error = cut(std::mem::take(error), 0);
             }
         }
@@ -103,6 +109,8 @@ pub(super) fn task(row: &Row, fleet: &[Candidate], now: Timestamp) -> TaskInfo {
         progress: task.progress.clone(),
         checkpoint: task.checkpoint.as_ref().map(checkpoint),
         reason: reason(row, fleet, now),
+        retry_of: task.retry_of,
+        settled: row.settled,
     }
 }
 
@@ -165,6 +173,7 @@ pub(super) fn worker(member: Member, presence: Presence, now: Timestamp) -> Work
         rtt_us: report.map(|report| u64::try_from(report.rtt.as_micros()).unwrap_or(u64::MAX)),
         holds,
         ineligible: None,
+        breaker: None,
     }
 }
 

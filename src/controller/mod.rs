@@ -7,6 +7,7 @@ mod access;
 mod aside;
 mod authority;
 mod commit;
+mod deadlines;
 mod dispatch;
 mod enrol;
 mod filter;

@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use ado_proto::Timestamp;
 use ado_proto::record::{Desired, Outcome};
-use ado_proto::spec::Exit;
+use ado_proto::spec::{Exit, Limit};
 
 use crate::scheduler::{self, Candidate, Demand};
 use crate::store::Row;
-use crate::task::{State, Task};
+use crate::task::{Settled, State, Task};
 
 /// `None`: all is as it should be.
 pub(super) fn reason(row: &Row, fleet: &[Candidate], now: Timestamp) -> Option<String> {
@@ -18,7 +18,12 @@ pub(super) fn reason(row: &Row, fleet: &[Candidate], now: Timestamp) -> Option<S
         State::Starting | State::Running | State::Paused => held(row, fleet, now),
         State::Ended { outcome: Outcome::Completed, .. } => None,
         State::Ended { outcome: Outcome::Cancelled, .. } => Some(format!("cancelled{}", asked(task, now))),
-        State::Ended { outcome: Outcome::Failed, exit, error } => Some(failed(task, exit.as_ref(), error.as_deref())),
+        State::Ended { outcome: Outcome::Failed, exit, error } => Some(match row.settled {
+            Some(Settled::Retried(again)) => {
+                format!("{}, and done again as {}", error.as_deref().unwrap_or("it failed"), again.short())
+            }
+            _ => failed(task, exit.as_ref(), error.as_deref()),
+        }),
         // These do not last: the next record comes in the same commit.
         State::Exited(_) | State::Lost => None,
     }
@@ -88,15 +93,19 @@ fn failed(task: &Task, exit: Option<&Exit>, error: Option<&str>) -> String {
         Some(Exit::Code(_) | Exit::Signal(_) | Exit::Cancelled) => {
             format!("{error}{often}: `ado logs {short}` shows what it wrote{once}")
         }
-        Some(Exit::TimedOut) => {
-            let limit = task
-                .spec
-                .time_limit_ms
-                .map_or_else(String::new, |ms| format!(" of {}", brief(Duration::from_millis(ms))));
-            format!(
-                "{error}{limit}{often}: submit it with a longer `--time-limit`, or see where it was with `ado logs {short}`"
-            )
+        Some(Exit::TimedOut(limit)) => {
+            let flag = match limit {
+                Limit::Attempt => "a longer `--time-limit`",
+                Limit::SetUp => "a longer `--setup-limit`",
+                Limit::Silence => "a longer `--silence-limit`",
+                Limit::Total => "a longer `--total-limit`",
+            };
+            format!("{error}{often}: submit it with {flag}, or see where it was with `ado logs {short}`")
         }
+        Some(Exit::Hopeless { .. }) => {
+            format!("{error}: it says that no retry could mend that; `ado logs {short}` shows more")
+        }
+        Some(Exit::Unavailable { .. }) => format!("{error}: submit it again when it is back"),
         Some(Exit::NotStarted { permanent: true, .. }) => {
             let worker = task.worker.as_ref().map_or("the worker", |holder| holder.name.as_str());
             format!("{error}: no retry could mend that; look whether {worker} has the program and the directory")
@@ -177,7 +186,7 @@ mod tests {
             draining: false,
             silent: false,
         };
-        Story { row: Row { task, lease: None }, now, fleet: vec![worker] }
+        Story { row: Row::new(task, None), now, fleet: vec![worker] }
     }
 
     fn spec() -> TaskSpec {
@@ -361,8 +370,8 @@ mod tests {
             .running()
             .exits(Exit::Signal(9))
             .says("killed by signal 9, 2 times: `ado logs task-0000000007` shows what it wrote");
-        over(TaskSpec { time_limit_ms: Some(90_000), ..spec() }, Exit::TimedOut).says(
-            "ran longer than its time limit of 1 min: submit it with a longer `--time-limit`, or see where it was with \
+        over(TaskSpec { time_limit_ms: Some(90_000), ..spec() }, Exit::TimedOut(Limit::Attempt)).says(
+            "timed out: ran for 90s: submit it with a longer `--time-limit`, or see where it was with \
              `ado logs task-0000000007`",
         );
         over(retried(3), Exit::NotStarted { error: "no such file".into(), permanent: true }).says(

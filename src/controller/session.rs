@@ -217,7 +217,7 @@ async fn beat(
         // Only an attempt this start has never named can have got lost on the way.
         if row.lease.as_ref().is_some_and(|lease| lease.incarnation.is_none()) {
             let left = row.lease.as_ref().map_or(Duration::ZERO, |lease| lease.expires_at.since(now));
-            dispatch::assign(shared, row, left);
+            dispatch::assign(shared, row, left, now);
         }
     }
     let answer = HeartbeatAnswer {
@@ -380,7 +380,7 @@ fn append_change(shared: &Shared, worker: WorkerId, output: &TaskOutput, first: 
         let decision = task::decide(&row.task, Command::Append { epoch, first, bodies }, now, &policy, jitter)?;
         let lease = row.lease.clone().filter(|_| decision.task.is_held());
         let events = decision.records.iter().filter_map(|record| event_of(id, &decision.task, record)).collect();
-        Ok(Write { row: Row { task: decision.task, lease }, records: decision.records, events })
+        Ok(Write { row: Row::new(decision.task, lease), records: decision.records, events })
     };
     Change::Update { id, decide: Box::new(decide) }
 }
@@ -389,6 +389,9 @@ fn append_change(shared: &Shared, worker: WorkerId, output: &TaskOutput, first: 
 pub(super) fn event_of(id: TaskId, task: &task::Task, record: &Record) -> Option<NewEvent> {
     let (kind, text) = match &record.body {
         Body::Started(_) => ("task.started", id.short()),
+        Body::Expired(expired) => {
+            ("task.timed_out", format!("{}: its {} limit is over", id.short(), expired.limit.as_str()))
+        }
         Body::Requeued(requeued) => ("task.requeued", format!("{}: {}", id.short(), requeued.why)),
         Body::Ended(ended) => ("task.ended", format!("{} {}", id.short(), task.state_word()) + &suffix(&ended.error)),
         _ => return None,

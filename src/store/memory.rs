@@ -200,6 +200,7 @@ impl Store for Memory {
                 && filter.before.is_none_or(|before| row.task.id < before)
                 && filter.group.is_none_or(|group| in_group(row, |id| id == group))
                 && filter.name.as_ref().is_none_or(|name| row.task.name.as_ref() == Some(name))
+                && (!filter.dead || rules::is_dead(row))
                 && (filter.states.is_empty() || filter.states.iter().any(|state| state == row.task.state_word()))
         };
         Ok(self.held().pick(fits, |row| Reverse(row.task.id), filter.limit))
@@ -249,6 +250,12 @@ impl Store for Memory {
         let end = |row: &Row| row.lease.as_ref().map(|lease| lease.expires_at);
         let held = self.held();
         Ok(held.pick(|row| end(row).is_some_and(|end| end < before), |row| (end(row), row.task.id), limit))
+    }
+
+    async fn overdue(&self, now: Timestamp, limit: usize) -> Result<Vec<Row>> {
+        let due = |row: &Row| row.task.expires().map(|(at, _)| at);
+        let held = self.held();
+        Ok(held.pick(|row| due(row).is_some_and(|at| at <= now), |row| (due(row), row.task.id), limit))
     }
 
     async fn held_by(&self, worker: WorkerId) -> Result<Vec<Row>> {

@@ -32,7 +32,7 @@ pub use memory::Memory;
 pub use postgres::Postgres;
 pub use sqlite::Sqlite;
 
-use crate::task::{Refusal, Task};
+use crate::task::{Refusal, Settled, Task};
 
 /// What a store keeps of a task beside its log.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,6 +41,15 @@ pub struct Row {
     pub task: Task,
     /// The right to act for it, while a worker holds it.
     pub lease: Option<Lease>,
+    /// What became of it once it had failed for good; `None` of a failed task: it is in the dead letter.
+    pub settled: Option<Settled>,
+}
+
+impl Row {
+    /// Of a task that has not ended, or only now.
+    pub fn new(task: Task, lease: Option<Lease>) -> Self {
+        Self { task, lease, settled: None }
+    }
 }
 
 /// The right to act for (task, epoch) until a deadline. The epoch is the task's.
@@ -60,8 +69,8 @@ pub type Decide = Box<dyn FnOnce(&Row, Timestamp) -> std::result::Result<Write, 
 /// Says what happened to a worker.
 pub type WorkerEvent<'a> = &'a (dyn Fn(&Worker) -> NewEvent + Send + Sync);
 
-/// Makes a task with the store's clock.
-pub type Make = Box<dyn FnOnce(Timestamp) -> Write + Send>;
+/// Makes a task with the store's clock; `None`: it is not to be made after all, as an earlier change of the unit showed.
+pub type Make = Box<dyn FnOnce(Timestamp) -> Option<Write> + Send>;
 
 /// What a decision writes.
 #[derive(Debug, Clone, PartialEq)]
@@ -200,6 +209,8 @@ pub struct ListFilter {
     pub group: Option<GroupId>,
     /// Only those with this label.
     pub name: Option<String>,
+    /// Only those in the dead letter.
+    pub dead: bool,
     /// Only tasks with a lower id.
     pub before: Option<TaskId>,
     /// At most this many.
@@ -390,6 +401,9 @@ pub trait Store: Send + Sync + 'static {
 
     /// Held tasks whose lease ended before `before`.
     async fn expired(&self, before: Timestamp, limit: usize) -> Result<Vec<Row>>;
+
+    /// Tasks of which a limit of time is over, see [`Task::expires`]: the longest first.
+    async fn overdue(&self, now: Timestamp, limit: usize) -> Result<Vec<Row>>;
 
     /// Held tasks of a worker.
     async fn held_by(&self, worker: WorkerId) -> Result<Vec<Row>>;

@@ -24,6 +24,11 @@ pub(super) fn sees(audience: &Audience, namespace: &Namespace) -> bool {
     }
 }
 
+/// Whether a task is in the dead letter.
+pub(super) fn is_dead(row: &Row) -> bool {
+    crate::task::settle(&row.task, row.settled).is_ok()
+}
+
 /// Whether a reader may see an event. What belongs to no namespace is about the mesh itself: for administrators.
 pub(super) fn may_read(reader: &Audience, event: &Audience) -> bool {
     match event {

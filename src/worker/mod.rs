@@ -18,6 +18,7 @@ mod pipes;
 mod removal;
 mod roster;
 mod session;
+mod silence;
 pub mod spool;
 mod uplink;
 

@@ -11,6 +11,7 @@ mod access;
 mod attempts;
 mod detach;
 mod events;
+mod failures;
 mod lists;
 mod queue;
 mod viewers;

@@ -329,6 +329,10 @@ impl Store for Postgres {
         self.call(self.expired_rows(before, limit)).await
     }
 
+    async fn overdue(&self, now: Timestamp, limit: usize) -> Result<Vec<Row>> {
+        self.call(self.overdue_rows(now, limit)).await
+    }
+
     async fn held_by(&self, worker: WorkerId) -> Result<Vec<Row>> {
         self.call(self.held_rows(worker)).await
     }

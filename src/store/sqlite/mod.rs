@@ -209,6 +209,10 @@ impl Store for Sqlite {
         self.expired_rows(before, limit).await
     }
 
+    async fn overdue(&self, now: Timestamp, limit: usize) -> Result<Vec<Row>> {
+        self.overdue_rows(now, limit).await
+    }
+
     async fn held_by(&self, worker: WorkerId) -> Result<Vec<Row>> {
         tasks::held_by(&self.readers, worker).await
     }
