@@ -265,6 +265,8 @@ async fn claim(shared: &Shared, fleet: Vec<Candidate>, class: &Class, hints: Vec
             Outcome::Locked => aside.early(now.after(RETRY), class, hint),
             Outcome::Refused(Refusal::NotClaimable, row) => match row.task.state {
                 State::Queued { not_before } if row.task.desired == Desired::Running => {
+                    let away = shared.breakers.of_task(&row.task).map(|open| open.probe_at.max(now.after(RETRY)));
+                    let not_before = not_before.max(away.unwrap_or(not_before));
                     if not_before > now {
                         aside.early(not_before, class, hint);
                     } else {
@@ -281,14 +283,14 @@ async fn claim(shared: &Shared, fleet: Vec<Candidate>, class: &Class, hints: Vec
 }
 
 fn claim_one(shared: &Shared, id: TaskId, fleet: Arc<Mutex<Vec<Candidate>>>) -> Change {
-    let (policy, lease) = (shared.policy, shared.timing.lease());
+    let (policy, lease, breakers) = (shared.policy, shared.timing.lease(), shared.breakers.clone());
     let decide = move |row: &Row, now| {
         if !store::is_claimable(&row.task, now) {
             return Err(Refusal::NotClaimable);
         }
         let mut fleet = fleet.lock().unwrap_or_else(PoisonError::into_inner);
         let chosen = scheduler::place(&mut fleet, &Demand::of(&row.task.namespace, &row.task.spec));
-        let chosen = chosen.ok_or(Refusal::NotClaimable)?;
+        let chosen = chosen.filter(|_| breakers.pass(&row.task, now)).ok_or(Refusal::NotClaimable)?;
         let (worker, name) = (chosen.id, chosen.name.clone());
         let command = Command::Claim { worker: Holder { id: worker, name: name.clone() } };
         let decision = task::decide(&row.task, command, now, &policy, 0.0)?;

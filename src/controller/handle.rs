@@ -12,7 +12,7 @@ use super::authority::{Authority, IssueError};
 use super::commit::Committer;
 use super::fleet::Fleet;
 use super::hub::Hub;
-use super::{Config, Error, Shared, deadlines, dispatch, others, reaper, requests};
+use super::{Config, Error, Shared, breakers, deadlines, dispatch, others, reaper, requests};
 use crate::env::Env;
 use crate::gateway;
 use crate::net::{Server, ServerConfig, ServerKeys};
@@ -181,6 +181,7 @@ pub async fn start_with(config: Config, parts: Parts, env: Env) -> Result<Handle
         hub,
         fleet,
         viewers: Arc::default(),
+        breakers: Arc::default(),
         authority,
         advertise: advertise.into(),
         server: server.clone(),
@@ -246,6 +247,7 @@ fn spawn_loops(shared: &Shared, config: &Config) {
     });
     tasks.spawn("dispatch", dispatch::run(shared.clone()));
     tasks.spawn_until_stop("reaper", reaper::run(shared.clone()));
+    tasks.spawn_until_stop("breakers", breakers::run(shared.clone()));
     tasks.spawn_until_stop("deadlines", deadlines::run(shared.clone()));
     tasks.spawn_until_stop("certificates", look_after_certificates(shared.clone(), config.local.clone()));
     let store = shared.store.clone();

@@ -11,7 +11,7 @@ use super::fleet::{self, Seen};
 use super::reason::reason;
 use crate::scheduler::{Candidate, Presence};
 use crate::store::{Row, Worker};
-use crate::task::{Checkpoint, State};
+use crate::task::{Checkpoint, Open, State};
 
 /// Most bytes of an answer; a frame's limit is a little more.
 const ANSWER: usize = 960 * 1024;
@@ -74,7 +74,7 @@ fn cut(mut text: String, most: usize) -> String {
 }
 
 /// A task as callers see it.
-pub(super) fn task(row: &Row, fleet: &[Candidate], now: Timestamp) -> TaskInfo {
+pub(super) fn task(row: &Row, fleet: &[Candidate], away: Option<&Open>, now: Timestamp) -> TaskInfo {
     let task = &row.task;
     let (outcome, exit, error) = match &task.state {
         State::Ended { outcome, exit, error } => (Some(*outcome), exit.clone(), error.clone()),
@@ -108,7 +108,7 @@ pub(super) fn task(row: &Row, fleet: &[Candidate], now: Timestamp) -> TaskInfo {
         next_offset: task.next_offset,
         progress: task.progress.clone(),
         checkpoint: task.checkpoint.as_ref().map(checkpoint),
-        reason: reason(row, fleet, now),
+        reason: reason(row, fleet, away, now),
         retry_of: task.retry_of,
         settled: row.settled,
     }
@@ -152,6 +152,7 @@ pub(super) fn worker(member: Member, presence: Presence, now: Timestamp) -> Work
         Presence::Lost => "lost",
         _ if is_draining => "draining",
         Presence::Disconnected => "disconnected",
+        Presence::Connected if seen.as_ref().is_some_and(|seen| seen.candidate.tripped.is_some()) => "cordoned",
         Presence::Connected => "ready",
     };
     let report = seen.and_then(|seen| seen.report);

@@ -6,6 +6,7 @@
 mod access;
 mod aside;
 mod authority;
+mod breakers;
 mod commit;
 mod deadlines;
 mod dispatch;
@@ -40,6 +41,7 @@ use crate::task;
 use crate::tasks::Tasks;
 
 use authority::Authority;
+use breakers::Breakers;
 use commit::Committer;
 use fleet::Fleet;
 use hub::Hub;
@@ -136,6 +138,7 @@ struct Shared {
     hub: Arc<Hub>,
     fleet: Arc<Fleet>,
     viewers: Arc<Viewers>,
+    breakers: Arc<Breakers>,
     authority: Arc<Authority>,
     server: Arc<Server>,
     /// Addresses that join strings name.

@@ -8,13 +8,13 @@ use ado_proto::spec::{Exit, Limit};
 
 use crate::scheduler::{self, Candidate, Demand};
 use crate::store::Row;
-use crate::task::{Settled, State, Task};
+use crate::task::{Open, Settled, State, Task};
 
 /// `None`: all is as it should be.
-pub(super) fn reason(row: &Row, fleet: &[Candidate], now: Timestamp) -> Option<String> {
+pub(super) fn reason(row: &Row, fleet: &[Candidate], away: Option<&Open>, now: Timestamp) -> Option<String> {
     let task = &row.task;
     match &task.state {
-        State::Queued { not_before } => Some(queued(task, *not_before, fleet, now)),
+        State::Queued { not_before } => Some(queued(task, *not_before, fleet, away, now)),
         State::Starting | State::Running | State::Paused => held(row, fleet, now),
         State::Ended { outcome: Outcome::Completed, .. } => None,
         State::Ended { outcome: Outcome::Cancelled, .. } => Some(format!("cancelled{}", asked(task, now))),
@@ -29,7 +29,7 @@ pub(super) fn reason(row: &Row, fleet: &[Candidate], now: Timestamp) -> Option<S
     }
 }
 
-fn queued(task: &Task, not_before: Timestamp, fleet: &[Candidate], now: Timestamp) -> String {
+fn queued(task: &Task, not_before: Timestamp, fleet: &[Candidate], away: Option<&Open>, now: Timestamp) -> String {
     let short = task.id.short();
     match task.desired {
         Desired::Paused => {
@@ -40,7 +40,15 @@ fn queued(task: &Task, not_before: Timestamp, fleet: &[Candidate], now: Timestam
             let wait = brief(not_before.since(now));
             format!("tried again in {wait}, after {}: `ado logs {short}` shows what happened", so_far(task))
         }
-        _ => scheduler::why_waiting(fleet, &Demand::of(&task.namespace, &task.spec)),
+        _ => match away {
+            Some(Open { why, probe_at, .. }) if *probe_at > now => {
+                let (agent, wait) = (&task.spec.agent, brief(probe_at.since(now)));
+                format!(
+                    "what {agent} needs is not available ({why}): a task tries it in {wait}, and none loses an attempt"
+                )
+            }
+            _ => scheduler::why_waiting(fleet, &Demand::of(&task.namespace, &task.spec)),
+        },
     }
 }
 
@@ -167,6 +175,7 @@ mod tests {
         row: Row,
         now: Timestamp,
         fleet: Vec<Candidate>,
+        away: Option<Open>,
     }
 
     fn story(spec: TaskSpec) -> Story {
@@ -185,8 +194,9 @@ mod tests {
             busy: 0,
             draining: false,
             silent: false,
+            tripped: None,
         };
-        Story { row: Row::new(task, None), now, fleet: vec![worker] }
+        Story { row: Row::new(task, None), now, fleet: vec![worker], away: None }
     }
 
     fn spec() -> TaskSpec {
@@ -245,7 +255,7 @@ mod tests {
 
         fn says(self, expected: &str) {
             let now = self.now.after(Duration::from_secs(3));
-            let said = reason(&self.row, &self.fleet, now).unwrap_or_default();
+            let said = reason(&self.row, &self.fleet, self.away.as_ref(), now).unwrap_or_default();
             assert_eq!(said, expected, "{:?}", self.row.task.state);
         }
     }
@@ -265,6 +275,12 @@ mod tests {
             .says("every worker that could run it is shutting down: start another with `ado worker`");
         story(spec()).fleet(|fleet| fleet[0].silent = true).says(
             "no worker that could run it has reported lately: it starts when one does, or start another with `ado worker`",
+        );
+        let mut away = story(TaskSpec { agent: "claude-code".into(), ..spec() });
+        let probe_at = away.now.after(Duration::from_secs(48));
+        away.away = Some(Open { why: "401 unauthorized".into(), since: away.now, probe_at });
+        away.says(
+            "what claude-code needs is not available (401 unauthorized): a task tries it in 45 s, and none loses an attempt",
         );
         story(TaskSpec { pool: "gpu".into(), ..spec() }).says(
             "the only connected worker cannot run it: box-1 is of pool default, not gpu; start one with \
@@ -287,7 +303,7 @@ mod tests {
             ref state => panic!("{state:?}"),
         });
         assert_eq!(
-            reason(&row, &fleet, now).unwrap(),
+            reason(&row, &fleet, None, now).unwrap(),
             "tried again in 5 s, after 3 failed attempts: `ado logs task-0000000007` shows what happened"
         );
         let losses = story(spec()).running().loses(false).running().loses(false);

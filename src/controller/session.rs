@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 
 use super::fleet::{Report, Session, TO_WORKER, want};
 use super::requests::unavailable;
-use super::{Shared, dispatch, reaper};
+use super::{Shared, breakers, dispatch, reaper};
 use crate::net::{self, Channel, Connection, Receiver, Sender};
 use crate::store::{self, Change, NewEvent, Outcome, Row, Worker, Write};
 use crate::task::{self, Command, Refusal};
@@ -117,7 +117,11 @@ async fn end_former(shared: &Shared, worker: &Worker, restarted: bool) -> store:
     };
     let dead: Vec<_> = held.into_iter().filter(is_former).collect();
     let charged = only && dead.first().is_some_and(|row| row.task.agent_started);
-    reaper::lose(shared, &dead, Loss::Restarted, charged).await
+    reaper::lose(shared, &dead, Loss::Restarted, charged).await?;
+    if restarted && !charged && !dead.is_empty() {
+        breakers::worker_died(shared, worker, dead.len()).await;
+    }
+    Ok(())
 }
 
 fn millis(duration: Duration) -> u64 {
@@ -341,6 +345,7 @@ async fn append(
         let change = append_change(shared, worker, output, first, bodies.clone());
         match shared.committer.update(change).await {
             Ok(Outcome::Applied(write)) => {
+                breakers::heed(shared, &write).await;
                 let row = write.row;
                 if matches!(row.task.state, task::State::Queued { .. }) {
                     dispatch::give_hints(shared, std::slice::from_ref(&row)).await;

@@ -16,11 +16,11 @@ use bytes::Bytes;
 use super::batch::{self, Batch};
 use super::clock::Clock;
 use super::{
-    Audit, Certificate, Committed, EVENT_RETENTION, Find, KEY_RETENTION, Key, ListFilter, NewEvent, Page, Renewal,
-    Result, Row, Store, Token, TokenRefusal, Unit, Waiting, Worker, WorkerEvent, log, rules, score,
+    Audit, Certificate, ChangeBreaker, Committed, EVENT_RETENTION, Find, KEY_RETENTION, Key, ListFilter, NewEvent,
+    Page, Renewal, Result, Row, Store, Token, TokenRefusal, Unit, Waiting, Worker, WorkerEvent, log, rules, score,
 };
 use crate::env::Env;
-use crate::task::State;
+use crate::task::{Breaker, Scope, State};
 
 /// A store in memory.
 pub struct Memory {
@@ -37,6 +37,7 @@ struct Held {
     requests: BTreeMap<(String, u16, RequestId), Answered>,
     workers: BTreeMap<WorkerId, Worker>,
     lost: BTreeSet<WorkerId>,
+    breakers: BTreeMap<Scope, (Breaker, Timestamp)>,
     loops: BTreeMap<String, Loop>,
     tokens: BTreeMap<String, Token>,
     certificates: BTreeMap<String, Certificate>,
@@ -312,6 +313,24 @@ impl Store for Memory {
         Ok(())
     }
 
+    async fn breakers(&self) -> Result<BTreeMap<Scope, Breaker>> {
+        Ok(self.held().breakers.iter().map(|(scope, (breaker, _))| (scope.clone(), breaker.clone())).collect())
+    }
+
+    async fn change_breaker(&self, scope: &Scope, change: ChangeBreaker) -> Result<Breaker> {
+        let mut held = self.held();
+        let now = self.clock.now();
+        let before = held.breakers.get(scope).map(|(breaker, _)| breaker.clone()).unwrap_or_default();
+        let (after, events) = change(&before, now);
+        if after.is_new() {
+            held.breakers.remove(scope);
+        } else {
+            held.breakers.insert(scope.clone(), (after.clone(), now));
+        }
+        held.add_events(events, now);
+        Ok(after)
+    }
+
     async fn hold_loop(&self, name: &str, holder: Incarnation, ttl: Duration) -> Result<Option<u64>> {
         let mut held = self.held();
         let now = self.clock.now();
@@ -445,6 +464,7 @@ impl Store for Memory {
         let (keys, events) = (rules::cutoff(now, KEY_RETENTION), rules::cutoff(now, EVENT_RETENTION));
         held.requests.retain(|_, answered| answered.at >= keys);
         held.events.retain(|_, (_, event)| event.time >= events);
+        held.breakers.retain(|_, (_, at)| *at >= events);
         held.tokens.retain(|_, token| token.expires_at > now);
         held.certificates.retain(|_, certificate| certificate.not_after > now);
         let gone = |worker: &&Worker| {

@@ -32,7 +32,7 @@ pub use memory::Memory;
 pub use postgres::Postgres;
 pub use sqlite::Sqlite;
 
-use crate::task::{Refusal, Settled, Task};
+use crate::task::{Breaker, Refusal, Scope, Settled, Task};
 
 /// What a store keeps of a task beside its log.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,6 +68,10 @@ pub type Decide = Box<dyn FnOnce(&Row, Timestamp) -> std::result::Result<Write, 
 
 /// Says what happened to a worker.
 pub type WorkerEvent<'a> = &'a (dyn Fn(&Worker) -> NewEvent + Send + Sync);
+
+/// Changes a breaker, which is new if there was none, under its lock and with the store's clock: what it is then, and what
+/// happened.
+pub type ChangeBreaker = Box<dyn FnOnce(&Breaker, Timestamp) -> (Breaker, Vec<NewEvent>) + Send>;
 
 /// Makes a task with the store's clock; `None`: it is not to be made after all, as an earlier change of the unit showed.
 pub type Make = Box<dyn FnOnce(Timestamp) -> Option<Write> + Send>;
@@ -433,6 +437,12 @@ pub trait Store: Send + Sync + 'static {
     /// Forgets a worker.
     async fn remove_worker(&self, id: WorkerId) -> Result<()>;
 
+    /// Breakers about which anything is known.
+    async fn breakers(&self) -> Result<BTreeMap<Scope, Breaker>>;
+
+    /// Changes a breaker. A new one is not kept. Returns it as it is then.
+    async fn change_breaker(&self, scope: &Scope, change: ChangeBreaker) -> Result<Breaker>;
+
     /// Takes or keeps the lease of a loop for `ttl`. Returns its term, which rises with every new holder; `None` while
     /// another holds it.
     async fn hold_loop(&self, name: &str, holder: Incarnation, ttl: Duration) -> Result<Option<u64>>;
@@ -477,8 +487,8 @@ pub trait Store: Send + Sync + 'static {
     /// The audit log, newest first.
     async fn audit(&self, limit: usize) -> Result<Vec<(Timestamp, String, String, String, String)>>;
 
-    /// Deletes what has outlived its retention: idempotency keys (24 h), events and lost workers that hold nothing
-    /// (7 days), expired tokens and certificates.
+    /// Deletes what has outlived its retention: idempotency keys (24 h), events, breakers and lost workers that hold
+    /// nothing (7 days), expired tokens and certificates.
     async fn sweep(&self) -> Result<()>;
 
     /// Whether the store answers: for `/ready`.

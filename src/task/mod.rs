@@ -1,11 +1,12 @@
 //! What a task is and how it changes. A task is a log: its state is the fold of its records.
 //!
-//! Owns: states, the conflict table, retry arithmetic.
+//! Owns: states, the conflict table, retry arithmetic, the dead letter, circuit breakers.
 //! Must never know: stores, networks, the clock, a generator of random numbers. Callers pass `now` and a jitter.
 //!
 //! Two functions carry it all: [`decide()`] turns a command into records or a [`Refusal`]; [`Task::apply`] folds one record.
 //! A decision's new state *is* the fold of its records, so the row a store keeps beside the log cannot differ from it.
 
+mod breaker;
 mod dead;
 mod decide;
 mod retry;
@@ -21,6 +22,7 @@ use ado_proto::{CheckpointId, Epoch, Namespace, Offset, Origin, Seq, TaskId, Tim
 use serde::{Deserialize, Serialize};
 
 pub use ado_proto::request::Settled;
+pub use breaker::{Breaker, BreakerPolicy, Gate, Open, Scope, Signal};
 pub use dead::{again, settle};
 pub use decide::{Command, Decision, Refusal, decide, submit};
 pub use retry::backoff;
@@ -174,11 +176,18 @@ pub struct Policy {
     pub backoff_cap: Duration,
     /// This many charged losses end a task.
     pub max_charged_losses: u32,
+    /// When workers, and what agents need, are left alone for a while.
+    pub breaker: BreakerPolicy,
 }
 
 impl Default for Policy {
     fn default() -> Self {
-        Self { backoff_base: Duration::from_secs(1), backoff_cap: Duration::from_secs(300), max_charged_losses: 3 }
+        Self {
+            backoff_base: Duration::from_secs(1),
+            backoff_cap: Duration::from_secs(300),
+            max_charged_losses: 3,
+            breaker: BreakerPolicy::USUAL,
+        }
     }
 }
 

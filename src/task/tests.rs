@@ -76,8 +76,12 @@ const ALL: [Event; 22] = [
 /// Those that move a task along, for longer orders.
 const CORE: [Event; 9] = [Claim, Started, ExitedOk, ExitedFail, Pause, Resume, Cancel, LoseCharged, Expire];
 
-const POLICY: Policy =
-    Policy { backoff_base: Duration::from_secs(1), backoff_cap: Duration::from_secs(3), max_charged_losses: 2 };
+const POLICY: Policy = Policy {
+    backoff_base: Duration::from_secs(1),
+    backoff_cap: Duration::from_secs(3),
+    max_charged_losses: 2,
+    breaker: BreakerPolicy::USUAL,
+};
 const MAX_RETRIES: u32 = 1;
 const STEP: Duration = Duration::from_millis(700);
 /// Over with the second step after a claim.

@@ -1,9 +1,13 @@
 //! What fails for good, and what becomes of it; limits of time that a controller measures.
 
+use std::time::Duration;
+
 use ado::net::{Call, Link};
+use ado::task::{BreakerPolicy, Policy};
 use ado_proto::record::{Body, Checkpointed, Ended, Exited, Outcome, Started};
 use ado_proto::request::{
-    DeadOnes, ErrorCode, GetTasks, ListTasks, PurgeDead, RetryDead, Settled, SettledDead, Submit, TaskFilter, TaskInfo,
+    DeadOnes, ErrorCode, EventsFrom, GetTasks, ListEvents, ListTasks, ListWorkers, PurgeDead, RetryDead, Settled,
+    SettledDead, Submit, TaskFilter, TaskInfo, WorkerInfo,
 };
 use ado_proto::session::ToAttempt;
 use ado_proto::spec::{Containment, Exit, Limit, TaskSpec};
@@ -213,7 +217,7 @@ async fn the_whole_takes_no_longer_than_it_may_even_when_nobody_takes_it() {
     assert_eq!(kinds(&records), ["Submitted", "Expired", "Ended"]);
     assert_eq!((end(&records).outcome, &end(&records).exit), (Outcome::Failed, &Some(Exit::TimedOut(Limit::Total))));
     let waited = records[2].time.since(records[0].time);
-    assert!(waited >= std::time::Duration::from_millis(700), "{waited:?}");
+    assert!(waited >= Duration::from_millis(700), "{waited:?}");
 
     // Another task of the same limit shows when the paused one would have been over.
     let later = mesh.submit(&admin, TaskSpec { total_limit_ms: Some(1_500), ..spec() }).await;
@@ -231,4 +235,91 @@ async fn the_whole_takes_no_longer_than_it_may_even_when_nobody_takes_it() {
     stream.acknowledged().await;
     let records = log(&admin, paused).await;
     assert_eq!(end(&records).error.as_deref(), Some("timed out: not over within 1500ms of its submission"));
+}
+
+/// The only worker, as people see it.
+async fn only_worker(link: &Link) -> WorkerInfo {
+    ask(link, ListWorkers::default()).await.expect("a list").remove(0)
+}
+
+async fn breaker_events(link: &Link) -> Vec<String> {
+    let request = ListEvents { from: EventsFrom::After(0), limit: 1000, wait_ms: 0 };
+    let events = ask(link, request).await.expect("events").events;
+    events.into_iter().map(|event| event.kind).filter(|kind| kind.starts_with("breaker.")).collect()
+}
+
+fn full() -> Body {
+    exited(Exit::NotStarted { error: "no space left on device".into(), permanent: false })
+}
+
+#[tokio::test]
+async fn a_worker_that_cannot_start_agents_gets_none_and_a_restart_does_not_forget_that() {
+    let mesh = Mesh::start().await;
+    let (admin, mut worker) = (mesh.admin(), mesh.worker(4).await);
+    // Tasks that fail by themselves feed no breaker.
+    for _ in 0..4 {
+        mesh.submit(&admin, spec()).await;
+        worker.run(vec![started(), exited(Exit::Code(1))]).await;
+    }
+    assert_eq!((only_worker(&admin).await.state.as_str(), breaker_events(&admin).await.len()), ("ready", 0));
+    for _ in 0..3 {
+        mesh.submit(&admin, spec()).await;
+        worker.run(vec![full()]).await;
+    }
+    let check = async |admin: &Link| {
+        let seen = only_worker(admin).await;
+        let breaker = seen.breaker.expect("it is open");
+        assert_eq!(seen.state, "cordoned");
+        assert_eq!(breaker.why, "it could not start an agent: no space left on device");
+        assert_eq!(breaker.probe_at.since(breaker.opened_at), BreakerPolicy::USUAL.base);
+        assert!(seen.ineligible.is_some_and(|why| why.contains("no space left on device")));
+        assert_eq!(breaker_events(admin).await, ["breaker.opened"]);
+    };
+    check(&admin).await;
+    let waiting = mesh.submit(&admin, spec()).await;
+    let reason = info(&admin, waiting).await.reason.expect("it waits");
+    assert!(reason.contains("failed too often and gets no work for now"), "{reason}");
+    let mesh = mesh.restart().await;
+    let admin = mesh.admin();
+    worker = worker.reincarnate(&mesh).await;
+    for _ in 0..3 {
+        worker.beat(&[]).await;
+    }
+    check(&admin).await;
+    let mut other = mesh.worker(1).await;
+    other.run(vec![started(), exited(Exit::Code(0))]).await;
+}
+
+#[tokio::test]
+async fn a_worker_is_tried_with_one_attempt_and_then_gets_all_again() {
+    let breaker = BreakerPolicy { base: Duration::from_secs(2), ..BreakerPolicy::USUAL };
+    let backoff = Duration::from_millis(1);
+    let mesh =
+        Mesh::with_policy(Policy { breaker, backoff_base: backoff, backoff_cap: backoff, ..Policy::default() }).await;
+    let (admin, mut worker) = (mesh.admin(), mesh.worker(4).await);
+    let first = mesh.submit(&admin, TaskSpec { max_retries: 9, ..spec() }).await;
+    for _ in 0..3 {
+        assert_eq!(worker.run(vec![full()]).await.task, first);
+    }
+    let opened = only_worker(&admin).await.breaker.expect("it is open");
+    for _ in 0..3 {
+        mesh.submit(&admin, spec()).await;
+    }
+    // Four wait, and one is let through.
+    let probe = worker.assignment().await;
+    let assigned_at = log_so_far(&admin, probe.task).await.last().expect("records").time;
+    assert!(assigned_at >= opened.probe_at, "not before its time");
+    for _ in 0..5 {
+        let answer = worker.beat(&[(probe.task, probe.epoch)]).await;
+        assert_eq!(answer.renewed.len(), 1);
+    }
+    assert_eq!(only_worker(&admin).await.busy, 1, "it is alone");
+    let mut stream = worker.output(probe.task, probe.epoch).await.expect("it holds it");
+    stream.send(0, vec![started()]).await;
+    stream.acknowledged().await;
+    for _ in 0..3 {
+        worker.assignment().await;
+    }
+    assert_eq!((only_worker(&admin).await.state.as_str(), only_worker(&admin).await.breaker), ("ready", None));
+    assert_eq!(breaker_events(&admin).await, ["breaker.opened", "breaker.closed"]);
 }

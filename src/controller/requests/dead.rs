@@ -89,16 +89,14 @@ impl Asked<'_> {
                 let now = self.shared.store.now().await.map_err(unavailable)?;
                 let long = Duration::from_millis(*ended_for_ms);
                 let old = |row: &Row| row.task.ended_at.is_some_and(|at| now.since(at) >= long);
-                let (mut rows, mut before) = (Vec::new(), None);
+                let mut before = None;
                 // Some may be too young: a page without any that is meant is not the end.
                 loop {
-                    let (page, next) = self.page(&ListTasks { before, ..list.clone() }).await?;
-                    rows.extend(page.into_iter().filter(old));
+                    let (mut rows, next) = self.page(&ListTasks { before, ..list.clone() }).await?;
+                    rows.retain(old);
                     before = next;
-                    if before.is_none() || rows.len() >= AT_ONCE as usize {
-                        let more = rows.len() >= AT_ONCE as usize;
-                        rows.truncate(AT_ONCE as usize);
-                        return Ok((rows, more));
+                    if !rows.is_empty() || before.is_none() {
+                        return Ok((rows, before.is_some()));
                     }
                 }
             }

@@ -87,7 +87,11 @@ impl Asked<'_> {
     pub(super) async fn infos(&self, rows: &[Row]) -> Result<Vec<TaskInfo>, ErrorReply> {
         let now = self.shared.store.now().await.map_err(unavailable)?;
         let fleet = self.shared.fleet.candidates();
-        Ok(info::shorten(rows.iter().map(|row| info::task(row, &fleet, now)).collect()))
+        let info = |row: &Row| {
+            let away = self.shared.breakers.of_task(&row.task);
+            info::task(row, &fleet, away.as_ref(), now)
+        };
+        Ok(info::shorten(rows.iter().map(info).collect()))
     }
 
     pub(super) async fn get_tasks(&self, request: GetTasks) -> Result<Vec<TaskInfo>, ErrorReply> {

@@ -374,7 +374,8 @@ suite! {
         workers_are_registered_and_forgotten
         a_start_that_drains_goes_on_draining
         a_silent_worker_is_lost_once_a_silence
-        a_loop_has_one_holder_and_rising_terms;
+        a_loop_has_one_holder_and_rising_terms
+        a_breaker_is_kept_while_anything_is_known_of_it;
     access:
         tokens_are_used_up
         tokens_expire

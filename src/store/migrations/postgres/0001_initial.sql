@@ -123,6 +123,13 @@ CREATE TABLE worker (
     lost        boolean NOT NULL DEFAULT false
 ) WITH (fillfactor = 60);
 
+-- What failed again and again, and how long it is left alone. Only those about which anything is known.
+CREATE TABLE breaker (
+    scope text   COLLATE "C" PRIMARY KEY,
+    state text   NOT NULL,
+    at    bigint NOT NULL
+);
+
 -- A loop that one controller at a time runs. The row stays when it is given back: terms only rise.
 CREATE TABLE loop (
     name       text   PRIMARY KEY,

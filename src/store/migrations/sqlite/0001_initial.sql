@@ -89,6 +89,13 @@ CREATE TABLE worker (
     lost        INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 
+-- What failed again and again, and how long it is left alone. Only those about which anything is known.
+CREATE TABLE breaker (
+    scope TEXT    PRIMARY KEY,
+    state TEXT    NOT NULL,
+    at    INTEGER NOT NULL
+) STRICT;
+
 -- A loop that one controller at a time runs. The row stays when it is given back: terms only rise.
 CREATE TABLE loop (
     name       TEXT    PRIMARY KEY,
