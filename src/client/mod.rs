@@ -13,10 +13,10 @@ use std::time::Duration;
 use ado_certs::{ClientTls, Clock, Identity, JoinString, KeyRequest};
 use ado_proto::record::Desired;
 use ado_proto::request::{
-    CreateToken, CreatedToken, DeadOnes, DesiredSet, Detach, DetachedViewers, Enrol, Events, GetTasks, Hello,
-    ListEvents, ListTasks, ListTokens, ListWorkers, PurgeDead, Request, RetryDead, RevokeIdentity, RevokeToken,
-    RevokedIdentity, SetDesired, SettledDead, StartAt, Submit, Submitted, TaskInfo, TaskPage, TokenInfo, Welcome,
-    WorkerInfo,
+    AuditLine, CreateToken, CreatedToken, DeadOnes, DesiredSet, Detach, DetachedViewers, Enrol, Events, GetTasks,
+    Hello, ListAudit, ListEvents, ListTasks, ListTokens, ListWorkers, PurgeDead, Request, RetryDead, RevokeIdentity,
+    RevokeToken, RevokedIdentity, SetDesired, SettledDead, StartAt, Submit, Submitted, TaskInfo, TaskPage, TokenInfo,
+    Welcome, WorkerInfo,
 };
 use ado_proto::{Namespace, RequestId, TaskId};
 use rustls::pki_types::CertificateDer;
@@ -214,6 +214,11 @@ impl Client {
     /// Denies every certificate of an identity.
     pub async fn revoke_identity(&self, identity: &str) -> Result<RevokedIdentity, Error> {
         self.change(&RevokeIdentity { identity: identity.into() }, self.request_id()).await
+    }
+
+    /// One page of the audit log, newest first.
+    pub async fn audit(&self, page: &ListAudit) -> Result<Vec<AuditLine>, Error> {
+        self.read(page).await
     }
 
     /// Who we are.

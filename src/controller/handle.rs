@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ado_certs::ServerSecrets;
+use ado_proto::request::WorkerBounds;
 use ado_proto::{Incarnation, Role};
 use tokio_util::sync::CancellationToken;
 
@@ -12,7 +13,7 @@ use super::authority::{Authority, IssueError};
 use super::commit::Committer;
 use super::fleet::Fleet;
 use super::hub::Hub;
-use super::{Config, Error, Shared, breakers, deadlines, dispatch, others, reaper, requests};
+use super::{Config, Error, Shared, breakers, deadlines, dispatch, others, reaper, refusals, requests};
 use crate::env::Env;
 use crate::gateway;
 use crate::net::{Server, ServerConfig, ServerKeys};
@@ -103,13 +104,9 @@ impl Handle {
             created_at: now,
             expires_at: now.after(Duration::from_secs(24 * 3600)),
             created_by: "controller".into(),
+            bounds: WorkerBounds::default(),
         };
-        let audit = store::Audit {
-            principal: "controller".into(),
-            action: "CreateToken",
-            target: token.id.clone(),
-            result: "ok".into(),
-        };
+        let audit = store::Audit::done(token.namespace.clone(), "controller".into(), "CreateToken", token.id.clone());
         self.store.put_token(token, audit).await?;
         Ok(self.shared.authority.join_string(self.shared.advertised(), secret).to_string())
     }
@@ -182,6 +179,7 @@ pub async fn start_with(config: Config, parts: Parts, env: Env) -> Result<Handle
         fleet,
         viewers: Arc::default(),
         breakers: Arc::default(),
+        refusals: Arc::default(),
         authority,
         advertise: advertise.into(),
         server: server.clone(),
@@ -246,6 +244,7 @@ fn spawn_loops(shared: &Shared, config: &Config) {
         }
     });
     tasks.spawn("dispatch", dispatch::run(shared.clone()));
+    tasks.spawn("refusals", refusals::run(shared.clone()));
     tasks.spawn_until_stop("reaper", reaper::run(shared.clone()));
     tasks.spawn_until_stop("breakers", breakers::run(shared.clone()));
     tasks.spawn_until_stop("deadlines", deadlines::run(shared.clone()));

@@ -6,6 +6,7 @@
 mod access;
 mod aside;
 mod authority;
+mod bounds;
 mod breakers;
 mod commit;
 mod deadlines;
@@ -21,6 +22,7 @@ mod others;
 mod quiet;
 mod reaper;
 mod reason;
+mod refusals;
 mod requests;
 mod session;
 mod source;
@@ -45,6 +47,7 @@ use breakers::Breakers;
 use commit::Committer;
 use fleet::Fleet;
 use hub::Hub;
+use refusals::Refusals;
 use viewers::Viewers;
 
 pub use crate::queue::RedisConfig;
@@ -139,6 +142,7 @@ struct Shared {
     fleet: Arc<Fleet>,
     viewers: Arc<Viewers>,
     breakers: Arc<Breakers>,
+    refusals: Arc<Refusals>,
     authority: Arc<Authority>,
     server: Arc<Server>,
     /// Addresses that join strings name.

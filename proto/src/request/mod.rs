@@ -12,8 +12,9 @@ use crate::payload::{from_postcard, to_postcard};
 use crate::{DecodeError, Namespace, RequestId};
 
 pub use admin::{
-    CreateToken, CreatedToken, Enrol, Enrolled, Events, EventsFrom, Hello, ListEvents, ListTokens, Renew, Renewed,
-    RevokeIdentity, RevokeToken, RevokedIdentity, SystemEvent, TokenInfo, Welcome,
+    AuditLine, CreateToken, CreatedToken, Enrol, Enrolled, Events, EventsFrom, Hello, ListAudit, ListEvents,
+    ListTokens, Renew, Renewed, RevokeIdentity, RevokeToken, RevokedIdentity, SystemEvent, TokenInfo, Welcome,
+    WorkerBounds,
 };
 pub use task::{
     CheckpointInfo, DeadOnes, DesiredSet, Detach, DetachedViewers, Follow, Following, GetTasks, ListTasks, PurgeDead,
@@ -202,6 +203,7 @@ requests! {
     PurgeDead: 27/1, Idempotent => SettledDead;
     ListWorkers: 30/1, Read => Vec<WorkerInfo>;
     ListEvents: 40/1, Read => Events;
+    ListAudit: 45/1, Read => Vec<AuditLine>;
     // Registers a start of the worker: a replay would bring back an old one.
     WorkerSession: 60/1, Once => WorkerAccepted;
     TaskOutput: 61/1, Read => OutputAccepted;

@@ -93,7 +93,7 @@ impl Asked<'_> {
                 // Some may be too young: a page without any that is meant is not the end.
                 loop {
                     let (mut rows, next) = self.page(&ListTasks { before, ..list.clone() }).await?;
-                    rows.retain(old);
+                    rows.retain(|row| old(row) && self.access.reaches(row));
                     before = next;
                     if !rows.is_empty() || before.is_none() {
                         return Ok((rows, before.is_some()));
