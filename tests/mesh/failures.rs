@@ -132,7 +132,8 @@ async fn the_dead_letter_is_worked_off_by_filter_and_emptied() {
     assert_eq!(refused.tasks[0].unchanged.as_deref(), Some("has not failed: it is completed"));
     ask(&admin, PurgeDead { which: all() }).await.unwrap();
     assert_eq!(dead(&admin).await, []);
-    let audit: Vec<_> = mesh.audit().await.into_iter().filter(|line| line.contains("Dead")).collect();
+    let lines = mesh.audit_lines().await.into_iter().filter(|line| line.action.ends_with("Dead"));
+    let audit: Vec<_> = lines.map(|line| format!("{} {}: {}", line.action, line.target, line.result)).collect();
     assert_eq!(audit.len(), 7, "{audit:#?}");
     assert_eq!(audit[0], "RetryDead all afresh: ok");
     assert!(audit[4].ends_with(": already purged"), "{audit:#?}");
@@ -172,6 +173,10 @@ async fn the_dead_letter_of_others_does_not_exist() {
     let (vic, _) = mesh.member(Role::Viewer, "default", "vic").await;
     let (bob, _) = mesh.member(Role::User, "elsewhere", "bob").await;
     assert_eq!(dead(&vic).await, [task], "a viewer sees it");
+    let (carl, _) = mesh.member(Role::User, "default", "carl").await;
+    refusal(ask(&carl, RetryDead { which: named(task), fresh: false }).await, ErrorCode::Denied);
+    assert_eq!(retry(&carl, all(), false).await.tasks, [], "all is what is one's own");
+    assert_eq!(ask(&carl, PurgeDead { which: all() }).await.unwrap().tasks, []);
     refusal(ask(&vic, RetryDead { which: named(task), fresh: false }).await, ErrorCode::Denied);
     refusal(ask(&vic, PurgeDead { which: all() }).await, ErrorCode::Denied);
     assert_eq!(dead(&bob).await, []);

@@ -54,13 +54,13 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DURATION", value_parser = values::duration)]
     time_limit: Option<Duration>,
     /// Give a worker this long to get it to run
-    #[arg(long, value_name = "DURATION", value_parser = values::duration)]
+    #[arg(long, value_name = "TIME", value_parser = values::duration)]
     setup_limit: Option<Duration>,
     /// Kill it when it has said nothing for this long: no output, no progress
-    #[arg(long, value_name = "DURATION", value_parser = values::duration)]
+    #[arg(long, value_name = "TIME", value_parser = values::duration)]
     silence_limit: Option<Duration>,
     /// End it this long after its submission, whatever it does and however often it was tried
-    #[arg(long, value_name = "DURATION", value_parser = values::duration)]
+    #[arg(long, value_name = "TIME", value_parser = values::duration)]
     total_limit: Option<Duration>,
     /// Try again this often when it fails
     #[arg(long, value_name = "N")]

@@ -27,7 +27,7 @@ pub(crate) struct Args {
     #[arg(long, group = "how")]
     unavailable: bool,
     /// With --unavailable: not before this long
-    #[arg(long, value_name = "DURATION", value_parser = values::duration, requires = "unavailable")]
+    #[arg(long, value_name = "DURATION", value_parser = values::duration, conflicts_with = "permanent")]
     retry_after: Option<Duration>,
     /// What is wrong
     message: String,
