@@ -136,7 +136,7 @@ fn numbered(key: RequestId, nth: u32) -> RequestId {
 fn which(named: Vec<String>, only: &TaskFilter, ended_for: Duration) -> Result<Vec<DeadOnes>, Error> {
     if named.is_empty() {
         let ended_for_ms = u64::try_from(ended_for.as_millis()).unwrap_or(u64::MAX);
-        return Ok(vec![DeadOnes::All { only: only.clone(), ended_for_ms }]);
+        return Ok(vec![DeadOnes::All { only: only.clone(), ended_for_ms, before: None }]);
     }
     if *only != TaskFilter::default() {
         return Err(Error::usage("a filter is for --all: the tasks are named already").hint("leave out either"));
@@ -175,20 +175,20 @@ async fn settle(
     let mut tasks: Vec<SettledTask> = Vec::new();
     let mut failed: Option<Error> = None;
     let mut nth = 0;
-    for one in &which {
+    for mut one in which {
         loop {
-            let answer = ask(&session, one, nth).await;
+            let answer = ask(&session, &one, nth).await;
             nth += 1;
-            match answer {
-                Ok(SettledDead { tasks: some, more }) => {
-                    // What nobody could take now would come again and again.
-                    let goes_on = more && some.iter().any(|task| task.unchanged.is_none());
-                    tasks.extend(some);
-                    if goes_on {
+            match (answer, &mut one) {
+                (Ok(answer), DeadOnes::All { before, .. }) => {
+                    tasks.extend(answer.tasks);
+                    *before = answer.next;
+                    if before.is_some() {
                         continue;
                     }
                 }
-                Err(error) => drop(failed.get_or_insert(error.into())),
+                (Ok(answer), DeadOnes::Named(_)) => tasks.extend(answer.tasks),
+                (Err(error), _) => drop(failed.get_or_insert(error.into())),
             }
             break;
         }
@@ -270,6 +270,6 @@ mod tests {
         assert!(which(vec!["x".into()], &only, Duration::ZERO).is_err());
         assert_eq!(which(vec!["x".into()], &TaskFilter::default(), Duration::ZERO).unwrap().len(), 1);
         let old = which(vec![], &only, Duration::from_secs(7)).unwrap();
-        assert_eq!(old, [DeadOnes::All { only, ended_for_ms: 7_000 }]);
+        assert_eq!(old, [DeadOnes::All { only, ended_for_ms: 7_000, before: None }]);
     }
 }

@@ -28,7 +28,7 @@ fn named(reference: impl ToString) -> DeadOnes {
 }
 
 fn all() -> DeadOnes {
-    DeadOnes::All { only: TaskFilter::default(), ended_for_ms: 0 }
+    DeadOnes::All { only: TaskFilter::default(), ended_for_ms: 0, before: None }
 }
 
 async fn retry(link: &Link, which: DeadOnes, fresh: bool) -> SettledDead {
@@ -84,7 +84,7 @@ async fn what_failed_for_good_is_done_again_as_a_new_task() {
     let first = admin.call(&request, key()).await.expect("it is done again");
     assert_eq!(admin.call(&request, key()).await.expect("the same answer"), first, "and happens once");
     let new = retried(&first);
-    assert_eq!((dead(&admin).await, first.more), (vec![], false));
+    assert_eq!((dead(&admin).await, first.next), (vec![], None));
     let again = retry(&admin, named(old), false).await;
     assert_eq!((retried(&again), again.tasks[0].unchanged.is_some()), (new, true), "nobody else does it again");
 
@@ -112,7 +112,7 @@ async fn the_dead_letter_is_worked_off_by_filter_and_emptied() {
         ids.push(failed(&mesh, &admin, &mut worker, name).await);
     }
     let only = TaskFilter { name: Some("b".into()), ..TaskFilter::default() };
-    let which = || DeadOnes::All { only: only.clone(), ended_for_ms: 0 };
+    let which = || DeadOnes::All { only: only.clone(), ended_for_ms: 0, before: None };
     let fresh = retry(&admin, which(), true).await;
     let new = retried(&fresh);
     assert_eq!(fresh.tasks[0].task, ids[1]);
@@ -121,7 +121,7 @@ async fn the_dead_letter_is_worked_off_by_filter_and_emptied() {
     assert_eq!((assignment.task, assignment.checkpoint), (new, None), "from the beginning");
     assert_eq!(retry(&admin, which(), true).await.tasks, [], "nothing fits any more");
 
-    let young = DeadOnes::All { only: TaskFilter::default(), ended_for_ms: 3_600_000 };
+    let young = DeadOnes::All { only: TaskFilter::default(), ended_for_ms: 3_600_000, before: None };
     assert_eq!(ask(&admin, PurgeDead { which: young }).await.unwrap().tasks, []);
     let purged = ask(&admin, PurgeDead { which: named(ids[0]) }).await.unwrap();
     assert_eq!((purged.tasks[0].settled, &purged.tasks[0].unchanged), (Some(Settled::Purged), &None));

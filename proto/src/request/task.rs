@@ -160,6 +160,8 @@ pub enum DeadOnes {
         only: TaskFilter,
         /// Only those that ended at least so long ago, milliseconds.
         ended_for_ms: u64,
+        /// Only those older than this one: the cursor of the next page. What is done again is younger than all of them.
+        before: Option<TaskId>,
     },
 }
 
@@ -184,8 +186,8 @@ pub struct PurgeDead {
 pub struct SettledDead {
     /// What became of each.
     pub tasks: Vec<SettledTask>,
-    /// There may be more that fit: ask again.
-    pub more: bool,
+    /// Go on with this as `before`; `None`: there are no more.
+    pub next: Option<TaskId>,
 }
 
 /// See [`SettledDead`].

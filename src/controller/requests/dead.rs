@@ -24,7 +24,7 @@ impl Asked<'_> {
         if let Some(answer) = self.replayed::<RetryDead>().await? {
             return Ok(answer);
         }
-        let (rows, more) = self.meant(&request.which).await?;
+        let (rows, next) = self.meant(&request.which).await?;
         let mut new_groups: BTreeMap<GroupId, GroupId> = BTreeMap::new();
         let mut ids: Vec<_> = rows.iter().map(|_| TaskId(self.shared.env.uuid())).collect();
         // In the order of the old ones: lists go by id.
@@ -44,7 +44,7 @@ impl Asked<'_> {
         // Of each pair of changes the first says what happened.
         let answer = move |outcomes: &[Outcome]| SettledDead {
             tasks: old.iter().zip(outcomes.iter().step_by(2)).map(|(id, outcome)| settled(*id, outcome)).collect(),
-            more,
+            next,
         };
         let once = self.once::<RetryDead>(answer.clone()).await?;
         let how = if request.fresh { " afresh" } else { "" };
@@ -60,12 +60,12 @@ impl Asked<'_> {
         if let Some(answer) = self.replayed::<PurgeDead>().await? {
             return Ok(answer);
         }
-        let (rows, more) = self.meant(&request.which).await?;
+        let (rows, next) = self.meant(&request.which).await?;
         let ids: Vec<_> = rows.iter().map(|row| row.task.id).collect();
         let changes = ids.iter().map(|id| settle(*id, Settled::Purged, self.access.owner.clone(), None)).collect();
         let answer = move |outcomes: &[Outcome]| SettledDead {
             tasks: ids.iter().zip(outcomes).map(|(id, outcome)| settled(*id, outcome)).collect(),
-            more,
+            next,
         };
         let once = self.once::<PurgeDead>(answer.clone()).await?;
         let audit = self.audit(PurgeDead::NAME, said(&request.which));
@@ -73,30 +73,30 @@ impl Asked<'_> {
         Ok(kept.unwrap_or_else(|| encode_response(&Ok(answer(&outcomes)))))
     }
 
-    /// The tasks that are meant, and whether there may be more. Those of a group that did not fail are none of them, but a
+    /// The tasks that are meant, and where to go on. Those of a group that did not fail are none of them, but a
     /// task that was named is, so that somebody is told why nothing was done.
-    async fn meant(&self, which: &DeadOnes) -> Result<(Vec<Row>, bool), ErrorReply> {
+    async fn meant(&self, which: &DeadOnes) -> Result<(Vec<Row>, Option<TaskId>), ErrorReply> {
         match which {
             DeadOnes::Named(reference) => {
                 let mut rows = self.find(reference).await?;
                 if rows.len() > 1 {
                     rows.retain(|row| matches!(row.task.state, task::State::Ended { outcome: Ending::Failed, .. }));
                 }
-                Ok((rows, false))
+                Ok((rows, None))
             }
-            DeadOnes::All { only, ended_for_ms } => {
+            DeadOnes::All { only, ended_for_ms, before } => {
                 let list = ListTasks { only: only.clone(), limit: AT_ONCE, dead: true, ..ListTasks::default() };
                 let now = self.shared.store.now().await.map_err(unavailable)?;
                 let long = Duration::from_millis(*ended_for_ms);
                 let old = |row: &Row| row.task.ended_at.is_some_and(|at| now.since(at) >= long);
-                let mut before = None;
+                let mut before = *before;
                 // Some may be too young: a page without any that is meant is not the end.
                 loop {
                     let (mut rows, next) = self.page(&ListTasks { before, ..list.clone() }).await?;
                     rows.retain(|row| old(row) && self.access.reaches(row));
                     before = next;
                     if !rows.is_empty() || before.is_none() {
-                        return Ok((rows, before.is_some()));
+                        return Ok((rows, before));
                     }
                 }
             }
