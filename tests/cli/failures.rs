@@ -118,6 +118,7 @@ fn the_dead_letter_is_listed_done_again_and_emptied() {
     let new = settled[0]["retriedAs"].as_str().expect("a new task").to_owned();
     env.ado(["wait", &new]).assert_code(0);
     assert_eq!(env.ado(["logs", "bad"]).stdout(), "from 7\n", "its name goes on with it");
+    env.ado(["logs", &new, "-o", "json"]).json_lines().iter().for_each(|event| schema.check("taskEvent", event));
     let state = env.ado(["status", &new, "-o", "json"]).json();
     assert_eq!((&state["retryOf"], &state["deadLetter"]), (&settled[0]["taskId"], &json!(false)));
     let again = env.ado(["dead", "retry", settled[0]["shortId"].as_str().unwrap()]);
