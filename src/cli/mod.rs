@@ -127,7 +127,7 @@ pub(crate) struct Global {
     /// Print nothing but data and errors
     #[arg(long, short, global = true, help_heading = help::GLOBAL)]
     pub(crate) quiet: bool,
-    /// Log to stderr from this level on: error, warn, info, debug, trace, or a filter like `ado::net=debug` [env: ADO_LOG]
+    /// Log to stderr from this level on: error, warn, info, debug, trace, or a filter like `ado::net=debug` [env: ADO_LOG]; ADO_LOG_FORMAT=json makes lines of JSON
     #[arg(long, global = true, help_heading = help::GLOBAL, value_name = "LEVEL")]
     pub(crate) log_level: Option<String>,
 }

@@ -15,6 +15,7 @@ mod follow;
 mod handle;
 mod hub;
 mod info;
+mod metrics;
 mod others;
 mod quiet;
 mod reaper;
@@ -42,6 +43,7 @@ use authority::Authority;
 use commit::Committer;
 use fleet::Fleet;
 use hub::Hub;
+use metrics::Metrics;
 use viewers::Viewers;
 
 pub use crate::queue::RedisConfig;
@@ -54,7 +56,7 @@ pub struct Config {
     pub dir: PathBuf,
     /// Addresses for QUIC; port 0 picks one.
     pub listen: Vec<SocketAddr>,
-    /// Address for HTTP (`/health`, `/ready`); `None` serves none.
+    /// Address for HTTP (`/health`, `/ready`, `/metrics`); `None` serves none.
     pub http: Option<SocketAddr>,
     /// `host:port` that join strings name; empty: the addresses listened on.
     pub advertise: Vec<String>,
@@ -135,6 +137,7 @@ struct Shared {
     hub: Arc<Hub>,
     fleet: Arc<Fleet>,
     viewers: Arc<Viewers>,
+    metrics: Arc<Metrics>,
     authority: Arc<Authority>,
     server: Arc<Server>,
     /// Addresses that join strings name.

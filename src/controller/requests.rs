@@ -17,6 +17,7 @@ use ado_proto::request::{
     WorkerSession, decode_body, encode_response,
 };
 use bytes::Bytes;
+use tracing::Instrument;
 
 use super::access::{self, Access};
 use super::{Shared, enrol, follow, info, session};
@@ -245,7 +246,8 @@ impl Asked<'_> {
         };
         let Some((request, promise)) = begin::<Follow, _>(&mut channel, answer).await? else { return Ok(()) };
         channel.tx.set_priority(if request.follow { Priority::Live } else { Priority::Bulk });
-        follow::serve(self.shared, &request, promise, &mut channel.tx).await
+        let span = tracing::info_span!("viewer", task = %request.task);
+        follow::serve(self.shared, &request, promise, &mut channel.tx).instrument(span).await
     }
 
     async fn open_follow(&self) -> Result<(ado_proto::request::Following, (Follow, follow::Promise)), ErrorReply> {
@@ -271,7 +273,8 @@ impl Asked<'_> {
             Err(refusal) => Err(refusal),
         };
         let Some(opened) = begin::<WorkerSession, _>(&mut channel, answer).await? else { return Ok(()) };
-        session::serve(self.shared, self.connection, opened, channel).await
+        let span = tracing::info_span!("session", worker = opened.worker_name());
+        session::serve(self.shared, self.connection, opened, channel).instrument(span).await
     }
 
     async fn task_output(&self, mut channel: Channel) -> Result<(), net::Error> {
@@ -281,6 +284,7 @@ impl Asked<'_> {
         };
         let answer = session::open_output(self.shared, &self.peer, &request).await;
         let Some(worker) = begin::<TaskOutput, _>(&mut channel, answer).await? else { return Ok(()) };
-        session::serve_output(self.shared, worker, &request, channel).await
+        let span = tracing::info_span!("output", task = %request.task, epoch = %request.epoch, %worker);
+        session::serve_output(self.shared, worker, &request, channel).instrument(span).await
     }
 }
