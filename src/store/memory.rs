@@ -16,8 +16,8 @@ use bytes::Bytes;
 use super::batch::{self, Batch};
 use super::clock::Clock;
 use super::{
-    Audit, Backlog, Certificate, Committed, EVENT_RETENTION, Find, KEY_RETENTION, Key, ListFilter, NewEvent, Page, Renewal,
-    Result, Row, Store, Token, TokenRefusal, Unit, Waiting, Worker, WorkerEvent, log, rules, score,
+    Audit, Backlog, Certificate, Committed, EVENT_RETENTION, Find, KEY_RETENTION, Key, ListFilter, NewEvent, Page,
+    Renewal, Result, Row, Store, Token, TokenRefusal, Unit, Waiting, Worker, WorkerEvent, log, rules, score,
 };
 use crate::env::Env;
 use crate::task::State;

@@ -40,8 +40,8 @@ use tokio::time::Instant;
 use self::clock::Clock;
 use self::error::Tried;
 use super::{
-    Audit, Backlog, Certificate, Committed, Error, Find, Key, ListFilter, NewEvent, Page, Renewal, Result, Row, Store, Token,
-    TokenRefusal, Unit, Waiting, Worker, WorkerEvent, rules,
+    Audit, Backlog, Certificate, Committed, Error, Find, Key, ListFilter, NewEvent, Page, Renewal, Result, Row, Store,
+    Token, TokenRefusal, Unit, Waiting, Worker, WorkerEvent, rules,
 };
 use crate::env::Env;
 

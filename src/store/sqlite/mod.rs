@@ -27,8 +27,8 @@ use tokio::sync::{Mutex, MutexGuard};
 
 use super::clock::Clock;
 use super::{
-    Audit, Backlog, Certificate, Committed, Error, Find, Key, ListFilter, NewEvent, Page, Renewal, Result, Row, Store, Token,
-    TokenRefusal, Unit, Waiting, Worker, WorkerEvent, rules,
+    Audit, Backlog, Certificate, Committed, Error, Find, Key, ListFilter, NewEvent, Page, Renewal, Result, Row, Store,
+    Token, TokenRefusal, Unit, Waiting, Worker, WorkerEvent, rules,
 };
 use crate::env::Env;
 
