@@ -76,7 +76,7 @@ pub(crate) async fn run(global: Global, args: Args) -> Result<u8, Error> {
     }
     local::prepare(&app.home)?;
     let place = Place::of(&app, args.local);
-    let _lock = own(&place.lock, Role::Worker).await?;
+    let lock = own(&place.lock, Role::Worker).await?;
     // The work directory has one user, whichever kind of worker that is.
     let _work = if place.work == place.lock { None } else { Some(own(&place.work, Role::Worker).await?) };
     let tasks = Tasks::new();
@@ -104,6 +104,7 @@ pub(crate) async fn run(global: Global, args: Args) -> Result<u8, Error> {
         biased;
         signal = signals.next() => tracing::info!(?signal, "stopping"),
         why = handle.sent_away() => sent_away = Some(why),
+        () = lock.displaced(), if args.local => tracing::warn!("its directory was removed: stopping"),
         () = local::supervise(app.home.clone(), &[Role::Controller]), if args.local => {}
     }
     tokio::select! {

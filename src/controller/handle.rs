@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ado_certs::ServerSecrets;
+use ado_proto::request::WorkerBounds;
 use ado_proto::{Incarnation, Role};
 use tokio_util::sync::CancellationToken;
 
@@ -13,7 +14,7 @@ use super::commit::Committer;
 use super::fleet::Fleet;
 use super::hub::Hub;
 use super::metrics::{self, Metrics};
-use super::{Config, Error, Shared, dispatch, others, reaper, requests};
+use super::{Config, Error, Shared, dispatch, others, reaper, refusals, requests};
 use crate::env::Env;
 use crate::gateway;
 use crate::net::{Server, ServerConfig, ServerKeys};
@@ -104,13 +105,9 @@ impl Handle {
             created_at: now,
             expires_at: now.after(Duration::from_secs(24 * 3600)),
             created_by: "controller".into(),
+            bounds: WorkerBounds::default(),
         };
-        let audit = store::Audit {
-            principal: "controller".into(),
-            action: "CreateToken",
-            target: token.id.clone(),
-            result: "ok".into(),
-        };
+        let audit = store::Audit::done(token.namespace.clone(), "controller".into(), "CreateToken", token.id.clone());
         self.store.put_token(token, audit).await?;
         Ok(self.shared.authority.join_string(self.shared.advertised(), secret).to_string())
     }
@@ -184,6 +181,7 @@ pub async fn start_with(config: Config, parts: Parts, env: Env) -> Result<Handle
         fleet,
         viewers: Arc::default(),
         metrics,
+        refusals: Arc::default(),
         authority,
         advertise: advertise.into(),
         server: server.clone(),
@@ -253,6 +251,7 @@ fn spawn_loops(shared: &Shared, config: &Config) {
         }
     });
     tasks.spawn("dispatch", dispatch::run(shared.clone()));
+    tasks.spawn("refusals", refusals::run(shared.clone()));
     tasks.spawn_until_stop("reaper", reaper::run(shared.clone()));
     tasks.spawn_until_stop("certificates", look_after_certificates(shared.clone(), config.local.clone()));
     let store = shared.store.clone();

@@ -6,6 +6,7 @@
 mod access;
 mod aside;
 mod authority;
+mod bounds;
 mod commit;
 mod dispatch;
 mod enrol;
@@ -20,6 +21,7 @@ mod others;
 mod quiet;
 mod reaper;
 mod reason;
+mod refusals;
 mod requests;
 mod session;
 mod source;
@@ -44,6 +46,7 @@ use commit::Committer;
 use fleet::Fleet;
 use hub::Hub;
 use metrics::Metrics;
+use refusals::Refusals;
 use viewers::Viewers;
 
 pub use crate::queue::RedisConfig;
@@ -138,6 +141,7 @@ struct Shared {
     fleet: Arc<Fleet>,
     viewers: Arc<Viewers>,
     metrics: Arc<Metrics>,
+    refusals: Arc<Refusals>,
     authority: Arc<Authority>,
     server: Arc<Server>,
     /// Addresses that join strings name.

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use super::fleet::{Report, Session, TO_WORKER, want};
 use super::requests::unavailable;
-use super::{Shared, dispatch, reaper};
+use super::{Shared, bounds, dispatch, reaper};
 use crate::net::{self, Channel, Connection, Receiver, Sender};
 use crate::store::{self, Change, NewEvent, Outcome, Row, Worker, Write};
 use crate::task::{self, Command, Refusal};
@@ -55,6 +55,10 @@ pub(super) async fn open(
 ) -> Result<(WorkerAccepted, Opened), ErrorReply> {
     let id = worker_id(peer)?;
     check(&session).map_err(|message| ErrorReply::new(ErrorCode::Invalid, message))?;
+    let bounds = shared.store.bounds(&peer.principal().to_string()).await.map_err(unavailable)?;
+    if let Some((message, hint)) = bounds::exceeded(&bounds, &session) {
+        return Err(ErrorReply::new(ErrorCode::Denied, message).hint(hint));
+    }
     let mut worker = Worker {
         id,
         incarnation: session.incarnation,

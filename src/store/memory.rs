@@ -8,7 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ado_proto::record::{Desired, Record};
-use ado_proto::request::{Events, EventsFrom, SystemEvent};
+use ado_proto::request::{AuditLine, Events, EventsFrom, ListAudit, SystemEvent, WorkerBounds};
 use ado_proto::{Audience, Epoch, GroupId, Incarnation, Offset, RequestId, TaskId, Timestamp, WorkerId};
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -39,6 +39,7 @@ struct Held {
     lost: BTreeSet<WorkerId>,
     loops: BTreeMap<String, Loop>,
     tokens: BTreeMap<String, Token>,
+    bounds: BTreeMap<String, WorkerBounds>,
     certificates: BTreeMap<String, Certificate>,
     revoked: BTreeSet<String>,
     events: BTreeMap<u64, (Audience, SystemEvent)>,
@@ -391,6 +392,19 @@ impl Store for Memory {
         Ok(true)
     }
 
+    async fn bind(&self, identity: &str, bounds: &WorkerBounds) -> Result<()> {
+        let mut held = self.held();
+        match *bounds == WorkerBounds::default() {
+            true => held.bounds.remove(identity),
+            false => held.bounds.insert(identity.into(), bounds.clone()),
+        };
+        Ok(())
+    }
+
+    async fn bounds(&self, identity: &str) -> Result<WorkerBounds> {
+        Ok(self.held().bounds.get(identity).cloned().unwrap_or_default())
+    }
+
     async fn put_certificate(&self, certificate: Certificate) -> Result<bool> {
         let mut held = self.held();
         let revoked = held.revoked.contains(&certificate.identity);
@@ -436,12 +450,29 @@ impl Store for Memory {
         Ok(())
     }
 
-    async fn audit(&self, limit: usize) -> Result<Vec<(Timestamp, String, String, String, String)>> {
-        let held = self.held();
-        let line = |(at, line): &(Timestamp, Audit)| {
-            (*at, line.principal.clone(), line.action.into(), line.target.clone(), line.result.clone())
+    async fn audit(&self, audience: &Audience, wanted: &ListAudit) -> Result<Vec<AuditLine>> {
+        let contains = |text: &str, part: &Option<String>| part.as_ref().is_none_or(|part| text.contains(part));
+        let fits = |line: &AuditLine| {
+            rules::sees(audience, &line.namespace)
+                && wanted.before.is_none_or(|before| line.no < before)
+                && wanted.since.is_none_or(|since| line.time >= since)
+                && contains(&line.principal, &wanted.principal)
+                && wanted.action.as_ref().is_none_or(|action| line.action == *action)
+                && (contains(&line.target, &wanted.about) || contains(&line.result, &wanted.about))
+                && (!wanted.refused || line.result != "ok")
         };
-        Ok(held.audit.iter().rev().take(limit).map(line).collect())
+        let held = self.held();
+        let lines = held.audit.iter().enumerate().map(|(place, (at, line))| AuditLine {
+            no: place as u64 + 1,
+            time: *at,
+            namespace: line.namespace.clone(),
+            principal: line.principal.clone(),
+            action: line.action.into(),
+            target: line.target.clone(),
+            result: line.result.clone(),
+            count: line.count,
+        });
+        Ok(lines.rev().filter(fits).take(wanted.limit as usize).collect())
     }
 
     async fn sweep(&self) -> Result<()> {
@@ -452,6 +483,8 @@ impl Store for Memory {
         held.events.retain(|_, (_, event)| event.time >= events);
         held.tokens.retain(|_, token| token.expires_at > now);
         held.certificates.retain(|_, certificate| certificate.not_after > now);
+        let members: BTreeSet<_> = held.certificates.values().map(|one| one.identity.clone()).collect();
+        held.bounds.retain(|identity, _| members.contains(identity));
         let gone = |worker: &&Worker| {
             worker.seen_at < events && held.lost.contains(&worker.id) && held.held_by(worker.id).is_empty()
         };

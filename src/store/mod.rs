@@ -20,7 +20,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use ado_proto::record::{Desired, Record};
-use ado_proto::request::{Events, EventsFrom};
+use ado_proto::request::{AuditLine, Events, EventsFrom, ListAudit, WorkerBounds};
 use ado_proto::spec::Containment;
 use ado_proto::{
     Audience, Epoch, GroupId, Incarnation, Namespace, Offset, RequestId, Role, TaskId, Timestamp, WorkerId,
@@ -155,6 +155,8 @@ pub struct Once {
 /// One line of the audit log. Its time is the transaction's.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Audit {
+    /// Where.
+    pub namespace: Namespace,
     /// Who (`ado://…`).
     pub principal: String,
     /// What was asked: the request's name.
@@ -163,6 +165,15 @@ pub struct Audit {
     pub target: String,
     /// `ok`, or why not. A store puts the refusal here when it refuses everything that was asked.
     pub result: String,
+    /// How often.
+    pub count: u32,
+}
+
+impl Audit {
+    /// Something that was asked once, and done.
+    pub fn done(namespace: Namespace, principal: String, action: &'static str, target: impl Into<String>) -> Self {
+        Self { namespace, principal, action, target: target.into(), result: "ok".into(), count: 1 }
+    }
 }
 
 /// What became of a [`Unit`].
@@ -312,6 +323,8 @@ pub struct Token {
     pub expires_at: Timestamp,
     /// Who made it.
     pub created_by: String,
+    /// What its holder may say of itself, if it is a worker.
+    pub bounds: WorkerBounds,
 }
 
 /// Why a token was not taken.
@@ -462,6 +475,12 @@ pub trait Store: Send + Sync + 'static {
         audit: Audit,
     ) -> Result<bool>;
 
+    /// Keeps what a worker may say of itself, in the place of what it might before.
+    async fn bind(&self, identity: &str, bounds: &WorkerBounds) -> Result<()>;
+
+    /// What a worker may say of itself.
+    async fn bounds(&self, identity: &str) -> Result<WorkerBounds>;
+
     /// Remembers an issued certificate. `false`: its identity has been revoked, and the certificate must not be used.
     async fn put_certificate(&self, certificate: Certificate) -> Result<bool>;
 
@@ -478,8 +497,8 @@ pub trait Store: Send + Sync + 'static {
     /// Adds events that belong to no task.
     async fn add_events(&self, events: Vec<NewEvent>) -> Result<()>;
 
-    /// The audit log, newest first.
-    async fn audit(&self, limit: usize) -> Result<Vec<(Timestamp, String, String, String, String)>>;
+    /// The audit log, newest first; at most `limit` lines of it.
+    async fn audit(&self, audience: &Audience, wanted: &ListAudit) -> Result<Vec<AuditLine>>;
 
     /// Deletes what has outlived its retention: idempotency keys (24 h), events and lost workers that hold nothing
     /// (7 days), expired tokens and certificates.
