@@ -18,6 +18,7 @@ mod follow;
 mod handle;
 mod hub;
 mod info;
+mod metrics;
 mod others;
 mod quiet;
 mod reaper;
@@ -47,6 +48,7 @@ use breakers::Breakers;
 use commit::Committer;
 use fleet::Fleet;
 use hub::Hub;
+use metrics::Metrics;
 use refusals::Refusals;
 use viewers::Viewers;
 
@@ -60,7 +62,7 @@ pub struct Config {
     pub dir: PathBuf,
     /// Addresses for QUIC; port 0 picks one.
     pub listen: Vec<SocketAddr>,
-    /// Address for HTTP (`/health`, `/ready`); `None` serves none.
+    /// Address for HTTP (`/health`, `/ready`, `/metrics`); `None` serves none.
     pub http: Option<SocketAddr>,
     /// `host:port` that join strings name; empty: the addresses listened on.
     pub advertise: Vec<String>,
@@ -142,6 +144,7 @@ struct Shared {
     fleet: Arc<Fleet>,
     viewers: Arc<Viewers>,
     breakers: Arc<Breakers>,
+    metrics: Arc<Metrics>,
     refusals: Arc<Refusals>,
     authority: Arc<Authority>,
     server: Arc<Server>,

@@ -8,6 +8,8 @@ mod failures;
 mod groups;
 mod inside;
 mod mesh;
+#[path = "../support/metrics.rs"]
+mod metrics_page;
 mod promises;
 mod redis;
 mod remote;
