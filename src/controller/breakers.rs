@@ -56,6 +56,11 @@ impl Breakers {
         }
     }
 
+    /// How many are not closed.
+    pub(super) fn open(&self) -> usize {
+        self.lock().known.values().filter(|breaker| breaker.open().is_some()).count()
+    }
+
     fn is_known(&self, scope: &Scope) -> bool {
         self.lock().known.contains_key(scope)
     }
