@@ -391,7 +391,7 @@ impl Task {
 
     /// Whether it stands still because a user asked.
     pub fn is_paused(&self) -> bool {
-        self.state_word() == "paused"
+        matches!((&self.state, self.desired), (State::Queued { .. }, Desired::Paused) | (State::Paused, _))
     }
 
     /// When the first limit is over that a controller measures, if nothing happens until then: the agent's own time is its
@@ -416,14 +416,15 @@ impl Task {
 
     /// The word people see: a queued task that shall be paused is paused.
     pub fn state_word(&self) -> &'static str {
-        match (&self.state, self.desired) {
-            (State::Queued { .. }, Desired::Paused) | (State::Paused, _) => "paused",
-            (State::Queued { .. } | State::Lost, _) => "queued",
-            (State::Starting, _) => "starting",
-            (State::Running | State::Exited(_), _) => "running",
-            (State::Ended { outcome: Outcome::Completed, .. }, _) => "completed",
-            (State::Ended { outcome: Outcome::Failed, .. }, _) => "failed",
-            (State::Ended { outcome: Outcome::Cancelled, .. }, _) => "cancelled",
+        match &self.state {
+            State::Queued { .. } if self.is_paused() => "paused",
+            State::Paused => "paused",
+            State::Queued { .. } | State::Lost => "queued",
+            State::Starting => "starting",
+            State::Running | State::Exited(_) => "running",
+            State::Ended { outcome: Outcome::Completed, .. } => "completed",
+            State::Ended { outcome: Outcome::Failed, .. } => "failed",
+            State::Ended { outcome: Outcome::Cancelled, .. } => "cancelled",
         }
     }
 }
