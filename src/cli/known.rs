@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use super::session::Joined;
 use crate::client::Addresses;
@@ -9,6 +10,8 @@ use crate::local;
 
 /// Most addresses that are kept: a mesh has few controllers.
 const MOST: usize = 32;
+/// After this it is asked again, also by commands that last no longer than an answer.
+const OLD: Duration = Duration::from_secs(600);
 
 /// Clones share what is learned.
 #[derive(Clone)]
@@ -39,13 +42,20 @@ impl Known {
         })
     }
 
+    /// Whether it has not been learned lately: a command that is about to end should ask.
+    pub(crate) fn is_old(&self) -> bool {
+        let learned_at = self.file.metadata().and_then(|file| file.modified());
+        learned_at.map_or(true, |at| at.elapsed().is_ok_and(|age| age > OLD))
+    }
+
     /// The mesh has told where its controllers are. They are kept in order of name: which of them told it does not matter.
     pub(crate) fn learn(&self, controllers: &[String]) {
         let mut controllers: Vec<_> = controllers.iter().take(MOST).cloned().collect();
         controllers.sort();
         controllers.dedup();
+        let is_old = self.is_old();
         let mut learned = self.learned.lock().unwrap_or_else(PoisonError::into_inner);
-        if controllers.is_empty() || *learned == controllers {
+        if controllers.is_empty() || *learned == controllers && !is_old {
             return;
         }
         learned.clone_from(&controllers);
@@ -67,9 +77,11 @@ mod tests {
         let known = Known::new(texts(&["b:1"]), &file);
         let addresses = known.addresses();
         assert_eq!(addresses(), ["b:1"]);
+        assert!(known.is_old());
         known.learn(&texts(&["c:1", "b:1", "a:1", "c:1"]));
         assert_eq!(addresses(), ["b:1", "a:1", "c:1"]);
         known.learn(&[]);
+        assert!(!known.is_old());
         let again = Known::new(texts(&["c:1"]), &file);
         assert_eq!(again.addresses()(), ["c:1", "a:1", "b:1"]);
         again.learn(&texts(&["d:1"]));

@@ -183,7 +183,7 @@ impl App {
             let place = self.place(&client.identity());
             Recorder::start(place, self.env.clone())
         });
-        if let Some(known) = known {
+        if let Some(known) = known.clone() {
             let learning = client.clone();
             tasks.spawn_until_stop("controllers", async move {
                 learning.keep_learning(move |controllers| known.learn(controllers)).await;
@@ -215,6 +215,7 @@ impl App {
             context,
             tasks,
             recorder,
+            known,
         })
     }
 
@@ -241,6 +242,7 @@ impl App {
             context,
             tasks,
             recorder: None,
+            known: None,
         })
     }
 
@@ -379,6 +381,8 @@ pub(crate) struct Session {
     pub(crate) tasks: Tasks,
     /// Keeps what the client sees.
     recorder: Option<Recorder>,
+    /// Where its controllers are, when they are elsewhere.
+    known: Option<Known>,
 }
 
 /// What a command talks to.
@@ -422,10 +426,16 @@ impl Session {
         }
     }
 
-    /// Ends it. A certificate that was due gets a moment to be renewed: short commands have no other.
+    /// Ends it. A certificate that was due gets a moment to be renewed, and where the controllers are is asked now and then:
+    /// short commands have no other.
     pub(crate) async fn close(self) {
         if self.renewal_due {
             let _ = tokio::time::timeout(END_PATIENCE, self.renewed.notified()).await;
+        }
+        if let Some(known) = self.known.as_ref().filter(|known| known.is_old() && self.client.problem().is_none())
+            && let Ok(Ok(welcome)) = tokio::time::timeout(END_PATIENCE, self.client.hello()).await
+        {
+            known.learn(&welcome.controllers);
         }
         self.client.close().await;
         if let Some(recorder) = &self.recorder {

@@ -302,10 +302,11 @@ mod tests {
             rtt_us: Some(340),
             holds: vec![TaskId(Uuid::from_u128(7))],
             ineligible: None,
+            breaker: None,
+            controller: None,
+            deadline: None,
             desired: WorkerDesired::Active,
             desired_by: None,
-            deadline: None,
-            controller: None,
         }
     }
 

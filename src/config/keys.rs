@@ -197,7 +197,7 @@ keys! {
     /// PostgreSQL database where controllers keep tasks and logs together: `postgres://user:password@host/name?sslmode=verify-full`. Unset: a file.
     controller_database: Secret = "controller.database.url", Some("ADO_DATABASE_URL"), None, "postgres://ado@db.example.com/ado?sslmode=verify-full";
     /// Master key of controllers that share a database: 32 random bytes in base64 or hexadecimal, or the absolute path of a file with them. It opens what they keep closed there. Unset: `master.key` in the controller's directory, made when there is none.
-    controller_master_key: Secret = "controller.masterKey", Some("ADO_MASTER_KEY"), None, "${ADO_MASTER_KEY}";
+    controller_master_key: Secret = "controller.masterKey", Some("ADO_MASTER_KEY"), None, "/etc/ado/master.key";
 
     /// Name of a worker started here. Unset: the host's name.
     worker_name: Name = "worker.name", Some("ADO_WORKER_NAME"), None, "builder-1";
@@ -226,6 +226,12 @@ keys! {
     task_agent: Name = "task.agent", Some("ADO_AGENT"), Some("shell"), "claude-code";
     /// Longest time a task may run. Milliseconds. Unset: no limit.
     task_time_limit: Millis = "task.timeLimit", Some("ADO_TIME_LIMIT"), None, "2h";
+    /// Longest time from an assignment until the agent runs. Milliseconds. Unset: no limit.
+    task_setup_limit: Millis = "task.setupLimit", Some("ADO_SETUP_LIMIT"), None, "5m";
+    /// Longest time an agent may say nothing: no output, no progress. Milliseconds. Unset: no limit.
+    task_silence_limit: Millis = "task.silenceLimit", Some("ADO_SILENCE_LIMIT"), None, "10m";
+    /// Longest time from a task's submission to its end, over all attempts. Milliseconds. Unset: no limit.
+    task_total_limit: Millis = "task.totalLimit", Some("ADO_TOTAL_LIMIT"), None, "24h";
     /// How often a failed attempt is tried again, whatever the agent. Unset: see `distributed.failover.maxRetries`.
     task_retries: u32 = "task.retries", Some("ADO_RETRIES"), None, "1";
 }

@@ -114,6 +114,7 @@ mod tests {
             draining: false,
             cordon: None,
             silent: false,
+            tripped: None,
         }
     }
 

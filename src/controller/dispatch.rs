@@ -50,6 +50,7 @@ pub(super) async fn give_hints(shared: &Shared, rows: &[Row]) {
 
 async fn give(shared: &Shared, hints: impl IntoIterator<Item = (Class, Hint)>) {
     if let Err(error) = push(shared, hints).await {
+        shared.metrics.queue_failed();
         // Not a warning: it is one for every submission while the queue is away, and the queue has said so itself.
         tracing::debug!(%error, "not hinted: found in the store");
     }
@@ -80,6 +81,7 @@ pub(super) async fn run(shared: Shared) {
         source = match place_hinted(&shared, &mut aside).await {
             Ok(()) => source.answered(),
             Err(error) => {
+                shared.metrics.queue_failed();
                 tracing::debug!(%error, "no hints: claiming in the store's own order");
                 place_waiting(&shared, source.failed(), &mut aside).await
             }
@@ -262,10 +264,10 @@ fn free_slots(fleet: &[Candidate], class: &Class) -> usize {
 async fn claim(shared: &Shared, fleet: Vec<Candidate>, class: &Class, hints: Vec<Hint>, aside: &mut Aside) {
     // Before the decisions: what is not due by this time was not due for them, or is tried again at once.
     let Ok(now) = shared.store.now().await else { return };
-    let fleet = Arc::new(Mutex::new(fleet));
+    let placing = Arc::new(Mutex::new(Placing { fleet, waited: BTreeMap::new() }));
     // Leases of this commit begin after this.
     let begun = Instant::now();
-    let changes = hints.iter().map(|hint| claim_one(shared, hint.task, fleet.clone())).collect();
+    let changes = hints.iter().map(|hint| claim_one(shared, hint.task, placing.clone())).collect();
     let outcomes = match shared.committer.commit(Unit { changes, once: None, audit: None }).await {
         Ok(Committed::Done(outcomes, _)) => outcomes,
         Ok(_) => return,
@@ -279,11 +281,15 @@ async fn claim(shared: &Shared, fleet: Vec<Candidate>, class: &Class, hints: Vec
     for (hint, outcome) in hints.into_iter().zip(outcomes) {
         match outcome {
             Outcome::Applied(write) => {
-                assign(shared, &write.row, shared.timing.lease().saturating_sub(begun.elapsed()));
+                let waited = placing.lock().unwrap_or_else(PoisonError::into_inner).waited.remove(&hint.task);
+                shared.metrics.dispatched(waited.unwrap_or_default());
+                assign(shared, &write.row, shared.timing.lease().saturating_sub(begun.elapsed()), now);
             }
             Outcome::Locked => aside.early(now.after(RETRY), class, hint),
             Outcome::Refused(Refusal::NotClaimable, row) => match row.task.state {
                 State::Queued { not_before } if row.task.desired == Desired::Running => {
+                    let away = shared.breakers.of_task(&row.task).map(|open| open.probe_at.max(now.after(RETRY)));
+                    let not_before = not_before.max(away.unwrap_or(not_before));
                     if not_before > now {
                         aside.early(not_before, class, hint);
                     } else if shared.mesh.others() > 0 && free_slots(&shared.fleet.candidates(), class) == 0 {
@@ -310,18 +316,28 @@ async fn claim(shared: &Shared, fleet: Vec<Candidate>, class: &Class, hints: Vec
     }
 }
 
-fn claim_one(shared: &Shared, id: TaskId, fleet: Arc<Mutex<Vec<Candidate>>>) -> Change {
-    let (policy, lease) = (shared.policy, shared.timing.lease());
+/// What the decisions of one claim share.
+struct Placing {
+    fleet: Vec<Candidate>,
+    /// How long the tasks that were placed had been due.
+    waited: BTreeMap<TaskId, Duration>,
+}
+
+fn claim_one(shared: &Shared, id: TaskId, placing: Arc<Mutex<Placing>>) -> Change {
+    let (policy, lease, breakers) = (shared.policy, shared.timing.lease(), shared.breakers.clone());
     let decide = move |row: &Row, now| {
         if !store::is_claimable(&row.task, now) {
             return Err(Refusal::NotClaimable);
         }
-        let mut fleet = fleet.lock().unwrap_or_else(PoisonError::into_inner);
-        let chosen = scheduler::place(&mut fleet, &Demand::of(&row.task.namespace, &row.task.spec));
-        let chosen = chosen.ok_or(Refusal::NotClaimable)?;
+        let mut placing = placing.lock().unwrap_or_else(PoisonError::into_inner);
+        let chosen = scheduler::place(&mut placing.fleet, &Demand::of(&row.task.namespace, &row.task.spec));
+        let chosen = chosen.filter(|_| breakers.pass(&row.task, now)).ok_or(Refusal::NotClaimable)?;
         let (worker, name) = (chosen.id, chosen.name.clone());
         let command = Command::Claim { worker: Holder { id: worker, name: name.clone() } };
         let decision = task::decide(&row.task, command, now, &policy, 0.0)?;
+        if let State::Queued { not_before } = row.task.state {
+            placing.waited.insert(id, now.since(not_before));
+        }
         let event = NewEvent {
             audience: Audience::Namespace(row.task.namespace.clone()),
             kind: "task.assigned",
@@ -330,18 +346,14 @@ fn claim_one(shared: &Shared, id: TaskId, fleet: Arc<Mutex<Vec<Candidate>>>) -> 
             text: format!("{} to {name}, attempt {}", id.short(), decision.task.attempt()),
         };
         let lease = Lease { worker, incarnation: None, expires_at: now.after(lease) };
-        Ok(Write {
-            row: Row { task: decision.task, lease: Some(lease) },
-            records: decision.records,
-            events: vec![event],
-        })
+        Ok(Write { row: Row::new(decision.task, Some(lease)), records: decision.records, events: vec![event] })
     };
     Change::Update { id, decide: Box::new(decide) }
 }
 
 /// Tells a worker that it holds a task, by a lease that is good for `left` from now. It may be said again: the worker knows
 /// the epoch then.
-pub(super) fn assign(shared: &Shared, row: &Row, left: Duration) {
+pub(super) fn assign(shared: &Shared, row: &Row, left: Duration, now: Timestamp) {
     let (task, Some(lease)) = (&row.task, &row.lease) else { return };
     let assignment = Assignment {
         task: task.id,
@@ -355,6 +367,7 @@ pub(super) fn assign(shared: &Shared, row: &Row, left: Duration) {
         lease_ms: u64::try_from(left.as_millis()).unwrap_or(u64::MAX),
         desired: task.desired,
         generation: task.generation,
+        total_left_ms: task.total_ends().map(|end| u64::try_from(end.since(now).as_millis()).unwrap_or(u64::MAX)),
     };
     shared.fleet.tell(lease.worker, assignment);
 }

@@ -10,7 +10,7 @@ use ado_proto::{Incarnation, TaskId, Timestamp, WorkerId};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
-use crate::scheduler::{Candidate, Cordon};
+use crate::scheduler::{Candidate, Cordon, Tripped};
 use crate::store::{self, Row, Wish, Worker};
 use crate::task::Task;
 
@@ -36,6 +36,8 @@ struct Inner {
     wishes: BTreeMap<WorkerId, (Wish, Option<Instant>)>,
     /// Sessions so far.
     sessions: u64,
+    /// Workers whose breakers are not closed.
+    tripped: BTreeMap<WorkerId, Tripped>,
 }
 
 /// One session of a worker. A newer one replaces it: what the older says about the worker counts no more.
@@ -55,6 +57,8 @@ struct Member {
     report: Option<Report>,
     /// The others have not been told of the report.
     fresh: bool,
+    /// The attempt that was let through its breaker.
+    probe: Option<TaskId>,
 }
 
 /// What a worker's last heartbeat told about it.
@@ -106,6 +110,7 @@ impl Fleet {
             reported_at: Instant::now(),
             report: None,
             fresh: false,
+            probe: None,
         };
         inner.members.insert(id, member);
         drop(inner);
@@ -241,8 +246,12 @@ impl Fleet {
             if let Some(member) = former.and_then(|id| inner.members.get_mut(&id)) {
                 member.holds.remove(&task.id);
             }
-            if let Some(member) = holder.and_then(|id| inner.members.get_mut(&id)) {
+            if let Some((id, member)) = holder.and_then(|id| Some((id, inner.members.get_mut(&id)?))) {
                 member.holds.insert(task.id);
+                let may_probe = inner.tripped.get(&id).is_some_and(|tripped| tripped.probe);
+                if may_probe && member.probe.is_none_or(|probe| !member.holds.contains(&probe)) {
+                    member.probe = Some(task.id);
+                }
             }
         }
         if holder.is_none() && former.is_some() {
@@ -255,6 +264,27 @@ impl Fleet {
         if let Some(member) = self.lock().members.get(&id) {
             let _ = member.messages.try_send(message.into());
         }
+    }
+
+    /// Whether any worker holds a task.
+    pub(super) fn is_held(&self, task: TaskId) -> bool {
+        self.lock().holders.contains_key(&task)
+    }
+
+    /// Workers whose breakers are not closed, all of them.
+    pub(super) fn trip(&self, tripped: BTreeMap<WorkerId, Tripped>) {
+        let mut inner = self.lock();
+        let changed = inner.tripped != tripped;
+        inner.tripped = tripped;
+        drop(inner);
+        if changed {
+            self.chance.notify_one();
+        }
+    }
+
+    /// Tasks that workers hold, whether connected or not.
+    pub(super) fn leases(&self) -> usize {
+        self.lock().holders.len()
     }
 
     /// What placement knows of everybody.
@@ -276,8 +306,12 @@ impl Fleet {
 
     fn candidate(&self, inner: &Inner, member: &Member) -> Candidate {
         let silent = member.reported_at.elapsed() > self.silent_after;
+        // One at a time: while the one that was let through is there, no other is.
+        let is_tried = member.probe.is_some_and(|probe| member.holds.contains(&probe));
+        let tripped = inner.tripped.get(&member.worker.id).cloned();
+        let tripped = tripped.map(|tripped| Tripped { probe: tripped.probe && !is_tried, ..tripped });
         let wish = inner.wishes.get(&member.worker.id).map(|(wish, _)| wish);
-        Candidate { silent, ..candidate(&member.worker, wish, member.holds.len()) }
+        Candidate { silent, tripped, ..candidate(&member.worker, wish, member.holds.len()) }
     }
 
     /// Resolves when something may be placeable.
@@ -319,6 +353,7 @@ pub(super) fn candidate(worker: &Worker, wish: Option<&Wish>, holds: usize) -> C
         draining: worker.draining,
         cordon: wish.filter(|wish| wish.desired != WorkerDesired::Active).map(cordon),
         silent: false,
+        tripped: None,
     }
 }
 
@@ -367,7 +402,7 @@ mod tests {
         let holder = Holder { id: worker(1).id, name: "w".into() };
         let claim = Command::Claim { worker: holder.clone() };
         let task = task::decide(&task, claim, Timestamp(0), &Policy::default(), 0.0).unwrap().task;
-        Row { task, lease: Some(Lease { worker: holder.id, incarnation: None, expires_at: Timestamp(9) }) }
+        Row::new(task, Some(Lease { worker: holder.id, incarnation: None, expires_at: Timestamp(9) }))
     }
 
     fn ended(mut row: Row) -> Row {
@@ -429,6 +464,27 @@ mod tests {
         assert!(fleet.candidates()[0].cordon.as_ref().is_some_and(|cordon| cordon.drain));
         fleet.wished(id, &wish(WorkerDesired::Active, 4, None), Timestamp(0));
         assert_eq!(fleet.candidates()[0].free(), 4);
+    }
+
+    #[test]
+    fn a_probe_is_alone_until_it_has_gone() {
+        let fleet = fleet();
+        let (tx, _inbox) = mpsc::channel(1);
+        fleet.join(worker(4), &[held(1)], tx);
+        let tripped = |probe| BTreeMap::from([(worker(4).id, Tripped { probe, why: "x".into() })]);
+        let free = || fleet.candidates()[0].free();
+        fleet.trip(tripped(false));
+        assert_eq!(free(), 0);
+        fleet.trip(tripped(true));
+        assert_eq!(free(), 1, "what it held before is no probe");
+        fleet.observe(&held(2));
+        assert_eq!(free(), 0);
+        fleet.observe(&ended(held(1)));
+        assert_eq!(free(), 0);
+        fleet.observe(&ended(held(2)));
+        assert_eq!(free(), 1);
+        fleet.trip(BTreeMap::new());
+        assert_eq!(free(), 4);
     }
 
     #[test]

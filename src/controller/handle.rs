@@ -15,7 +15,8 @@ use super::fleet::Fleet;
 use super::hub::Hub;
 use super::leased::Leased;
 use super::mesh::{self, Mesh};
-use super::{Config, Error, Shared, dispatch, others, reaper, refusals, requests};
+use super::metrics::{self, Metrics};
+use super::{Config, Error, Shared, breakers, deadlines, dispatch, others, reaper, refusals, requests};
 use crate::env::Env;
 use crate::gateway;
 use crate::net::{Server, ServerConfig, ServerKeys};
@@ -186,7 +187,8 @@ pub async fn start_with(config: Config, parts: Parts, env: Env) -> Result<Handle
     let hub = Arc::new(Hub::new(others.clone()));
     let fleet = Arc::new(Fleet::new(config.timing.lease()));
     let committing = Tasks::new();
-    let committer = Committer::start(store.clone(), hub.clone(), fleet.clone(), &committing);
+    let metrics = Arc::new(Metrics::new());
+    let committer = Committer::start(store.clone(), hub.clone(), fleet.clone(), metrics.clone(), &committing);
     let advertise = match &config.advertise {
         given if given.is_empty() => server.addresses().iter().map(ToString::to_string).collect(),
         given => given.clone(),
@@ -212,6 +214,8 @@ pub async fn start_with(config: Config, parts: Parts, env: Env) -> Result<Handle
         hub,
         fleet,
         viewers: Arc::default(),
+        breakers: Arc::default(),
+        metrics,
         refusals: Arc::default(),
         authority,
         mesh: Arc::new(Mesh::new(own, config.timing)),
@@ -275,7 +279,12 @@ async fn serve_http(
             store.ping().await.map_err(|error| error.to_string())
         }
     });
-    gateway::Gateway::start(address, ready).await.map_err(|source| Error::Http { address, source })
+    let asked = shared.clone();
+    let metrics = gateway::page(move || {
+        let shared = asked.clone();
+        async move { metrics::scrape(&shared).await }
+    });
+    gateway::Gateway::start(address, ready, metrics).await.map_err(|source| Error::Http { address, source })
 }
 
 fn spawn_loops(shared: &Shared, config: &Config) {
@@ -291,6 +300,8 @@ fn spawn_loops(shared: &Shared, config: &Config) {
     tasks.spawn("dispatch", dispatch::run(shared.clone()));
     tasks.spawn("refusals", refusals::run(shared.clone()));
     tasks.spawn_until_stop("reaper", reaper::run(shared.clone()));
+    tasks.spawn_until_stop("breakers", breakers::run(shared.clone()));
+    tasks.spawn_until_stop("deadlines", deadlines::run(shared.clone()));
     tasks.spawn_until_stop("certificates", look_after_certificates(shared.clone(), config.local.clone()));
     tasks.spawn_until_stop("mesh", mesh::run(shared.clone()));
     tasks.spawn_until_stop("retention", delete_outlived(shared.clone()));

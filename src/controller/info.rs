@@ -11,7 +11,7 @@ use super::fleet::{self, Seen};
 use super::reason::reason;
 use crate::scheduler::{Candidate, Presence};
 use crate::store::{Row, Wish, Worker};
-use crate::task::{Checkpoint, State};
+use crate::task::{Checkpoint, Open, State};
 
 /// Most bytes of an answer; a frame's limit is a little more.
 const ANSWER: usize = 960 * 1024;
@@ -51,7 +51,13 @@ pub(super) fn shorten(mut tasks: Vec<TaskInfo>) -> Vec<TaskInfo> {
             spec.cwd = spec.cwd.take().map(|text| cut(text, most));
             task.error = task.error.take().map(|text| cut(text, most));
             task.reason = task.reason.take().map(|text| cut(text, most));
-            if let Some(Exit::NotStarted { error, .. } | Exit::Lost { error }) = &mut task.exit {
+            if let Some(
+                Exit::NotStarted { error, .. }
+                | Exit::Lost { error }
+                | Exit::Unavailable { what: error, .. }
+                | Exit::Hopeless { error, .. },
+            ) = &mut task.exit
+            {
                 *error = cut(std::mem::take(error), 0);
             }
         }
@@ -68,7 +74,7 @@ fn cut(mut text: String, most: usize) -> String {
 }
 
 /// A task as callers see it.
-pub(super) fn task(row: &Row, fleet: &[Candidate], now: Timestamp) -> TaskInfo {
+pub(super) fn task(row: &Row, fleet: &[Candidate], away: Option<&Open>, now: Timestamp) -> TaskInfo {
     let task = &row.task;
     let (outcome, exit, error) = match &task.state {
         State::Ended { outcome, exit, error } => (Some(*outcome), exit.clone(), error.clone()),
@@ -102,7 +108,9 @@ pub(super) fn task(row: &Row, fleet: &[Candidate], now: Timestamp) -> TaskInfo {
         next_offset: task.next_offset,
         progress: task.progress.clone(),
         checkpoint: task.checkpoint.as_ref().map(checkpoint),
-        reason: reason(row, fleet, now),
+        reason: reason(row, fleet, away, now),
+        retry_of: task.retry_of,
+        settled: row.settled,
     }
 }
 
@@ -144,7 +152,11 @@ impl Member {
 pub(super) fn worker(member: Member, presence: Presence, now: Timestamp) -> WorkerInfo {
     let Member { worker, seen, controller, wish, holds } = member;
     let is_draining = worker.draining || seen.as_ref().is_some_and(|seen| seen.candidate.draining);
-    let state = state(presence, is_draining, wish.as_ref(), holds.len());
+    let is_tripped = seen.as_ref().is_some_and(|seen| seen.candidate.tripped.is_some());
+    let state = match state(presence, is_draining, wish.as_ref(), holds.len()) {
+        "ready" if is_tripped => "cordoned",
+        state => state,
+    };
     let report = seen.and_then(|seen| seen.report);
     let age = now.since(worker.seen_at);
     WorkerInfo {
@@ -164,6 +176,7 @@ pub(super) fn worker(member: Member, presence: Presence, now: Timestamp) -> Work
         rtt_us: report.map(|report| u64::try_from(report.rtt.as_micros()).unwrap_or(u64::MAX)),
         holds,
         ineligible: None,
+        breaker: None,
         desired: wish.as_ref().map_or(WorkerDesired::Active, |wish| wish.desired),
         deadline: wish.as_ref().and_then(|wish| wish.deadline),
         desired_by: wish.map(|wish| wish.by),

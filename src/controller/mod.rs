@@ -7,7 +7,9 @@ mod access;
 mod aside;
 mod authority;
 mod bounds;
+mod breakers;
 mod commit;
+mod deadlines;
 mod dispatch;
 mod enrol;
 mod everyone;
@@ -19,6 +21,7 @@ mod hub;
 mod info;
 mod leased;
 mod mesh;
+mod metrics;
 mod others;
 mod quiet;
 mod reaper;
@@ -47,11 +50,13 @@ use crate::task;
 use crate::tasks::Tasks;
 
 use authority::Authority;
+use breakers::Breakers;
 use commit::Committer;
 use everyone::Everyone;
 use fleet::Fleet;
 use hub::Hub;
 use mesh::Mesh;
+use metrics::Metrics;
 use refusals::Refusals;
 use viewers::Viewers;
 
@@ -65,7 +70,7 @@ pub struct Config {
     pub dir: PathBuf,
     /// Addresses for QUIC; port 0 picks one.
     pub listen: Vec<SocketAddr>,
-    /// Address for HTTP (`/health`, `/ready`); `None` serves none.
+    /// Address for HTTP (`/health`, `/ready`, `/metrics`); `None` serves none.
     pub http: Option<SocketAddr>,
     /// `host:port` that join strings name; empty: the addresses listened on.
     pub advertise: Vec<String>,
@@ -159,6 +164,8 @@ struct Shared {
     hub: Arc<Hub>,
     fleet: Arc<Fleet>,
     viewers: Arc<Viewers>,
+    breakers: Arc<Breakers>,
+    metrics: Arc<Metrics>,
     refusals: Arc<Refusals>,
     authority: Arc<Authority>,
     server: Arc<Server>,

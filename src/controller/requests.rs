@@ -1,5 +1,6 @@
 //! Requests to answers.
 
+mod dead;
 mod detach;
 mod events;
 mod list;
@@ -15,11 +16,13 @@ use ado_proto::Namespace;
 use ado_proto::frame::Limits;
 use ado_proto::request::{
     AuditLine, CreateToken, Detach, Enrol, ErrorCode, ErrorReply, Follow, GetTasks, Header, Hello, ListAudit,
-    ListControllers, ListEvents, ListTasks, ListTokens, ListWorkers, Renew, Request, RevokeIdentity, RevokeToken,
-    SetDesired, SetWorker, Submit, TaskOutput, Welcome, WorkerSession, decode_body, encode_response,
+    ListControllers, ListEvents, ListTasks, ListTokens, ListWorkers, PurgeDead, Renew, Request, RetryDead,
+    RevokeIdentity, RevokeToken, SetDesired, SetWorker, Submit, TaskOutput, Welcome, WorkerSession, decode_body,
+    encode_response,
 };
 use bytes::Bytes;
 use tokio::time::Instant;
+use tracing::Instrument;
 
 use super::access::{self, Access};
 use super::{Shared, enrol, follow, info, mesh, session};
@@ -245,6 +248,8 @@ impl Asked<'_> {
             GetTasks::KIND => reply::<GetTasks>(self.get_tasks(self.decode()?).await?),
             ListTasks::KIND => reply::<ListTasks>(self.list_tasks(self.decode()?).await?),
             SetDesired::KIND => self.set_desired(self.decode()?).await,
+            RetryDead::KIND => self.retry_dead(self.decode()?).await,
+            PurgeDead::KIND => self.purge_dead(self.decode()?).await,
             Detach::KIND => self.detach(self.decode()?).await,
             ListWorkers::KIND => reply::<ListWorkers>(self.list_workers(self.decode()?).await?),
             SetWorker::KIND => self.set_worker(self.decode()?).await,
@@ -306,7 +311,8 @@ impl Asked<'_> {
         };
         let Some((request, promise)) = begin::<Follow, _>(&mut channel, answer).await? else { return Ok(()) };
         channel.tx.set_priority(if request.follow { Priority::Live } else { Priority::Bulk });
-        follow::serve(self.shared, &request, promise, &mut channel.tx).await
+        let span = tracing::info_span!("viewer", task = %request.task);
+        follow::serve(self.shared, &request, promise, &mut channel.tx).instrument(span).await
     }
 
     async fn open_follow(&self) -> Result<(ado_proto::request::Following, (Follow, follow::Promise)), ErrorReply> {
@@ -334,7 +340,8 @@ impl Asked<'_> {
         };
         let answer = self.judged(answer).await;
         let Some(opened) = begin::<WorkerSession, _>(&mut channel, answer).await? else { return Ok(()) };
-        session::serve(self.shared, self.connection, opened, channel).await
+        let span = tracing::info_span!("session", worker = opened.worker_name());
+        session::serve(self.shared, self.connection, opened, channel).instrument(span).await
     }
 
     async fn task_output(&self, mut channel: Channel) -> Result<(), net::Error> {
@@ -345,7 +352,8 @@ impl Asked<'_> {
         self.about(&format!("{} epoch {}", request.task.short(), request.epoch));
         let answer = self.judged(session::open_output(self.shared, &self.peer, &request).await).await;
         let Some(worker) = begin::<TaskOutput, _>(&mut channel, answer).await? else { return Ok(()) };
-        let served = session::serve_output(self.shared, worker, &request, channel).await;
+        let span = tracing::info_span!("output", task = %request.task, epoch = %request.epoch, %worker);
+        let served = session::serve_output(self.shared, worker, &request, channel).instrument(span).await;
         if let Err(net::Error::Protocol(broken)) = &served {
             self.refused(broken).await;
         }

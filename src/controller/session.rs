@@ -13,10 +13,11 @@ use ado_proto::session::{
 use ado_proto::{Audience, Epoch, Incarnation, Origin, Seq, TaskId, Timestamp, WorkerId};
 use futures_util::FutureExt;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use super::fleet::{Report, Session, TO_WORKER, want};
 use super::requests::unavailable;
-use super::{Shared, bounds, dispatch, reaper};
+use super::{Shared, bounds, breakers, dispatch, reaper};
 use crate::net::{self, Channel, Connection, Receiver, Sender};
 use crate::store::{self, Change, NewEvent, Outcome, Row, Worker, Write};
 use crate::task::{self, Command, Refusal};
@@ -39,6 +40,13 @@ pub(super) struct Opened {
     worker: Worker,
     session: Session,
     inbox: mpsc::Receiver<ToWorker>,
+}
+
+impl Opened {
+    /// For people.
+    pub(super) fn worker_name(&self) -> &str {
+        &self.worker.name
+    }
 }
 
 /// Registers a worker's start. A new start ends the epochs of the former one: the worker has proved them dead.
@@ -127,7 +135,11 @@ async fn end_former(shared: &Shared, worker: &Worker, restarted: bool) -> store:
     };
     let dead: Vec<_> = held.into_iter().filter(is_former).collect();
     let charged = only && dead.first().is_some_and(|row| row.task.agent_started);
-    reaper::lose(shared, &dead, Loss::Restarted, charged).await
+    reaper::lose(shared, &dead, Loss::Restarted, charged).await?;
+    if restarted && !charged && !dead.is_empty() {
+        breakers::worker_died(shared, worker, dead.len()).await;
+    }
+    Ok(())
 }
 
 fn millis(duration: Duration) -> u64 {
@@ -172,7 +184,7 @@ pub(super) async fn serve(
             shared.add_events(vec![event("worker.left", &worker, text)]).await
         };
         if let Err(error) = forgotten.await {
-            tracing::warn!(worker = %worker.name, %error, "a worker that left is not forgotten yet");
+            tracing::warn!(%error, "a worker that left is not forgotten yet");
         }
     }
     result
@@ -201,7 +213,7 @@ async fn receive(
                     // A newer start of the worker has registered: this one is over.
                     Ok(false) => return Ok(()),
                     // No answer: the lease is not renewed, and the worker asks again.
-                    Err(error) => tracing::warn!(worker = %worker.name, %error, "a heartbeat is not answered"),
+                    Err(error) => tracing::warn!(%error, "a heartbeat is not answered"),
                 }
             }
             FromWorker::Draining(notice) => {
@@ -233,7 +245,7 @@ async fn beat(
         // Only an attempt this start has never named can have got lost on the way.
         if row.lease.as_ref().is_some_and(|lease| lease.incarnation.is_none()) {
             let left = row.lease.as_ref().map_or(Duration::ZERO, |lease| lease.expires_at.since(now));
-            dispatch::assign(shared, row, left);
+            dispatch::assign(shared, row, left, now);
         }
     }
     let answer = HeartbeatAnswer {
@@ -243,6 +255,7 @@ async fn beat(
         wish: shared.fleet.want(worker.id),
     };
     shared.fleet.answer(session, answer);
+    shared.metrics.heartbeat();
     Ok(true)
 }
 
@@ -251,7 +264,7 @@ async fn hand_back(shared: &Shared, worker: &Worker, notice: Draining) -> store:
     for (task, epoch) in notice.hand_back {
         match shared.store.row(task).await? {
             Some(row) if row.task.epoch == epoch && holds(&row, worker.id, worker.incarnation) => rows.push(row),
-            _ => tracing::debug!(%task, %epoch, worker = %worker.name, "handed back what it does not hold"),
+            _ => tracing::debug!(%task, %epoch, "handed back what it does not hold"),
         }
     }
     reaper::lose(shared, &rows, Loss::HandedBack, false).await
@@ -273,7 +286,10 @@ pub(super) async fn open_output(
     output: &TaskOutput,
 ) -> Result<(OutputAccepted, WorkerId), ErrorReply> {
     let worker = worker_id(peer)?;
-    let stale = || ErrorReply::new(ErrorCode::Stale, format!("epoch {} of {} is over", output.epoch, output.task));
+    let stale = || {
+        shared.metrics.stale_write();
+        ErrorReply::new(ErrorCode::Stale, format!("epoch {} of {} is over", output.epoch, output.task))
+    };
     let row = shared.store.row(output.task).await.map_err(unavailable)?.ok_or_else(stale)?;
     let is_holder = row.task.worker.as_ref().is_some_and(|holder| holder.id == worker);
     if !is_holder || row.task.epoch != output.epoch {
@@ -354,10 +370,13 @@ async fn append(
     bodies: Vec<Body>,
     tx: &Sender,
 ) -> Result<ToAttempt, net::Error> {
+    let begun = Instant::now();
     loop {
         let change = append_change(shared, worker, output, first, bodies.clone());
         match shared.committer.update(change).await {
             Ok(Outcome::Applied(write)) => {
+                shared.metrics.appended(begun.elapsed());
+                breakers::heed(shared, &write).await;
                 let row = write.row;
                 if matches!(row.task.state, task::State::Queued { .. }) {
                     dispatch::give_hints(shared, std::slice::from_ref(&row)).await;
@@ -371,7 +390,7 @@ async fn append(
             Ok(Outcome::Refused(refusal, _)) => return Err(net::Error::Protocol(refusal.to_string())),
             Ok(Outcome::Locked) => tokio::task::yield_now().await,
             Err(error) if error.is_transient() && !shared.tasks.is_stopping() => {
-                tracing::warn!(task = %output.task, %error, "records wait for the store");
+                tracing::warn!(%error, "records wait for the store");
                 tokio::select! {
                     biased;
                     () = tx.closed() => return Err(net::Error::Closed),
@@ -397,7 +416,7 @@ fn append_change(shared: &Shared, worker: WorkerId, output: &TaskOutput, first: 
         let decision = task::decide(&row.task, Command::Append { epoch, first, bodies }, now, &policy, jitter)?;
         let lease = row.lease.clone().filter(|_| decision.task.is_held());
         let events = decision.records.iter().filter_map(|record| event_of(id, &decision.task, record)).collect();
-        Ok(Write { row: Row { task: decision.task, lease }, records: decision.records, events })
+        Ok(Write { row: Row::new(decision.task, lease), records: decision.records, events })
     };
     Change::Update { id, decide: Box::new(decide) }
 }
@@ -406,6 +425,9 @@ fn append_change(shared: &Shared, worker: WorkerId, output: &TaskOutput, first: 
 pub(super) fn event_of(id: TaskId, task: &task::Task, record: &Record) -> Option<NewEvent> {
     let (kind, text) = match &record.body {
         Body::Started(_) => ("task.started", id.short()),
+        Body::Expired(expired) => {
+            ("task.timed_out", format!("{}: its {} limit is over", id.short(), expired.limit.as_str()))
+        }
         Body::Requeued(requeued) => ("task.requeued", format!("{}: {}", id.short(), requeued.why)),
         Body::Ended(ended) => ("task.ended", format!("{} {}", id.short(), task.state_word()) + &suffix(&ended.error)),
         _ => return None,

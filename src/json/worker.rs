@@ -33,6 +33,11 @@ pub fn worker(worker: &WorkerInfo) -> Value {
         "desiredBy": worker.desired_by,
         "deadline": worker.deadline.map(rfc3339),
         "controllerId": worker.controller,
+        "breaker": worker.breaker.as_ref().map(|breaker| json!({
+            "why": breaker.why,
+            "openedAt": rfc3339(breaker.opened_at),
+            "probeAt": rfc3339(breaker.probe_at),
+        })),
     })
 }
 

@@ -363,10 +363,12 @@ impl Shared {
         let keep_alive = self.dialler.config.keep_alive;
         loop {
             let silent_for;
+            // To wait for the only one there is costs nothing.
+            let others = (self.dialler.config.addresses)().len() > 1;
             tokio::select! {
                 biased;
                 error = connection.closed() => return (error.into(), None),
-                silent = silence(connection, keep_alive) => silent_for = silent,
+                silent = silence(connection, keep_alive, others) => silent_for = silent,
             }
             tracing::debug!("silent: dialling another connection");
             self.dialler.lost(connection.remote_address());
@@ -461,8 +463,8 @@ async fn exchange(channel: &mut Channel, frame: &[u8], after: After) -> Result<B
 }
 
 /// Resolves when the other side should have been heard and was not, with how long that is: some packets in a row were not
-/// answered, or some keep-alives.
-async fn silence(connection: &quinn::Connection, keep_alive: Duration) -> Duration {
+/// answered while there are `others` to turn to, or some keep-alives.
+async fn silence(connection: &quinn::Connection, keep_alive: Duration, others: bool) -> Duration {
     let mut heard = connection.stats();
     let mut heard_at = Instant::now();
     let mut asked_at = None;
@@ -475,7 +477,7 @@ async fn silence(connection: &quinn::Connection, keep_alive: Duration) -> Durati
         }
         let silent = now.duration_since(heard_at);
         let unanswered = stats.udp_tx.datagrams - heard.udp_tx.datagrams;
-        if unanswered > 0 {
+        if others && unanswered > 0 {
             let asked_at = *asked_at.get_or_insert(now);
             let patience = UNANSWERED_FOR.max(connection.rtt() * UNANSWERED_RTTS);
             if unanswered >= UNANSWERED && now.duration_since(asked_at) >= patience {

@@ -94,6 +94,10 @@ pub fn ineligible(worker: &Candidate, presence: Presence, demand: Option<&Demand
         Presence::Connected if worker.silent => {
             "has not reported lately: it gets work again once it does, and is given up if it does not".into()
         }
+        Presence::Connected if worker.tripped.is_some() => {
+            let why = worker.tripped.as_ref().map_or("", |tripped| tripped.why.as_str());
+            format!("failed too often and gets no work for now ({why}): mend it; it is tried again by itself")
+        }
         Presence::Connected if worker.free() == 0 => {
             let slots =
                 if worker.slots == 1 { "its slot is".into() } else { format!("all its {} slots are", worker.slots) };
@@ -112,7 +116,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::scheduler::Cordon;
+    use crate::scheduler::{Cordon, Tripped};
 
     fn worker() -> Candidate {
         Candidate {
@@ -127,6 +131,7 @@ mod tests {
             draining: false,
             cordon: None,
             silent: false,
+            tripped: None,
         }
     }
 
@@ -162,6 +167,11 @@ mod tests {
             Connected,
             &|worker| worker.silent = true,
             Some("has not reported lately: it gets work again once it does, and is given up if it does not"),
+        );
+        check(
+            Connected,
+            &|worker| worker.tripped = Some(Tripped { probe: false, why: "no space left".into() }),
+            Some("failed too often and gets no work for now (no space left): mend it; it is tried again by itself"),
         );
         check(
             Connected,

@@ -36,6 +36,17 @@ pub struct Candidate {
     pub cordon: Option<Cordon>,
     /// Connected, but has not reported for longer than a lease: it may be dead.
     pub silent: bool,
+    /// Its breaker, unless that is closed.
+    pub tripped: Option<Tripped>,
+}
+
+/// A worker that failed again and again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tripped {
+    /// Whether one attempt may pass.
+    pub probe: bool,
+    /// What went wrong last.
+    pub why: String,
 }
 
 /// Why a worker gets no more work.
@@ -70,7 +81,15 @@ impl<'a> Demand<'a> {
 impl Candidate {
     /// Slots that are free for new work.
     pub fn free(&self) -> u32 {
-        if self.draining || self.silent || self.cordon.is_some() { 0 } else { self.slots.saturating_sub(self.busy) }
+        let free = if self.draining || self.silent || self.cordon.is_some() {
+            0
+        } else {
+            self.slots.saturating_sub(self.busy)
+        };
+        match &self.tripped {
+            None => free,
+            Some(tripped) => free.min(u32::from(tripped.probe)),
+        }
     }
 
     /// Why it cannot run such a task, however long one waits; `None`: it can.
@@ -100,6 +119,9 @@ pub fn place<'a>(fleet: &'a mut [Candidate], demand: &Demand<'_>) -> Option<&'a 
         .filter(|worker| worker.free() > 0 && worker.unfit(demand).is_none())
         .max_by_key(|worker| (worker.free(), std::cmp::Reverse(worker.id)))?;
     best.busy += 1;
+    if let Some(tripped) = &mut best.tripped {
+        tripped.probe = false;
+    }
     Some(best)
 }
 
@@ -129,7 +151,7 @@ pub fn why_waiting(fleet: &[Candidate], demand: &Demand<'_>) -> String {
             count => format!("none of {count} connected workers can run it: {}{more}{advice}", each.join(", ")),
         };
     }
-    if fit.iter().all(|worker| worker.draining) {
+    if fit.iter().all(|worker| worker.draining && worker.cordon.is_none()) {
         return "every worker that could run it is shutting down: start another with `ado worker`".into();
     }
     let is_closed = |worker: &&&Candidate| worker.draining || worker.cordon.is_some();
@@ -138,6 +160,16 @@ pub fn why_waiting(fleet: &[Candidate], demand: &Demand<'_>) -> String {
         return format!(
             "every worker that could run it is cordoned, drained or shutting down: `ado workers uncordon {cordoned}` lets \
              one work again, `ado worker` starts another"
+        );
+    }
+    if let Some(tripped) = fit.iter().find_map(|worker| worker.tripped.as_ref().map(|tripped| (worker, tripped)))
+        && fit.iter().all(|worker| is_closed(&worker) || worker.silent || worker.tripped.is_some())
+    {
+        let (worker, Tripped { why, .. }) = tripped;
+        return format!(
+            "every worker that could run it failed too often and gets no work for now ({}: {why}): mend it, or start \
+             another with `ado worker`; it is tried again by itself",
+            worker.name
         );
     }
     if fit.iter().all(|worker| is_closed(&worker) || worker.silent) {
@@ -177,7 +209,26 @@ mod tests {
             draining: false,
             cordon: None,
             silent: false,
+            tripped: None,
         }
+    }
+
+    #[test]
+    fn a_worker_that_failed_too_often_is_tried_with_one() {
+        let tripped = |probe| Some(Tripped { probe, why: "no space left".into() });
+        let demand = |fleet: &mut [Candidate]| {
+            place(fleet, &Demand::of(&Namespace::default(), &spec())).map(|chosen| chosen.name.clone())
+        };
+        let mut fleet = [Candidate { tripped: tripped(false), ..worker(1, 4, 0) }];
+        assert_eq!(demand(&mut fleet), None);
+        let why = why_waiting(&fleet, &Demand::of(&Namespace::default(), &spec()));
+        assert!(why.contains("failed too often and gets no work for now (w1: no space left)"), "{why}");
+        fleet[0].tripped = tripped(true);
+        assert_eq!(demand(&mut fleet).as_deref(), Some("w1"));
+        assert_eq!(demand(&mut fleet), None, "one at a time");
+        let mut both = [Candidate { tripped: tripped(true), ..worker(1, 4, 0) }, worker(2, 2, 0)];
+        let order: Vec<_> = std::iter::from_fn(|| demand(&mut both)).collect();
+        assert_eq!(order, ["w2", "w1", "w2"]);
     }
 
     fn spec() -> TaskSpec {

@@ -16,12 +16,12 @@ use bytes::Bytes;
 use super::batch::{self, Batch};
 use super::clock::Clock;
 use super::{
-    Audit, Certificate, Committed, Controller, EVENT_RETENTION, Find, HeldLoop, KEY_RETENTION, Key, ListFilter,
-    NewEvent, NewWish, Page, Renewal, Report, Result, Row, Store, Token, TokenRefusal, Unit, Waiting, Wish, Worker,
-    WorkerEvent, log, rules, score,
+    Audit, Backlog, Certificate, ChangeBreaker, Committed, Controller, EVENT_RETENTION, Find, HeldLoop, KEY_RETENTION,
+    Key, ListFilter, NewEvent, NewWish, Page, Renewal, Report, Result, Row, Store, Token, TokenRefusal, Unit, Waiting,
+    Wish, Worker, WorkerEvent, log, rules, score,
 };
 use crate::env::Env;
-use crate::task::State;
+use crate::task::{Breaker, Scope, State};
 
 /// A store in memory.
 pub struct Memory {
@@ -38,6 +38,7 @@ struct Held {
     requests: BTreeMap<(String, u16, RequestId), Answered>,
     workers: BTreeMap<WorkerId, Worker>,
     lost: BTreeSet<WorkerId>,
+    breakers: BTreeMap<Scope, (Breaker, Timestamp)>,
     loops: BTreeMap<String, Loop>,
     controllers: BTreeMap<ControllerId, Controller>,
     reports: BTreeMap<WorkerId, (Report, Timestamp)>,
@@ -206,6 +207,7 @@ impl Store for Memory {
                 && filter.before.is_none_or(|before| row.task.id < before)
                 && filter.group.is_none_or(|group| in_group(row, |id| id == group))
                 && filter.name.as_ref().is_none_or(|name| row.task.name.as_ref() == Some(name))
+                && (!filter.dead || rules::is_dead(row))
                 && (filter.states.is_empty() || filter.states.iter().any(|state| state == row.task.state_word()))
         };
         Ok(self.held().pick(fits, |row| Reverse(row.task.id), filter.limit))
@@ -251,10 +253,28 @@ impl Store for Memory {
         Ok(all)
     }
 
+    async fn backlog(&self) -> Result<Vec<Backlog>> {
+        let mut all: BTreeMap<_, (u64, TaskId)> = BTreeMap::new();
+        for waiting in self.waiting(None, usize::MAX).await? {
+            let class = (waiting.namespace, waiting.pool, waiting.agent);
+            let (tasks, oldest) = all.entry(class).or_insert((0, waiting.id));
+            *tasks += 1;
+            *oldest = waiting.id.min(*oldest);
+        }
+        let backlog = |((namespace, pool, agent), (tasks, oldest))| Backlog { namespace, pool, agent, tasks, oldest };
+        Ok(all.into_iter().map(backlog).collect())
+    }
+
     async fn expired(&self, before: Timestamp, limit: usize) -> Result<Vec<Row>> {
         let end = |row: &Row| row.lease.as_ref().map(|lease| lease.expires_at);
         let held = self.held();
         Ok(held.pick(|row| end(row).is_some_and(|end| end < before), |row| (end(row), row.task.id), limit))
+    }
+
+    async fn overdue(&self, now: Timestamp, limit: usize) -> Result<Vec<Row>> {
+        let due = |row: &Row| row.task.expires().map(|(at, _)| at);
+        let held = self.held();
+        Ok(held.pick(|row| due(row).is_some_and(|at| at <= now), |row| (due(row), row.task.id), limit))
     }
 
     async fn held_by(&self, worker: WorkerId) -> Result<Vec<Row>> {
@@ -309,6 +329,24 @@ impl Store for Memory {
         held.workers.remove(&id);
         held.lost.remove(&id);
         Ok(())
+    }
+
+    async fn breakers(&self) -> Result<BTreeMap<Scope, Breaker>> {
+        Ok(self.held().breakers.iter().map(|(scope, (breaker, _))| (scope.clone(), breaker.clone())).collect())
+    }
+
+    async fn change_breaker(&self, scope: &Scope, change: ChangeBreaker) -> Result<Breaker> {
+        let mut held = self.held();
+        let now = self.clock.now();
+        let before = held.breakers.get(scope).map(|(breaker, _)| breaker.clone()).unwrap_or_default();
+        let (after, events) = change(&before, now);
+        if after.is_new() {
+            held.breakers.remove(scope);
+        } else {
+            held.breakers.insert(scope.clone(), (after.clone(), now));
+        }
+        held.add_events(events, now);
+        Ok(after)
     }
 
     async fn hold_loop(&self, name: &str, holder: Incarnation, ttl: Duration) -> Result<Option<u64>> {
@@ -543,6 +581,7 @@ impl Store for Memory {
         let (keys, events) = (rules::cutoff(now, KEY_RETENTION), rules::cutoff(now, EVENT_RETENTION));
         held.requests.retain(|_, answered| answered.at >= keys);
         held.events.retain(|_, (_, event)| event.time >= events);
+        held.breakers.retain(|_, (_, at)| *at >= events);
         held.tokens.retain(|_, token| token.expires_at > now);
         held.certificates.retain(|_, certificate| certificate.not_after > now);
         held.controllers.retain(|_, controller| controller.seen_at >= events);

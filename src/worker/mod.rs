@@ -13,11 +13,13 @@ pub mod guard;
 pub mod inside;
 mod keeper;
 mod load;
+mod metrics;
 pub mod outbox;
 mod pipes;
 mod removal;
 mod roster;
 mod session;
+mod silence;
 pub mod spool;
 mod uplink;
 
@@ -32,6 +34,7 @@ use std::time::Duration;
 use ado_proto::Incarnation;
 use ado_proto::request::{WorkerDesired, WorkerSession};
 use tokio::time::timeout;
+use tracing::Instrument;
 
 use self::attempt::Place;
 use self::inside::Sockets;
@@ -155,7 +158,8 @@ pub async fn start(config: Config, env: Env) -> Result<Handle, Error> {
     tracing::info!(name = config.name, containment = place.containment.as_str(), "worker starts");
     let shared = Arc::new(Shared::new(&config, env, request, place, Tasks::new()));
     let session = Tasks::new();
-    session.spawn_until_stop("worker session", Box::pin(session::run(shared.clone())));
+    let span = tracing::info_span!("worker", worker = config.name);
+    session.spawn_until_stop("worker session", Box::pin(session::run(shared.clone()).instrument(span)));
     session.spawn_until_stop("drain", session::keep_deadlines(shared.clone()));
     Ok(Handle { shared, dir: config.dir, drain_for: config.drain_for, session, _lock: Arc::new(lock) })
 }
@@ -210,6 +214,12 @@ impl Handle {
             status.wish.desired == WorkerDesired::Drained && status.load == 0 && status.heard >= status.leaving
         };
         self.until(is_drained).await;
+    }
+
+    /// What it counts, in the text format of Prometheus.
+    pub fn metrics(&self) -> String {
+        let status = *self.shared.status.borrow();
+        self.shared.metrics.scrape(status, self.shared.request.slots)
     }
 
     /// Attempts it holds.

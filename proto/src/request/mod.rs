@@ -17,8 +17,12 @@ pub use admin::{
     WorkerBounds,
 };
 pub use task::{
-    CheckpointInfo, DesiredSet, Detach, DetachedViewers, Follow, Following, GetTasks, ListTasks, SetDesired, StartAt,
-    Submit, Submitted, TaskFilter, TaskInfo, TaskPage,
+    CheckpointInfo, DeadOnes, DesiredSet, Detach, DetachedViewers, Follow, Following, GetTasks, ListTasks, PurgeDead,
+    RetryDead, SetDesired, Settled, SettledDead, SettledTask, StartAt, Submit, Submitted, TaskFilter, TaskInfo,
+    TaskPage,
+};
+pub use worker::{
+    BreakerInfo, ListWorkers, Load, OutputAccepted, TaskOutput, WorkerAccepted, WorkerInfo, WorkerSession,
 };
 pub use worker::{
     ControllerInfo, ListControllers, ListWorkers, Load, OutputAccepted, SetWorker, TaskOutput, WorkerAccepted,
@@ -199,6 +203,8 @@ requests! {
     SetDesired: 23/1, Idempotent => Vec<DesiredSet>;
     Follow: 24/1, Read => Following;
     Detach: 25/1, Idempotent => DetachedViewers;
+    RetryDead: 26/1, Idempotent => SettledDead;
+    PurgeDead: 27/1, Idempotent => SettledDead;
     ListWorkers: 30/1, Read => Vec<WorkerInfo>;
     SetWorker: 31/1, Idempotent => WorkerSet;
     ListEvents: 40/1, Read => Events;

@@ -62,6 +62,8 @@ pub struct WorkerInfo {
     pub holds: Vec<TaskId>,
     /// One sentence: why it would not get a task now, or the task asked about; `None`: it could.
     pub ineligible: Option<String>,
+    /// Its breaker, unless it is closed.
+    pub breaker: Option<BreakerInfo>,
     /// What somebody wants of it.
     pub desired: WorkerDesired,
     /// Who wants that, as `role/name`; `None`: nobody ever wanted anything.
@@ -70,6 +72,17 @@ pub struct WorkerInfo {
     pub deadline: Option<Timestamp>,
     /// The controller it is connected to.
     pub controller: Option<ControllerId>,
+}
+
+/// A breaker that is not closed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BreakerInfo {
+    /// What went wrong last.
+    pub why: String,
+    /// When it opened.
+    pub opened_at: Timestamp,
+    /// From then on one attempt at a time finds out whether all is well again.
+    pub probe_at: Timestamp,
 }
 
 /// What somebody may want of a worker.

@@ -41,10 +41,12 @@ use tokio::time::Instant;
 use self::clock::Clock;
 use self::error::Tried;
 use super::{
-    Audit, Certificate, Committed, Controller, Error, Find, HeldLoop, Key, ListFilter, NewEvent, NewWish, Page,
-    Renewal, Report, Result, Row, Store, Token, TokenRefusal, Unit, Waiting, Wish, Worker, WorkerEvent, rules,
+    Audit, Backlog, Certificate, ChangeBreaker, Committed, Controller, Error, Find, HeldLoop, Key, ListFilter,
+    NewEvent, NewWish, Page, Renewal, Report, Result, Row, Store, Token, TokenRefusal, Unit, Waiting, Wish, Worker,
+    WorkerEvent, rules,
 };
 use crate::env::Env;
+use crate::task::{Breaker, Scope};
 
 /// Connections of one controller: one commits, some renew leases, the others read. A server allows 100 unless told.
 const CONNECTIONS: u32 = 12;
@@ -326,8 +328,16 @@ impl Store for Postgres {
         self.call(self.waiting_after(after, limit)).await
     }
 
+    async fn backlog(&self) -> Result<Vec<Backlog>> {
+        self.call(self.waiting_of_each()).await
+    }
+
     async fn expired(&self, before: Timestamp, limit: usize) -> Result<Vec<Row>> {
         self.call(self.expired_rows(before, limit)).await
+    }
+
+    async fn overdue(&self, now: Timestamp, limit: usize) -> Result<Vec<Row>> {
+        self.call(self.overdue_rows(now, limit)).await
     }
 
     async fn held_by(&self, worker: WorkerId) -> Result<Vec<Row>> {
@@ -359,6 +369,14 @@ impl Store for Postgres {
 
     async fn remove_worker(&self, id: WorkerId) -> Result<()> {
         self.call(self.forget_worker(id)).await
+    }
+
+    async fn breakers(&self) -> Result<BTreeMap<Scope, Breaker>> {
+        self.call(self.all_breakers()).await
+    }
+
+    async fn change_breaker(&self, scope: &Scope, change: ChangeBreaker) -> Result<Breaker> {
+        self.call(self.one_breaker(scope, change)).await
     }
 
     async fn hold_loop(&self, name: &str, holder: Incarnation, ttl: Duration) -> Result<Option<u64>> {

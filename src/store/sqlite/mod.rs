@@ -29,10 +29,12 @@ use tokio::sync::{Mutex, MutexGuard};
 
 use super::clock::Clock;
 use super::{
-    Audit, Certificate, Committed, Controller, Error, Find, HeldLoop, Key, ListFilter, NewEvent, NewWish, Page,
-    Renewal, Report, Result, Row, Store, Token, TokenRefusal, Unit, Waiting, Wish, Worker, WorkerEvent, rules,
+    Audit, Backlog, Certificate, ChangeBreaker, Committed, Controller, Error, Find, HeldLoop, Key, ListFilter,
+    NewEvent, NewWish, Page, Renewal, Report, Result, Row, Store, Token, TokenRefusal, Unit, Waiting, Wish, Worker,
+    WorkerEvent, rules,
 };
 use crate::env::Env;
+use crate::task::{Breaker, Scope};
 
 /// How long to wait for a lock of another process: a backup, a shell.
 const BUSY_AFTER: Duration = Duration::from_secs(5);
@@ -207,8 +209,16 @@ impl Store for Sqlite {
         self.waiting_after(after, limit).await
     }
 
+    async fn backlog(&self) -> Result<Vec<Backlog>> {
+        self.waiting_of_each().await
+    }
+
     async fn expired(&self, before: Timestamp, limit: usize) -> Result<Vec<Row>> {
         self.expired_rows(before, limit).await
+    }
+
+    async fn overdue(&self, now: Timestamp, limit: usize) -> Result<Vec<Row>> {
+        self.overdue_rows(now, limit).await
     }
 
     async fn held_by(&self, worker: WorkerId) -> Result<Vec<Row>> {
@@ -240,6 +250,14 @@ impl Store for Sqlite {
 
     async fn remove_worker(&self, id: WorkerId) -> Result<()> {
         self.forget_worker(id).await
+    }
+
+    async fn breakers(&self) -> Result<BTreeMap<Scope, Breaker>> {
+        self.all_breakers().await
+    }
+
+    async fn change_breaker(&self, scope: &Scope, change: ChangeBreaker) -> Result<Breaker> {
+        self.one_breaker(scope, change).await
     }
 
     async fn hold_loop(&self, name: &str, holder: Incarnation, ttl: Duration) -> Result<Option<u64>> {
