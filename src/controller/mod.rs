@@ -151,7 +151,7 @@ pub enum Error {
 }
 
 /// Loops that one controller of a mesh runs, in order.
-const LOOPS: [&str; 3] = ["reaper", "retention", "sweep"];
+const LOOPS: [&str; 4] = ["deadlines", "reaper", "retention", "sweep"];
 
 /// What the controller's parts share.
 #[derive(Clone)]

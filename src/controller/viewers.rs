@@ -63,11 +63,6 @@ impl Viewers {
         Leaving(taken)
     }
 
-    /// How many there are.
-    pub(super) fn count(&self) -> usize {
-        self.lock().seats.len()
-    }
-
     /// They stay after all.
     pub(super) fn put_back(&self, leaving: Leaving) {
         let mut inner = self.lock();
