@@ -7,9 +7,10 @@ use ado::net::{Call, Error, Link};
 use ado_certs::{Ca, ClientTls, KeyRequest};
 use ado_proto::record::{Desired, Note};
 use ado_proto::request::{
-    CreateToken, DeadOnes, Detach, Enrol, ErrorCode, EventsFrom, Follow, GetTasks, Hello, KNOWN, ListAudit, ListEvents,
-    ListTasks, ListTokens, ListWorkers, PurgeDead, Renew, Request, RetryDead, RevokeIdentity, RevokeToken, SetDesired,
-    StartAt, Submit, TaskOutput, WorkerBounds, WorkerSession,
+    CreateToken, DeadOnes, Detach, Enrol, ErrorCode, EventsFrom, Follow, GetTasks, Hello, KNOWN, ListAudit,
+    ListControllers, ListEvents, ListTasks, ListTokens, ListWorkers, PurgeDead, Renew, Request, RetryDead,
+    RevokeIdentity, RevokeToken, SetDesired, SetWorker, StartAt, Submit, TaskOutput, WorkerBounds, WorkerDesired,
+    WorkerSession,
 };
 use ado_proto::session::ToAttempt;
 use ado_proto::spec::Input;
@@ -189,6 +190,8 @@ async fn allowed(link: &Link, namespace: Option<&str>) -> Vec<&'static str> {
         Follow { task, from: StartAt::Tail(1), follow: false, without_output: false, generation: None };
         Detach { reference: reference(), all: false };
         ListWorkers { task: None };
+        SetWorker { worker: "none".into(), desired: WorkerDesired::Active, within_ms: None };
+        ListControllers {};
         ListEvents { from: EventsFrom::Tail(1), limit: 1, wait_ms: 0 };
         ListAudit { limit: 1, ..ListAudit::default() };
         WorkerSession { ..session(incarnation, 0) };
