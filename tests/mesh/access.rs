@@ -207,11 +207,11 @@ async fn allowed(link: &Link, namespace: Option<&str>) -> Vec<&'static str> {
 async fn every_request_of_every_role_goes_through_the_table() {
     let mesh = Mesh::start().await;
     let ca = Ca::open_or_create(&mesh.dir.path().join("controller"), mesh.env.now()).unwrap();
-    let reads = "GetTasks ListTasks Follow Detach ListWorkers ListEvents";
+    let reads = "GetTasks ListTasks Follow Detach ListWorkers ListControllers ListEvents";
     let user = "Hello Renew Submit GetTasks ListTasks SetDesired RetryDead PurgeDead Follow Detach ListWorkers \
-                ListEvents";
+                ListControllers ListEvents";
     let admin = "Hello Renew CreateToken ListTokens RevokeToken RevokeIdentity Submit GetTasks ListTasks SetDesired \
-                 RetryDead PurgeDead Follow Detach ListWorkers ListEvents ListAudit";
+                 RetryDead PurgeDead Follow Detach ListWorkers SetWorker ListControllers ListEvents ListAudit";
     for (role, own, elsewhere) in [
         (Role::Admin, admin, admin),
         (Role::User, user, ""),
