@@ -22,11 +22,8 @@ pub use task::{
     TaskPage,
 };
 pub use worker::{
-    BreakerInfo, ListWorkers, Load, OutputAccepted, TaskOutput, WorkerAccepted, WorkerInfo, WorkerSession,
-};
-pub use worker::{
-    ControllerInfo, ListControllers, ListWorkers, Load, OutputAccepted, SetWorker, TaskOutput, WorkerAccepted,
-    WorkerDesired, WorkerInfo, WorkerSession, WorkerSet, WorkerWant,
+    BreakerInfo, ControllerInfo, ListControllers, ListWorkers, Load, OutputAccepted, SetWorker, TaskOutput,
+    WorkerAccepted, WorkerDesired, WorkerInfo, WorkerSession, WorkerSet, WorkerWant,
 };
 
 /// What repeating a request may do: whether it may travel as 0-RTT data, and whether a client may resend it by itself.
