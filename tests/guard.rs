@@ -123,6 +123,7 @@ impl Rig {
             lease_ms: 0,
             desired: Desired::Running,
             generation: 0,
+            secrets: Vec::new(),
         };
         let orders = watch::Sender::new(Orders::new(&assignment, BootTime::now().after(PATIENCE)));
         let attempt = Attempt { assignment, orders: orders.clone(), place: self.place.clone(), env: self.env.clone() };
@@ -724,6 +725,7 @@ impl Direct {
         let start = Start {
             argv: vec!["/bin/sh".into(), "-c".into(), script.into()],
             env,
+            secrets: BTreeMap::new(),
             cwd: "/".into(),
             time_limit_ms,
             lease,

@@ -30,6 +30,7 @@ mod remembered;
 mod resume;
 mod run;
 mod schema;
+mod secret;
 mod session;
 mod signals;
 mod status;
@@ -72,7 +73,7 @@ const GROUPS: [(&str, &[&str]); 6] = [
     ("Steer", &["pause", "resume", "detach", "cancel"]),
     ("Look", &["list", "status", "events", "workers", "top", "bench"]),
     ("From inside a task", &["task"]),
-    ("Machines", &["up", "down", "controller", "worker", "join", "token", "audit"]),
+    ("Machines", &["up", "down", "controller", "worker", "join", "token", "secret", "audit"]),
     ("Set up", &["config", "completions", "man", "schema"]),
 ];
 
@@ -160,6 +161,7 @@ enum Command {
     Events(events::Args),
     Workers(workers::Args),
     Task(task::Args),
+    Secret(secret::Args),
     Top(top::Args),
     Up(up::Args),
     Down(down::Args),
@@ -272,6 +274,7 @@ impl Cli {
             Command::Events(args) => events::run(global, args).await,
             Command::Workers(args) => workers::run(global, args).await,
             Command::Task(args) => task::run(&global, args),
+            Command::Secret(args) => secret::run(global, args).await,
             Command::Top(args) => top::run(global, args).await,
             Command::Up(args) => up::run(global, args).await,
             Command::Down(args) => down::run(global, args).await,

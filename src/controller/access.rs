@@ -5,8 +5,8 @@
 
 use ado_proto::request::{
     CreateToken, Detach, Enrol, ErrorCode, ErrorReply, Follow, GetTasks, Header, Hello, KNOWN, ListAudit, ListEvents,
-    ListTasks, ListTokens, ListWorkers, Renew, Request, RevokeIdentity, RevokeToken, Safety, SetDesired, Submit,
-    TaskOutput, WorkerSession,
+    ListSecrets, ListTasks, ListTokens, ListWorkers, RemoveSecret, Renew, Request, RevokeIdentity, RevokeToken, Safety,
+    SetDesired, SetSecret, Submit, TaskOutput, WorkerSession,
 };
 use ado_proto::{Audience, Namespace, Principal, Role, ids};
 
@@ -14,7 +14,7 @@ use crate::store::Row;
 
 use Reach::{None as Nothing, Own, Seen};
 
-/// Which tasks a request may be about.
+/// Which tasks, or secrets, a request may be about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Reach {
     /// It names none, or those that the caller holds as a worker: the lease decides.
@@ -48,6 +48,9 @@ const TABLE: &[Rule] = &[
     (ListWorkers::KIND, READERS, Seen),
     (ListEvents::KIND, READERS, Nothing),
     (ListAudit::KIND, &[Role::Admin], Nothing),
+    (SetSecret::KIND, &[Role::Admin, Role::User], Own),
+    (ListSecrets::KIND, &[Role::Admin, Role::User], Nothing),
+    (RemoveSecret::KIND, &[Role::Admin, Role::User], Own),
     (WorkerSession::KIND, &[Role::Worker], Nothing),
     (TaskOutput::KIND, &[Role::Worker], Nothing),
 ];
@@ -127,6 +130,11 @@ pub(super) fn check(principal: &Principal, header: &Header) -> Result<Access, Er
 }
 
 impl Access {
+    /// Whose things only it may be about; `None`: anybody's.
+    pub(super) fn only(&self) -> Option<&str> {
+        (self.reach != Seen).then_some(&self.owner)
+    }
+
     /// Those of the tasks found, all of which the caller may see, that the request may be about. What is one's own comes
     /// before what has the same name and is somebody else's.
     ///
@@ -235,6 +243,9 @@ mod tests {
             "ListWorkers ox ox ox . . | ox . . . .",
             "ListEvents + + + . . | + . . . .",
             "ListAudit + . . . . | + . . . .",
+            "SetSecret ox o . . . | ox . . . .",
+            "ListSecrets + + . . . | + . . . .",
+            "RemoveSecret ox o . . . | ox . . . .",
             "WorkerSession . . . + . | . . . . .",
             "TaskOutput . . . + . | . . . . .",
         ];

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ado_certs::ServerSecrets;
+use ado_certs::{MasterKey, ServerSecrets};
 use ado_proto::request::WorkerBounds;
 use ado_proto::{Incarnation, Role};
 use tokio_util::sync::CancellationToken;
@@ -13,6 +13,7 @@ use super::authority::{Authority, IssueError};
 use super::commit::Committer;
 use super::fleet::Fleet;
 use super::hub::Hub;
+use super::secrets::Safe;
 use super::{Config, Error, Shared, dispatch, others, reaper, refusals, requests};
 use crate::env::Env;
 use crate::gateway;
@@ -159,6 +160,7 @@ pub async fn start_with(config: Config, parts: Parts, env: Env) -> Result<Handle
             IssueError::Store(error) => Error::Store(error),
         })?;
     }
+    let safe = Safe::new(MasterKey::open_or_create(&config.dir)?);
     let tasks = Tasks::new();
     let server = Arc::new(bind(&config, &authority, &env, &tasks)?);
     let hub = Arc::new(Hub::new(others.clone()));
@@ -179,6 +181,7 @@ pub async fn start_with(config: Config, parts: Parts, env: Env) -> Result<Handle
         fleet,
         viewers: Arc::default(),
         refusals: Arc::default(),
+        safe,
         authority,
         advertise: advertise.into(),
         server: server.clone(),

@@ -22,6 +22,7 @@ mod reaper;
 mod reason;
 mod refusals;
 mod requests;
+mod secrets;
 mod session;
 mod source;
 mod viewers;
@@ -45,6 +46,7 @@ use commit::Committer;
 use fleet::Fleet;
 use hub::Hub;
 use refusals::Refusals;
+use secrets::Safe;
 use viewers::Viewers;
 
 pub use crate::queue::RedisConfig;
@@ -139,6 +141,7 @@ struct Shared {
     fleet: Arc<Fleet>,
     viewers: Arc<Viewers>,
     refusals: Arc<Refusals>,
+    safe: Safe,
     authority: Arc<Authority>,
     server: Arc<Server>,
     /// Addresses that join strings name.

@@ -15,14 +15,14 @@ use ado_proto::Namespace;
 use ado_proto::frame::Limits;
 use ado_proto::request::{
     AuditLine, CreateToken, Detach, Enrol, ErrorCode, ErrorReply, Follow, GetTasks, Header, Hello, ListAudit,
-    ListEvents, ListTasks, ListTokens, ListWorkers, Renew, Request, RevokeIdentity, RevokeToken, SetDesired, Submit,
-    TaskOutput, Welcome, WorkerSession, decode_body, encode_response,
+    ListEvents, ListSecrets, ListTasks, ListTokens, ListWorkers, RemoveSecret, Renew, Request, RevokeIdentity,
+    RevokeToken, SetDesired, SetSecret, Submit, TaskOutput, Welcome, WorkerSession, decode_body, encode_response,
 };
 use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::access::{self, Access};
-use super::{Shared, enrol, follow, info, session};
+use super::{Shared, enrol, follow, info, secrets, session};
 use crate::net::{self, Channel, Connection, Incoming, Priority};
 use crate::store::{self, Audit, Unit};
 
@@ -247,6 +247,20 @@ impl Asked<'_> {
             SetDesired::KIND => self.set_desired(self.decode()?).await,
             Detach::KIND => self.detach(self.decode()?).await,
             ListWorkers::KIND => reply::<ListWorkers>(self.list_workers(self.decode()?).await?),
+            SetSecret::KIND => {
+                let request: SetSecret = self.decode()?;
+                self.about(&request.name);
+                reply::<SetSecret>(secrets::set(shared, access, request).await?)
+            }
+            ListSecrets::KIND => {
+                let _: ListSecrets = self.decode()?;
+                reply::<ListSecrets>(shared.store.secrets(&access.audience).await.map_err(unavailable)?)
+            }
+            RemoveSecret::KIND => {
+                let request: RemoveSecret = self.decode()?;
+                self.about(&request.name);
+                secrets::remove(shared, access, request).await
+            }
             ListAudit::KIND => reply::<ListAudit>(self.list_audit(self.decode()?).await?),
             kind => {
                 let message = format!("request {kind} is not known here");

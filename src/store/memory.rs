@@ -8,16 +8,16 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ado_proto::record::{Desired, Record};
-use ado_proto::request::{AuditLine, Events, EventsFrom, ListAudit, SystemEvent, WorkerBounds};
-use ado_proto::{Audience, Epoch, GroupId, Incarnation, Offset, RequestId, TaskId, Timestamp, WorkerId};
+use ado_proto::request::{AuditLine, Events, EventsFrom, ListAudit, SecretInfo, SystemEvent, WorkerBounds};
+use ado_proto::{Audience, Epoch, GroupId, Incarnation, Namespace, Offset, RequestId, TaskId, Timestamp, WorkerId};
 use async_trait::async_trait;
 use bytes::Bytes;
 
 use super::batch::{self, Batch};
 use super::clock::Clock;
 use super::{
-    Audit, Certificate, Committed, EVENT_RETENTION, Find, KEY_RETENTION, Key, ListFilter, NewEvent, Page, Renewal,
-    Result, Row, Store, Token, TokenRefusal, Unit, Waiting, Worker, WorkerEvent, log, rules, score,
+    Audit, Certificate, ClosedSecret, Committed, EVENT_RETENTION, Find, KEY_RETENTION, Key, ListFilter, NewEvent, Page,
+    Renewal, Result, Row, Store, Token, TokenRefusal, Unit, Waiting, Worker, WorkerEvent, log, rules, score,
 };
 use crate::env::Env;
 use crate::task::State;
@@ -40,6 +40,7 @@ struct Held {
     loops: BTreeMap<String, Loop>,
     tokens: BTreeMap<String, Token>,
     bounds: BTreeMap<String, WorkerBounds>,
+    secrets: BTreeMap<(Namespace, String), (SecretInfo, Vec<u8>)>,
     certificates: BTreeMap<String, Certificate>,
     revoked: BTreeSet<String>,
     events: BTreeMap<u64, (Audience, SystemEvent)>,
@@ -391,6 +392,47 @@ impl Store for Memory {
 
     async fn bounds(&self, identity: &str) -> Result<WorkerBounds> {
         Ok(self.held().bounds.get(identity).cloned().unwrap_or_default())
+    }
+
+    async fn put_secret(
+        &self,
+        secret: ClosedSecret,
+        only: Option<&str>,
+        audit: Audit,
+    ) -> Result<std::result::Result<SecretInfo, SecretInfo>> {
+        let mut held = self.held();
+        let now = self.clock.now();
+        let ClosedSecret { name, namespace, owner, closed } = secret;
+        let former = held.secrets.get(&(namespace.clone(), name.clone())).map(|(former, _)| former.clone());
+        if let Some(former) = former.clone().filter(|former| only.is_some_and(|only| only != former.owner)) {
+            return Ok(Err(former));
+        }
+        let version = former.as_ref().map_or(1, |former| former.version + 1);
+        let created_at = former.map_or(now, |former| former.created_at);
+        let kept = SecretInfo { name, namespace, version, owner, created_at, updated_at: now };
+        held.secrets.insert((kept.namespace.clone(), kept.name.clone()), (kept.clone(), closed));
+        held.audit.push((now, audit));
+        Ok(Ok(kept))
+    }
+
+    async fn secrets(&self, audience: &Audience) -> Result<Vec<SecretInfo>> {
+        let held = self.held();
+        let infos = held.secrets.values().map(|(info, _)| info);
+        Ok(infos.filter(|info| rules::sees(audience, &info.namespace)).cloned().collect())
+    }
+
+    async fn secret(&self, namespace: &Namespace, name: &str) -> Result<Option<(SecretInfo, Vec<u8>)>> {
+        Ok(self.held().secrets.get(&(namespace.clone(), name.to_owned())).cloned())
+    }
+
+    async fn remove_secret(&self, namespace: &Namespace, name: &str, audit: Audit) -> Result<bool> {
+        let mut held = self.held();
+        let now = self.clock.now();
+        if held.secrets.remove(&(namespace.clone(), name.to_owned())).is_none() {
+            return Ok(false);
+        }
+        held.audit.push((now, audit));
+        Ok(true)
     }
 
     async fn put_certificate(&self, certificate: Certificate) -> Result<bool> {

@@ -20,7 +20,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use ado_proto::record::{Desired, Record};
-use ado_proto::request::{AuditLine, Events, EventsFrom, ListAudit, WorkerBounds};
+use ado_proto::request::{AuditLine, Events, EventsFrom, ListAudit, SecretInfo, WorkerBounds};
 use ado_proto::spec::Containment;
 use ado_proto::{
     Audience, Epoch, GroupId, Incarnation, Namespace, Offset, RequestId, Role, TaskId, Timestamp, WorkerId,
@@ -312,6 +312,19 @@ pub struct Token {
     pub bounds: WorkerBounds,
 }
 
+/// A secret to keep. The store sees it closed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClosedSecret {
+    /// What tasks call it by.
+    pub name: String,
+    /// Where.
+    pub namespace: Namespace,
+    /// Who sets it.
+    pub owner: String,
+    /// Its value, closed under a key that is not in the store.
+    pub closed: Vec<u8>,
+}
+
 /// Why a token was not taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum TokenRefusal {
@@ -462,6 +475,24 @@ pub trait Store: Send + Sync + 'static {
 
     /// What a worker may say of itself.
     async fn bounds(&self, identity: &str) -> Result<WorkerBounds>;
+
+    /// Keeps a secret in the place of the version there was. `only`: not if that one belongs to somebody else, whom it
+    /// returns.
+    async fn put_secret(
+        &self,
+        secret: ClosedSecret,
+        only: Option<&str>,
+        audit: Audit,
+    ) -> Result<std::result::Result<SecretInfo, SecretInfo>>;
+
+    /// Secrets, by namespace and name.
+    async fn secrets(&self, audience: &Audience) -> Result<Vec<SecretInfo>>;
+
+    /// A secret and its closed value.
+    async fn secret(&self, namespace: &Namespace, name: &str) -> Result<Option<(SecretInfo, Vec<u8>)>>;
+
+    /// Forgets a secret. `false`: there was none.
+    async fn remove_secret(&self, namespace: &Namespace, name: &str, audit: Audit) -> Result<bool>;
 
     /// Remembers an issued certificate. `false`: its identity has been revoked, and the certificate must not be used.
     async fn put_certificate(&self, certificate: Certificate) -> Result<bool>;

@@ -15,6 +15,7 @@ mod keeper;
 mod load;
 pub mod outbox;
 mod pipes;
+mod redact;
 mod removal;
 mod roster;
 mod session;

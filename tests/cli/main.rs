@@ -11,6 +11,7 @@ mod promises;
 mod redis;
 mod remote;
 mod schema;
+mod secrets;
 #[path = "../support/servers/mod.rs"]
 mod servers;
 mod services;

@@ -8,12 +8,12 @@ use ado_certs::{Ca, ClientTls, KeyRequest};
 use ado_proto::record::{Desired, Note};
 use ado_proto::request::{
     CreateToken, Detach, Enrol, ErrorCode, EventsFrom, Follow, GetTasks, Hello, KNOWN, ListAudit, ListEvents,
-    ListTasks, ListTokens, ListWorkers, Renew, Request, RevokeIdentity, RevokeToken, SetDesired, StartAt, Submit,
-    TaskOutput, WorkerBounds, WorkerSession,
+    ListSecrets, ListTasks, ListTokens, ListWorkers, RemoveSecret, Renew, Request, RevokeIdentity, RevokeToken,
+    SetDesired, SetSecret, StartAt, Submit, TaskOutput, WorkerBounds, WorkerSession,
 };
 use ado_proto::session::ToAttempt;
 use ado_proto::spec::Input;
-use ado_proto::{Epoch, Incarnation, Namespace, Offset, Principal, RequestId, Role, TaskId};
+use ado_proto::{Epoch, Incarnation, Namespace, Offset, Principal, RequestId, Role, Secret, TaskId};
 
 use crate::mesh::{Mesh, Worker, ask, call, refusal, session, spec};
 
@@ -189,6 +189,9 @@ async fn allowed(link: &Link, namespace: Option<&str>) -> Vec<&'static str> {
         ListWorkers { task: None };
         ListEvents { from: EventsFrom::Tail(1), limit: 1, wait_ms: 0 };
         ListAudit { limit: 1, ..ListAudit::default() };
+        SetSecret { name: "-".into(), value: Secret::new("none".into()) };
+        ListSecrets {};
+        RemoveSecret { name: "none".into() };
         WorkerSession { ..session(incarnation, 0) };
         TaskOutput { task, epoch: Epoch(1), incarnation };
     }
@@ -203,9 +206,10 @@ async fn every_request_of_every_role_goes_through_the_table() {
     let mesh = Mesh::start().await;
     let ca = Ca::open_or_create(&mesh.dir.path().join("controller"), mesh.env.now()).unwrap();
     let reads = "GetTasks ListTasks Follow Detach ListWorkers ListEvents";
-    let user = "Hello Renew Submit GetTasks ListTasks SetDesired Follow Detach ListWorkers ListEvents";
+    let user = "Hello Renew Submit GetTasks ListTasks SetDesired Follow Detach ListWorkers ListEvents SetSecret \
+                ListSecrets RemoveSecret";
     let admin = "Hello Renew CreateToken ListTokens RevokeToken RevokeIdentity Submit GetTasks ListTasks SetDesired \
-                 Follow Detach ListWorkers ListEvents ListAudit";
+                 Follow Detach ListWorkers ListEvents ListAudit SetSecret ListSecrets RemoveSecret";
     for (role, own, elsewhere) in [
         (Role::Admin, admin, admin),
         (Role::User, user, ""),

@@ -13,5 +13,6 @@ mod detach;
 mod events;
 mod lists;
 mod queue;
+mod secrets;
 mod viewers;
 mod workers;

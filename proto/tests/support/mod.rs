@@ -126,6 +126,9 @@ fn requests(cases: &mut Vec<Case>) {
     request::<request::ListWorkers>(cases);
     request::<request::ListEvents>(cases);
     request::<request::ListAudit>(cases);
+    request::<request::SetSecret>(cases);
+    request::<request::ListSecrets>(cases);
+    request::<request::RemoveSecret>(cases);
     request::<request::WorkerSession>(cases);
     request::<request::TaskOutput>(cases);
 }

@@ -375,6 +375,7 @@ suite! {
         the_audit_log_is_newest_first
         the_audit_log_is_searched
         workers_are_bound
+        secrets_have_versions_and_owners
         the_audit_log_says_why_nothing_was_done
         sweeping_deletes_what_has_outlived_its_retention
         the_store_answers;

@@ -49,7 +49,7 @@ pub(super) const AUDIT: &str = "SELECT no, at, namespace, principal, action, tar
      AND ($6::text IS NULL OR strpos(target, $6) > 0 OR strpos(result, $6) > 0) \
      AND (NOT $7 OR result <> 'ok') ORDER BY no DESC LIMIT $8";
 
-async fn insert_audit(db: &mut PgConnection, now: Timestamp, audit: Audit) -> Tried<()> {
+pub(super) async fn insert_audit(db: &mut PgConnection, now: Timestamp, audit: Audit) -> Tried<()> {
     let mut sql = QueryBuilder::new("");
     push_audit(&mut sql, now, &[audit]);
     sql.build().execute(db).await?;

@@ -17,6 +17,7 @@ mod events;
 mod fleet;
 mod logs;
 mod schema;
+mod secrets;
 mod tasks;
 #[cfg(test)]
 mod tests;
@@ -29,8 +30,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use ado_proto::request::{AuditLine, Events, EventsFrom, ListAudit, WorkerBounds};
-use ado_proto::{Audience, Epoch, Incarnation, Offset, TaskId, Timestamp, WorkerId};
+use ado_proto::request::{AuditLine, Events, EventsFrom, ListAudit, SecretInfo, WorkerBounds};
+use ado_proto::{Audience, Epoch, Incarnation, Namespace, Offset, TaskId, Timestamp, WorkerId};
 use async_trait::async_trait;
 use bytes::Bytes;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
@@ -40,8 +41,8 @@ use tokio::time::Instant;
 use self::clock::Clock;
 use self::error::Tried;
 use super::{
-    Audit, Certificate, Committed, Error, Find, Key, ListFilter, NewEvent, Page, Renewal, Result, Row, Store, Token,
-    TokenRefusal, Unit, Waiting, Worker, WorkerEvent, rules,
+    Audit, Certificate, ClosedSecret, Committed, Error, Find, Key, ListFilter, NewEvent, Page, Renewal, Result, Row,
+    Store, Token, TokenRefusal, Unit, Waiting, Worker, WorkerEvent, rules,
 };
 use crate::env::Env;
 
@@ -396,6 +397,27 @@ impl Store for Postgres {
 
     async fn bounds(&self, identity: &str) -> Result<WorkerBounds> {
         self.call(self.read_bounds(identity)).await
+    }
+
+    async fn put_secret(
+        &self,
+        secret: ClosedSecret,
+        only: Option<&str>,
+        audit: Audit,
+    ) -> Result<std::result::Result<SecretInfo, SecretInfo>> {
+        self.call(self.keep_secret(secret, only, audit)).await
+    }
+
+    async fn secrets(&self, audience: &Audience) -> Result<Vec<SecretInfo>> {
+        self.call(self.all_secrets(audience)).await
+    }
+
+    async fn secret(&self, namespace: &Namespace, name: &str) -> Result<Option<(SecretInfo, Vec<u8>)>> {
+        self.call(self.read_secret(namespace, name)).await
+    }
+
+    async fn remove_secret(&self, namespace: &Namespace, name: &str, audit: Audit) -> Result<bool> {
+        self.call(self.forget_secret(namespace, name, audit)).await
     }
 
     async fn put_certificate(&self, certificate: Certificate) -> Result<bool> {

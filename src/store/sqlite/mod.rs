@@ -9,6 +9,7 @@ mod error;
 mod fleet;
 mod logs;
 mod schema;
+mod secrets;
 mod tasks;
 #[cfg(test)]
 mod tests;
@@ -17,8 +18,8 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use ado_proto::request::{AuditLine, Events, EventsFrom, ListAudit, WorkerBounds};
-use ado_proto::{Audience, Epoch, Incarnation, Offset, TaskId, Timestamp, WorkerId};
+use ado_proto::request::{AuditLine, Events, EventsFrom, ListAudit, SecretInfo, WorkerBounds};
+use ado_proto::{Audience, Epoch, Incarnation, Namespace, Offset, TaskId, Timestamp, WorkerId};
 use async_trait::async_trait;
 use bytes::Bytes;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
@@ -27,8 +28,8 @@ use tokio::sync::{Mutex, MutexGuard};
 
 use super::clock::Clock;
 use super::{
-    Audit, Certificate, Committed, Error, Find, Key, ListFilter, NewEvent, Page, Renewal, Result, Row, Store, Token,
-    TokenRefusal, Unit, Waiting, Worker, WorkerEvent, rules,
+    Audit, Certificate, ClosedSecret, Committed, Error, Find, Key, ListFilter, NewEvent, Page, Renewal, Result, Row,
+    Store, Token, TokenRefusal, Unit, Waiting, Worker, WorkerEvent, rules,
 };
 use crate::env::Env;
 
@@ -276,6 +277,27 @@ impl Store for Sqlite {
 
     async fn bounds(&self, identity: &str) -> Result<WorkerBounds> {
         self.read_bounds(identity).await
+    }
+
+    async fn put_secret(
+        &self,
+        secret: ClosedSecret,
+        only: Option<&str>,
+        audit: Audit,
+    ) -> Result<std::result::Result<SecretInfo, SecretInfo>> {
+        self.keep_secret(secret, only, audit).await
+    }
+
+    async fn secrets(&self, audience: &Audience) -> Result<Vec<SecretInfo>> {
+        self.all_secrets(audience).await
+    }
+
+    async fn secret(&self, namespace: &Namespace, name: &str) -> Result<Option<(SecretInfo, Vec<u8>)>> {
+        self.read_secret(namespace, name).await
+    }
+
+    async fn remove_secret(&self, namespace: &Namespace, name: &str, audit: Audit) -> Result<bool> {
+        self.forget_secret(namespace, name, audit).await
     }
 
     async fn put_certificate(&self, certificate: Certificate) -> Result<bool> {

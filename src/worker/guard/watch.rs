@@ -168,6 +168,7 @@ mod tests {
         let start = Start {
             argv: vec!["x".into()],
             env: BTreeMap::new(),
+            secrets: BTreeMap::new(),
             cwd: "/".into(),
             time_limit_ms: limit.map(|seconds| seconds * 1000),
             lease: at(lease),
