@@ -7,6 +7,8 @@ mod completions;
 mod groups;
 mod inside;
 mod mesh;
+#[path = "../support/metrics.rs"]
+mod metrics_page;
 mod promises;
 mod redis;
 mod remote;
