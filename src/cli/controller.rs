@@ -11,7 +11,7 @@ use super::output::print;
 use super::session::App;
 use super::signals::Signals;
 use crate::config::Flags;
-use crate::controller::{self, Handle, LocalIdentities, RedisConfig, Timing};
+use crate::controller::{self, Handle, LocalIdentities, RedisConfig, Retention, Timing};
 use crate::local::{self, Endpoint, Lock, Role};
 use crate::task::Policy;
 
@@ -61,6 +61,7 @@ pub(crate) async fn run(global: Global, args: Args) -> Result<u8, Error> {
     if args.local {
         local::leave_session();
     }
+    local::leave_no_core();
     local::prepare(&app.home)?;
     let dir = match &args.dir {
         Some(dir) => dir.clone(),
@@ -113,6 +114,7 @@ fn config(app: &App, dir: &Path, local: bool) -> controller::Config {
             lost_after: app.config.failover.heartbeat_timeout,
         },
         policy: Policy::default(),
+        retention: Retention { logs: settings.retention_logs, max_log_bytes: settings.max_log_bytes.0 },
         // Nobody shares the embedded store of one user.
         redis: settings
             .redis_url

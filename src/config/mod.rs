@@ -208,6 +208,10 @@ pub struct Controller {
     pub redis_prefix: String,
     /// Database where it keeps tasks and logs. `None`: in a file.
     pub database_url: Option<Secret>,
+    /// How long tasks and logs are kept after their end.
+    pub retention_logs: Duration,
+    /// Most output of one task that is kept.
+    pub max_log_bytes: ByteSize,
 }
 
 /// A worker started or launched here.
@@ -358,6 +362,8 @@ impl Config {
                 redis_url: raw.controller_redis.map(|url| url.value),
                 redis_prefix: given(raw.controller_redis_prefix),
                 database_url: raw.controller_database.map(|url| url.value),
+                retention_logs: given(raw.controller_retention_logs).0,
+                max_log_bytes: given(raw.controller_max_log_bytes),
             },
             worker: Worker {
                 name: raw.worker_name.map(|name| name.value.0),

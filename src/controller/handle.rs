@@ -15,7 +15,7 @@ use super::fleet::Fleet;
 use super::hub::Hub;
 use super::metrics::{self, Metrics};
 use super::secrets::Safe;
-use super::{Config, Error, Shared, dispatch, others, reaper, refusals, requests};
+use super::{Config, Error, Shared, dispatch, others, reaper, refusals, requests, retention};
 use crate::env::Env;
 use crate::gateway;
 use crate::net::{Server, ServerConfig, ServerKeys};
@@ -25,8 +25,6 @@ use crate::tasks::Tasks;
 
 /// How often certificates are looked after: denied ones, ended ones, the controller's own.
 const CERTIFICATES: Duration = Duration::from_secs(5);
-/// How often what has outlived its retention is deleted.
-const RETENTION: Duration = Duration::from_secs(3600);
 /// How long stopping waits for what is under way.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Connections at once. Beyond, new ones are refused.
@@ -257,15 +255,7 @@ fn spawn_loops(shared: &Shared, config: &Config) {
     tasks.spawn("refusals", refusals::run(shared.clone()));
     tasks.spawn_until_stop("reaper", reaper::run(shared.clone()));
     tasks.spawn_until_stop("certificates", look_after_certificates(shared.clone(), config.local.clone()));
-    let store = shared.store.clone();
-    tasks.spawn_until_stop("retention", async move {
-        loop {
-            if let Err(error) = store.sweep().await {
-                tracing::warn!(%error, "cannot delete what is past its retention");
-            }
-            tokio::time::sleep(RETENTION).await;
-        }
-    });
+    tasks.spawn_until_stop("retention", retention::run(shared.clone(), config.retention));
 }
 
 async fn look_after_certificates(shared: Shared, local: Option<super::LocalIdentities>) {

@@ -23,6 +23,7 @@ mod reaper;
 mod reason;
 mod refusals;
 mod requests;
+mod retention;
 mod secrets;
 mod session;
 mod source;
@@ -54,6 +55,7 @@ use viewers::Viewers;
 pub use crate::queue::RedisConfig;
 pub use authority::LocalIdentities;
 pub use handle::{Handle, Parts, start, start_with};
+pub use retention::Retention;
 
 /// What a controller is made of.
 pub struct Config {
@@ -69,6 +71,8 @@ pub struct Config {
     pub timing: Timing,
     /// Numbers of retries.
     pub policy: task::Policy,
+    /// How long tasks are kept, and how much of their logs.
+    pub retention: Retention,
     /// Where hints are, for controllers that share a store; `None`: in this process.
     pub redis: Option<RedisConfig>,
     /// URL of the PostgreSQL database where tasks and logs are; `None`: in a file in `dir`.

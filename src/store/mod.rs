@@ -190,10 +190,9 @@ pub enum Committed {
 /// A part of a log.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Page {
-    /// In offset order without gaps; the first at the asked offset, unless that is below `first_kept` or past the end.
+    /// In offset order without gaps; the first at the asked offset, unless that is past the end. Runs of output and
+    /// progress that are no longer kept come as a [`ado_proto::record::Truncated`] each.
     pub records: Vec<Record>,
-    /// The lowest offset that is kept.
-    pub first_kept: Offset,
     /// Length of the log.
     pub next_offset: Offset,
     /// Whether the task is over: no record follows `next_offset`.
@@ -532,8 +531,16 @@ pub trait Store: Send + Sync + 'static {
     async fn audit(&self, audience: &Audience, wanted: &ListAudit) -> Result<Vec<AuditLine>>;
 
     /// Deletes what has outlived its retention: idempotency keys (24 h), events and lost workers that hold nothing
-    /// (7 days), expired tokens and certificates.
+    /// (7 days), lines of the audit log (a
+    /// year), expired tokens and certificates.
     async fn sweep(&self) -> Result<()>;
+
+    /// Drops the oldest output and progress of a log until what is left has `most` bytes or less: about an eighth more than
+    /// necessary. Lifecycle records, notes and checkpoints stay. Returns how many bytes are left, before compression.
+    async fn cap_log(&self, task: TaskId, most: u64) -> Result<u64>;
+
+    /// Forgets tasks that ended at least this long ago, and their logs. Returns how many.
+    async fn forget_tasks(&self, ended_for: Duration) -> Result<u64>;
 
     /// Whether the store answers: for `/ready`.
     async fn ping(&self) -> Result<()>;
@@ -546,6 +553,9 @@ pub trait Store: Send + Sync + 'static {
 pub const KEY_RETENTION: Duration = Duration::from_secs(24 * 3600);
 /// How long system events are kept, and workers that have gone without a word.
 pub const EVENT_RETENTION: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// How long lines of the audit log are kept.
+pub const AUDIT_RETENTION: Duration = Duration::from_secs(366 * 24 * 3600);
 
 /// The order of claims: earlier is lower. One step of priority is worth one minute of waiting, so that nothing starves.
 pub fn score(not_before: Timestamp, priority: i32) -> i64 {

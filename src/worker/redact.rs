@@ -112,7 +112,13 @@ impl Redactor {
         };
         match value {
             Value::String(text) => hide(text),
-            Value::Array(values) => values.iter_mut().fold(false, |any, value| self.value(value) || any),
+            Value::Array(values) => {
+                let mut any = false;
+                for value in values {
+                    any |= self.value(value);
+                }
+                any
+            }
             Value::Object(fields) => {
                 let mut any = false;
                 *fields = std::mem::take(fields)
@@ -222,7 +228,7 @@ fn forms(value: &str) -> Vec<Vec<u8>> {
     let mut forms: Vec<Vec<u8>> = Vec::new();
     for text in plain {
         let json = serde_json::to_string(text).expect("text is JSON");
-        forms.extend([text.as_bytes().to_vec(), json[1..json.len() - 1].as_bytes().to_vec()]);
+        forms.extend([text.as_bytes().to_vec(), json.as_bytes()[1..json.len() - 1].to_vec()]);
     }
     forms.extend(base64_forms(value.as_bytes()));
     forms.extend([

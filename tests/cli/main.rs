@@ -12,6 +12,7 @@ mod metrics_page;
 mod promises;
 mod redis;
 mod remote;
+mod retention;
 mod schema;
 mod secrets;
 #[path = "../support/servers/mod.rs"]

@@ -1,11 +1,12 @@
 //! Secrets: who sets them, who gets them, and what is said when they are gone.
 
+use ado::net::Call;
 use ado_proto::request::{ErrorCode, GetTasks, ListSecrets, RemoveSecret, SetSecret, Submit};
 use ado_proto::session::Assignment;
 use ado_proto::spec::TaskSpec;
-use ado_proto::{Role, Secret};
+use ado_proto::{RequestId, Role, Secret};
 
-use crate::mesh::{Mesh, ask, refusal, spec};
+use crate::mesh::{Mesh, ask, call, refusal, spec};
 
 const VALUE: &str = "hunter2-hunter2";
 
@@ -56,8 +57,11 @@ async fn what_is_gone_or_cannot_be_opened_is_said_to_the_worker() {
     assert_eq!(message, "there is no secret `key` in namespace default");
     ask(&admin, set("key", VALUE)).await.unwrap();
     ask(&admin, set("other", VALUE)).await.unwrap();
-    mesh.submit(&admin, wants("KEY", "key")).await;
+    let once = Call { id: Some(RequestId(mesh.env.uuid())), ..call() };
+    let submit = Submit { name: None, specs: vec![wants("KEY", "key")], copies: 1 };
+    let submitted = admin.call(&submit, once.clone()).await.unwrap();
     ask(&admin, RemoveSecret { name: "key".into() }).await.unwrap();
+    assert_eq!(admin.call(&submit, once).await.unwrap(), submitted, "said twice it is answered as it was");
     let mut worker = mesh.worker(1).await;
     let assignment = worker.assignment().await;
     let [("KEY", Err(why))] = given(&assignment)[..] else { panic!("{assignment:?}") };

@@ -161,6 +161,7 @@ fn config(dir: &tempfile::TempDir) -> Config {
         policy: ado::task::Policy::default(),
         redis: None,
         database: None,
+        retention: controller::Retention::default(),
         local: Some(LocalIdentities { admin: dir.path().join("admin"), worker: dir.path().join("worker") }),
     }
 }

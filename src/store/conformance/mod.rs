@@ -356,6 +356,8 @@ suite! {
         unknown_records_are_kept
         the_first_offset_since_a_time
         an_ended_log_says_so
+        a_cap_drops_the_oldest_output_and_nothing_else
+        tasks_that_ended_long_ago_are_forgotten
         the_clock_never_goes_back;
     fleet:
         a_heartbeat_renews_what_is_held

@@ -452,6 +452,14 @@ impl Store for Postgres {
         self.within(SWEEP_WITHIN, self.delete_outlived()).await
     }
 
+    async fn cap_log(&self, task: TaskId, most: u64) -> Result<u64> {
+        self.within(SWEEP_WITHIN, self.shorten_log(task, most)).await
+    }
+
+    async fn forget_tasks(&self, ended_for: Duration) -> Result<u64> {
+        self.within(SWEEP_WITHIN, self.forget_ended(ended_for)).await
+    }
+
     async fn ping(&self) -> Result<()> {
         self.call(self.answer()).await
     }

@@ -332,6 +332,14 @@ impl Store for Sqlite {
         self.delete_outlived().await
     }
 
+    async fn cap_log(&self, task: TaskId, most: u64) -> Result<u64> {
+        self.shorten_log(task, most).await
+    }
+
+    async fn forget_tasks(&self, ended_for: Duration) -> Result<u64> {
+        self.forget_ended(ended_for).await
+    }
+
     async fn ping(&self) -> Result<()> {
         query("SELECT clock FROM meta").fetch_one(&self.readers).await?;
         Ok(())
