@@ -5,8 +5,8 @@
 
 use ado_proto::request::{
     CreateToken, Detach, Enrol, ErrorCode, ErrorReply, Follow, GetTasks, Header, Hello, KNOWN, ListAudit, ListEvents,
-    ListSecrets, ListTasks, ListTokens, ListWorkers, RemoveSecret, Renew, Request, RevokeIdentity, RevokeToken, Safety,
-    SetDesired, SetSecret, Submit, TaskOutput, WorkerSession,
+    ListSecrets, ListTasks, ListTokens, ListWorkers, PurgeDead, RemoveSecret, Renew, Request, RetryDead,
+    RevokeIdentity, RevokeToken, Safety, SetDesired, SetSecret, Submit, TaskOutput, WorkerSession,
 };
 use ado_proto::{Audience, Namespace, Principal, Role, ids};
 
@@ -42,6 +42,8 @@ const TABLE: &[Rule] = &[
     (GetTasks::KIND, READERS, Seen),
     (ListTasks::KIND, READERS, Seen),
     (SetDesired::KIND, &[Role::Admin, Role::User], Own),
+    (RetryDead::KIND, &[Role::Admin, Role::User], Own),
+    (PurgeDead::KIND, &[Role::Admin, Role::User], Own),
     (Follow::KIND, READERS, Seen),
     // Everybody may end viewers of their own; others' are for administrators, which the request itself checks.
     (Detach::KIND, READERS, Seen),
@@ -135,6 +137,11 @@ impl Access {
         (self.reach != Seen).then_some(&self.owner)
     }
 
+    /// Whether the request may be about a task that the caller may see.
+    pub(super) fn reaches(&self, row: &Row) -> bool {
+        self.reach == Seen || self.reach == Own && row.task.owner == self.owner
+    }
+
     /// Those of the tasks found, all of which the caller may see, that the request may be about. What is one's own comes
     /// before what has the same name and is somebody else's.
     ///
@@ -148,7 +155,7 @@ impl Access {
             Nothing => "this request is about no task".to_owned(),
             Own => format!("{name} belongs to {}: only they and administrators may change it", first.task.owner),
         };
-        found.retain(|row| self.reach == Own && row.task.owner == self.owner);
+        found.retain(|row| self.reaches(row));
         if found.is_empty() { Err(ErrorReply::new(ErrorCode::Denied, message)) } else { Ok(found) }
     }
 }
@@ -195,7 +202,7 @@ mod tests {
             group: None,
             spec: TaskSpec::new("noop", Input::Text(String::new())),
         };
-        Row { task: task::submit(TaskId(Uuid::from_u128(7)), submitted, Timestamp(0)).task, lease: None }
+        Row::new(task::submit(TaskId(Uuid::from_u128(7)), submitted, Timestamp(0)).task, None)
     }
 
     /// What a role gets that asks in a namespace: `.` for nothing; for requests that name no task `+`; else one letter for
@@ -240,6 +247,8 @@ mod tests {
             "SetDesired ox o . . . | ox . . . .",
             "Follow ox ox ox . . | ox . . . .",
             "Detach ox ox ox . . | ox . . . .",
+            "RetryDead ox o . . . | ox . . . .",
+            "PurgeDead ox o . . . | ox . . . .",
             "ListWorkers ox ox ox . . | ox . . . .",
             "ListEvents + + + . . | + . . . .",
             "ListAudit + . . . . | + . . . .",

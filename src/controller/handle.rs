@@ -15,7 +15,7 @@ use super::fleet::Fleet;
 use super::hub::Hub;
 use super::metrics::{self, Metrics};
 use super::secrets::Safe;
-use super::{Config, Error, Shared, dispatch, others, reaper, refusals, requests, retention};
+use super::{Config, Error, Shared, breakers, deadlines, dispatch, others, reaper, refusals, requests, retention};
 use crate::env::Env;
 use crate::gateway;
 use crate::net::{Server, ServerConfig, ServerKeys};
@@ -180,6 +180,7 @@ pub async fn start_with(config: Config, parts: Parts, env: Env) -> Result<Handle
         hub,
         fleet,
         viewers: Arc::default(),
+        breakers: Arc::default(),
         metrics,
         refusals: Arc::default(),
         safe,
@@ -254,6 +255,8 @@ fn spawn_loops(shared: &Shared, config: &Config) {
     tasks.spawn("dispatch", dispatch::run(shared.clone()));
     tasks.spawn("refusals", refusals::run(shared.clone()));
     tasks.spawn_until_stop("reaper", reaper::run(shared.clone()));
+    tasks.spawn_until_stop("breakers", breakers::run(shared.clone()));
+    tasks.spawn_until_stop("deadlines", deadlines::run(shared.clone()));
     tasks.spawn_until_stop("certificates", look_after_certificates(shared.clone(), config.local.clone()));
     tasks.spawn_until_stop("retention", retention::run(shared.clone(), config.retention));
 }

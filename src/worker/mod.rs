@@ -20,6 +20,7 @@ mod redact;
 mod removal;
 mod roster;
 mod session;
+mod silence;
 pub mod spool;
 mod uplink;
 
