@@ -197,7 +197,7 @@ keys! {
     /// PostgreSQL database where controllers keep tasks and logs together: `postgres://user:password@host/name?sslmode=verify-full`. Unset: a file.
     controller_database: Secret = "controller.database.url", Some("ADO_DATABASE_URL"), None, "postgres://ado@db.example.com/ado?sslmode=verify-full";
     /// How long tasks and their logs are kept after their end. Milliseconds.
-    controller_retention_logs: Millis = "controller.retention.logs", Some("ADO_RETENTION_LOGS"), Some("30d"), "90d";
+    controller_retention_logs: Millis = "controller.retention.logs", Some("ADO_RETENTION_LOGS"), Some("720h"), "2160h";
     /// Most output of one task that is kept, before compression; what is older goes first.
     controller_max_log_bytes: ByteSize = "controller.retention.maxLogBytes", Some("ADO_MAX_LOG_BYTES"), Some("1Gi"), "\"256Mi\"";
 
