@@ -124,6 +124,7 @@ impl Rig {
             desired: Desired::Running,
             generation: 0,
             total_left_ms: None,
+            secrets: Vec::new(),
         };
         let orders = watch::Sender::new(Orders::new(&assignment, BootTime::now().after(PATIENCE)));
         let attempt = Attempt { assignment, orders: orders.clone(), place: self.place.clone(), env: self.env.clone() };
@@ -725,6 +726,7 @@ impl Direct {
         let start = Start {
             argv: vec!["/bin/sh".into(), "-c".into(), script.into()],
             env,
+            secrets: BTreeMap::new(),
             cwd: "/".into(),
             time_limit_ms,
             total_left_ms: None,

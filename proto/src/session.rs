@@ -8,7 +8,7 @@ use crate::payload::{Payload, payloads, postcard_payload, to_postcard};
 use crate::record::{Desired, Member, Record, decode_all, encode_all};
 use crate::request::{Load, WorkerWant};
 use crate::spec::TaskSpec;
-use crate::{DecodeError, Epoch, Namespace, Offset, Seq, TaskId};
+use crate::{DecodeError, Epoch, Namespace, Offset, Secret, Seq, TaskId};
 
 /// One message as the body of a frame.
 pub trait Message: Sized {
@@ -185,6 +185,17 @@ pub struct Assignment {
     pub generation: u64,
     /// What is left of the time it may take as a whole, milliseconds, while it runs.
     pub total_left_ms: Option<u64>,
+    /// What its secrets are at this moment.
+    pub secrets: Vec<GivenSecret>,
+}
+
+/// A secret as an attempt gets it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GivenSecret {
+    /// The variable of the agent's environment.
+    pub variable: String,
+    /// Its value; or why there is none: the attempt fails, and says so.
+    pub value: Result<Secret, String>,
 }
 
 /// Records laid end to end; see [`crate::record`].

@@ -11,6 +11,11 @@ use crate::payload::to_postcard;
 /// Most bytes of a [`TaskSpec`] in postcard form. It fits a record ([`crate::record::MAX_BODY`]) with room for names.
 pub const MAX_SPEC: usize = 192 * 1024;
 
+/// Most secrets of one task: with their values they fit a message.
+pub const MAX_SECRETS: usize = 16;
+/// Bytes of a secret's value. What is shorter cannot be hidden in output without hiding half of it.
+pub const SECRET_BYTES: std::ops::RangeInclusive<usize> = 4..=16 * 1024;
+
 /// What the agent is given.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Input {
@@ -57,6 +62,8 @@ pub struct TaskSpec {
     pub silence_limit_ms: Option<u64>,
     /// Longest time from the submission to the end, over all attempts and the waiting between them, in milliseconds.
     pub total_limit_ms: Option<u64>,
+    /// Variables of its environment, and the names of the secrets whose values they get. The values are not here.
+    pub secrets: BTreeMap<String, String>,
 }
 
 impl TaskSpec {
@@ -75,6 +82,7 @@ impl TaskSpec {
             setup_limit_ms: None,
             silence_limit_ms: None,
             total_limit_ms: None,
+            secrets: BTreeMap::new(),
         }
     }
 
@@ -102,7 +110,18 @@ impl TaskSpec {
         if let Some(name) = self.labels.keys().find(|name| !is_name(name)) {
             return Err(SpecError::Name { what: "a label", name: name.clone() });
         }
-        if let Some(name) = self.env.keys().find(|name| name.is_empty() || name.contains('=')) {
+        if let Some(name) = self.secrets.values().find(|name| !is_name(name)) {
+            return Err(SpecError::Name { what: "a secret", name: name.clone() });
+        }
+        if self.secrets.len() > MAX_SECRETS {
+            return Err(SpecError::Secrets(self.secrets.len()));
+        }
+        if let Some(name) = self.secrets.keys().find(|name| self.env.contains_key(*name)) {
+            return Err(SpecError::Twice(name.clone()));
+        }
+        if let Some(name) =
+            self.env.keys().chain(self.secrets.keys()).find(|name| name.is_empty() || name.contains('='))
+        {
             return Err(SpecError::Variable(name.clone()));
         }
         let texts = match &self.input {
@@ -110,7 +129,8 @@ impl TaskSpec {
             Input::Argv(argv) => argv.as_slice(),
             Input::Text(text) => std::slice::from_ref(text),
         };
-        let all = texts.iter().chain(self.env.keys()).chain(self.env.values()).chain(&self.cwd);
+        let all =
+            texts.iter().chain(self.env.keys()).chain(self.secrets.keys()).chain(self.env.values()).chain(&self.cwd);
         if let Some(text) = all.into_iter().find(|text| text.contains('\0')) {
             return Err(SpecError::Nul(text.replace('\0', "\\0")));
         }
@@ -145,6 +165,12 @@ pub enum SpecError {
     /// A name of an environment variable that is empty or has a `=`.
     #[error("`{0}` cannot name an environment variable")]
     Variable(String),
+    /// A variable that is to hold a text and a secret.
+    #[error("the variable `{0}` is given a value and a secret: give it one of them")]
+    Twice(String),
+    /// More secrets than an assignment carries.
+    #[error("a task has at most {MAX_SECRETS} secrets, not {0}")]
+    Secrets(usize),
     /// Text with a NUL byte, which no process can be given.
     #[error("`{0}` has a NUL byte in it")]
     Nul(String),

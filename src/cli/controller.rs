@@ -12,7 +12,7 @@ use super::output::print;
 use super::session::App;
 use super::signals::Signals;
 use crate::config::Flags;
-use crate::controller::{self, Handle, LocalIdentities, RedisConfig, Timing};
+use crate::controller::{self, Handle, LocalIdentities, RedisConfig, Retention, Timing};
 use crate::local::{self, Endpoint, Lock, Role};
 use crate::task::Policy;
 
@@ -63,6 +63,7 @@ pub(crate) async fn run(global: Global, args: Args) -> Result<u8, Error> {
     if args.local {
         local::leave_session();
     }
+    local::leave_no_core();
     local::prepare(&app.home)?;
     let dir = match &args.dir {
         Some(dir) => dir.clone(),
@@ -119,6 +120,7 @@ fn config(app: &App, dir: &Path, local: bool) -> Result<controller::Config, Erro
             lost_after: app.config.failover.heartbeat_timeout,
         },
         policy: Policy::default(),
+        retention: Retention { logs: settings.retention_logs, max_log_bytes: settings.max_log_bytes.0 },
         // Nobody shares the embedded store of one user.
         redis: settings
             .redis_url

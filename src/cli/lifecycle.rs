@@ -42,7 +42,8 @@ pub(crate) fn words(record: &Record) -> Option<(String, bool)> {
         }
         Body::Requeued(requeued) => (true, format!("queued again: {}", one_line(&requeued.why, WIDTH))),
         Body::Ended(ended) => (ending_matters(ended), ending(ended)),
-        Body::Truncated(gap) => (true, format!("{} bytes of its log are no longer kept", gap.bytes)),
+        Body::Truncated(gap) if gap.bytes == 0 => (true, "more of its output is no longer kept".into()),
+        Body::Truncated(gap) => (true, format!("{} bytes of its output are no longer kept", gap.bytes)),
         Body::Note(note) => (true, one_line(&note.text, WIDTH)),
         Body::Checkpointed(_) => (false, "checkpoint".into()),
         Body::Expired(expired) => (true, format!("timed out: its {} limit is over", expired.limit.as_str())),

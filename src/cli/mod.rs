@@ -33,6 +33,7 @@ mod remembered;
 mod resume;
 mod run;
 mod schema;
+mod secret;
 mod session;
 mod signals;
 mod status;
@@ -75,7 +76,7 @@ const GROUPS: [(&str, &[&str]); 6] = [
     ("Steer", &["pause", "resume", "detach", "cancel", "dead"]),
     ("Look", &["list", "status", "events", "workers", "controllers", "top", "bench"]),
     ("From inside a task", &["task"]),
-    ("Machines", &["up", "down", "controller", "worker", "join", "token", "audit"]),
+    ("Machines", &["up", "down", "controller", "worker", "join", "token", "secret", "audit"]),
     ("Set up", &["config", "completions", "man", "schema"]),
 ];
 
@@ -165,6 +166,7 @@ enum Command {
     Workers(workers::Args),
     Controllers(controllers::Args),
     Task(task::Args),
+    Secret(secret::Args),
     Top(top::Args),
     Up(up::Args),
     Down(down::Args),
@@ -279,6 +281,7 @@ impl Cli {
             Command::Workers(args) => workers::run(global, args).await,
             Command::Controllers(args) => controllers::run(global, args).await,
             Command::Task(args) => task::run(&global, args),
+            Command::Secret(args) => secret::run(global, args).await,
             Command::Top(args) => top::run(global, args).await,
             Command::Up(args) => up::run(global, args).await,
             Command::Down(args) => down::run(global, args).await,

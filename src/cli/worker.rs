@@ -78,6 +78,7 @@ pub(crate) async fn run(global: Global, args: Args) -> Result<u8, Error> {
     if args.local {
         local::leave_session();
     }
+    local::leave_no_core();
     local::prepare(&app.home)?;
     let place = Place::of(&app, args.local);
     let lock = own(&place.lock, Role::Worker).await?;

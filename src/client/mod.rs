@@ -14,11 +14,12 @@ use ado_certs::{ClientTls, Clock, Identity, JoinString, KeyRequest};
 use ado_proto::record::Desired;
 use ado_proto::request::{
     AuditLine, ControllerInfo, CreateToken, CreatedToken, DeadOnes, DesiredSet, Detach, DetachedViewers, Enrol, Events,
-    GetTasks, Hello, ListAudit, ListControllers, ListEvents, ListTasks, ListTokens, ListWorkers, PurgeDead, Request,
-    RetryDead, RevokeIdentity, RevokeToken, RevokedIdentity, SetDesired, SetWorker, SettledDead, StartAt, Submit,
-    Submitted, TaskInfo, TaskPage, TokenInfo, Welcome, WorkerInfo, WorkerSet,
+    GetTasks, Hello, ListAudit, ListControllers, ListEvents, ListSecrets, ListTasks, ListTokens, ListWorkers,
+    PurgeDead, RemoveSecret, Request, RetryDead, RevokeIdentity, RevokeToken, RevokedIdentity, SecretInfo, SetDesired,
+    SetSecret, SetWorker, SettledDead, StartAt, Submit, Submitted, TaskInfo, TaskPage, TokenInfo, Welcome, WorkerInfo,
+    WorkerSet,
 };
-use ado_proto::{Namespace, RequestId, TaskId};
+use ado_proto::{Namespace, RequestId, Secret, TaskId};
 use rustls::pki_types::CertificateDer;
 use tokio::time::Instant;
 
@@ -228,6 +229,21 @@ impl Client {
     /// Denies every certificate of an identity.
     pub async fn revoke_identity(&self, identity: &str) -> Result<RevokedIdentity, Error> {
         self.change(&RevokeIdentity { identity: identity.into() }, self.request_id()).await
+    }
+
+    /// Keeps a secret, or a new version of it. Not repeated by itself.
+    pub async fn set_secret(&self, name: &str, value: Secret) -> Result<SecretInfo, Error> {
+        self.change(&SetSecret { name: name.into(), value }, self.request_id()).await
+    }
+
+    /// Lists secrets, without their values.
+    pub async fn list_secrets(&self) -> Result<Vec<SecretInfo>, Error> {
+        self.read(&ListSecrets).await
+    }
+
+    /// Forgets a secret.
+    pub async fn remove_secret(&self, name: &str) -> Result<(), Error> {
+        self.change(&RemoveSecret { name: name.into() }, self.request_id()).await
     }
 
     /// One page of the audit log, newest first.

@@ -198,6 +198,10 @@ keys! {
     controller_database: Secret = "controller.database.url", Some("ADO_DATABASE_URL"), None, "postgres://ado@db.example.com/ado?sslmode=verify-full";
     /// Master key of controllers that share a database: 32 random bytes in base64 or hexadecimal, or the absolute path of a file with them. It opens what they keep closed there. Unset: `master.key` in the controller's directory, made when there is none.
     controller_master_key: Secret = "controller.masterKey", Some("ADO_MASTER_KEY"), None, "/etc/ado/master.key";
+    /// How long tasks and their logs are kept after their end. Milliseconds.
+    controller_retention_logs: Millis = "controller.retention.logs", Some("ADO_RETENTION_LOGS"), Some("720h"), "2160h";
+    /// Most output of one task that is kept, before compression; what is older goes first.
+    controller_max_log_bytes: ByteSize = "controller.retention.maxLogBytes", Some("ADO_MAX_LOG_BYTES"), Some("1Gi"), "\"256Mi\"";
 
     /// Name of a worker started here. Unset: the host's name.
     worker_name: Name = "worker.name", Some("ADO_WORKER_NAME"), None, "builder-1";

@@ -210,6 +210,10 @@ pub struct Controller {
     pub database_url: Option<Secret>,
     /// Opens what controllers keep closed in the database, or the path of a file with it. `None`: in its directory.
     pub master_key: Option<Secret>,
+    /// How long tasks and logs are kept after their end.
+    pub retention_logs: Duration,
+    /// Most output of one task that is kept.
+    pub max_log_bytes: ByteSize,
 }
 
 /// A worker started or launched here.
@@ -367,6 +371,8 @@ impl Config {
                 redis_prefix: given(raw.controller_redis_prefix),
                 database_url: raw.controller_database.map(|url| url.value),
                 master_key: raw.controller_master_key.map(|key| key.value),
+                retention_logs: given(raw.controller_retention_logs).0,
+                max_log_bytes: given(raw.controller_max_log_bytes),
             },
             worker: Worker {
                 name: raw.worker_name.map(|name| name.value.0),

@@ -5,8 +5,9 @@
 
 use ado_proto::request::{
     CreateToken, Detach, Enrol, ErrorCode, ErrorReply, Follow, GetTasks, Header, Hello, KNOWN, ListAudit,
-    ListControllers, ListEvents, ListTasks, ListTokens, ListWorkers, PurgeDead, Renew, Request, RetryDead,
-    RevokeIdentity, RevokeToken, Safety, SetDesired, SetWorker, Submit, TaskOutput, WorkerSession,
+    ListControllers, ListEvents, ListSecrets, ListTasks, ListTokens, ListWorkers, PurgeDead, RemoveSecret, Renew,
+    Request, RetryDead, RevokeIdentity, RevokeToken, Safety, SetDesired, SetSecret, SetWorker, Submit, TaskOutput,
+    WorkerSession,
 };
 use ado_proto::{Audience, Namespace, Principal, Role, ids};
 
@@ -14,7 +15,7 @@ use crate::store::Row;
 
 use Reach::{None as Nothing, Own, Seen};
 
-/// Which tasks a request may be about.
+/// Which tasks, or secrets, a request may be about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Reach {
     /// It names none, or those that the caller holds as a worker: the lease decides.
@@ -53,6 +54,9 @@ const TABLE: &[Rule] = &[
     (ListAudit::KIND, &[Role::Admin], Nothing),
     // Everybody is told where they are anyway.
     (ListControllers::KIND, READERS, Nothing),
+    (SetSecret::KIND, &[Role::Admin, Role::User], Own),
+    (ListSecrets::KIND, &[Role::Admin, Role::User], Nothing),
+    (RemoveSecret::KIND, &[Role::Admin, Role::User], Own),
     (WorkerSession::KIND, &[Role::Worker], Nothing),
     (TaskOutput::KIND, &[Role::Worker], Nothing),
 ];
@@ -132,6 +136,11 @@ pub(super) fn check(principal: &Principal, header: &Header) -> Result<Access, Er
 }
 
 impl Access {
+    /// Whose things only it may be about; `None`: anybody's.
+    pub(super) fn only(&self) -> Option<&str> {
+        (self.reach != Seen).then_some(&self.owner)
+    }
+
     /// Whether the request may be about a task that the caller may see.
     pub(super) fn reaches(&self, row: &Row) -> bool {
         self.reach == Seen || self.reach == Own && row.task.owner == self.owner
@@ -249,6 +258,9 @@ mod tests {
             "ListEvents + + + . . | + . . . .",
             "ListAudit + . . . . | + . . . .",
             "ListControllers + + + . . | + . . . .",
+            "SetSecret ox o . . . | ox . . . .",
+            "ListSecrets + + . . . | + . . . .",
+            "RemoveSecret ox o . . . | ox . . . .",
             "WorkerSession . . . + . | . . . . .",
             "TaskOutput . . . + . | . . . . .",
         ];

@@ -36,16 +36,21 @@ const SERVER_KEYS: &str = "mesh/server-keys";
 /// Says that the controller of this directory made the mesh of its database: it tells how to become its administrator.
 const FOUNDER: &str = "founder";
 
-/// The mesh as its controllers have it: the CA, and the keys of their servers.
+/// The mesh as its controllers have it: the CA, the keys of their servers, and what opens its secrets.
 pub(super) struct Keys {
     pub(super) ca: Ca,
     pub(super) server: ServerSecrets,
+    pub(super) master: MasterKey,
 }
 
 impl Keys {
     /// Those in `dir`, made if they are not there: of a controller that is alone.
     pub(super) fn of_dir(dir: &Path, env: &Env) -> Result<Self, ado_certs::Error> {
-        Ok(Self { ca: Ca::open_or_create(dir, env.now())?, server: ServerSecrets::open_or_create(dir)? })
+        Ok(Self {
+            ca: Ca::open_or_create(dir, env.now())?,
+            server: ServerSecrets::open_or_create(dir)?,
+            master: MasterKey::open_or_create(dir)?,
+        })
     }
 
     /// Those that the store keeps, closed under a master key that it does not keep: of controllers that share it. The first
@@ -97,7 +102,7 @@ impl Keys {
         };
         let damaged = || store::Error::Damaged("the keys of the mesh's servers".into());
         let server = ServerSecrets::from_bytes(&open(SERVER_KEYS, &sealed)?).ok_or_else(damaged)?;
-        Ok(Self { ca, server })
+        Ok(Self { ca, server, master })
     }
 }
 

@@ -10,13 +10,13 @@ use std::time::Duration;
 
 use ado_proto::record::Desired;
 use ado_proto::session::Assignment;
-use ado_proto::{Audience, TaskId, Timestamp};
+use ado_proto::{Audience, TaskId, Timestamp, WorkerId};
 use tokio::time::Instant;
 
-use super::Shared;
 use super::aside::Aside;
 use super::leased::Leased;
 use super::source::{Place, Source};
+use super::{Shared, secrets};
 use crate::queue::{self, Class, Hint, Word};
 use crate::scheduler::{self, Candidate, Demand};
 use crate::store::{self, Change, Committed, Lease, NewEvent, Outcome, Row, Unit, Waiting, Write};
@@ -368,6 +368,28 @@ pub(super) fn assign(shared: &Shared, row: &Row, left: Duration, now: Timestamp)
         desired: task.desired,
         generation: task.generation,
         total_left_ms: task.total_ends().map(|end| u64::try_from(end.since(now).as_millis()).unwrap_or(u64::MAX)),
+        secrets: Vec::new(),
     };
-    shared.fleet.tell(lease.worker, assignment);
+    if assignment.spec.secrets.is_empty() {
+        shared.fleet.tell(lease.worker, assignment);
+    } else {
+        let (own, worker) = (shared.clone(), lease.worker);
+        shared
+            .tasks
+            .spawn_until_stop("secrets", async move { assign_with_secrets(&own, worker, assignment, left).await });
+    }
+}
+
+/// The same, with what its secrets are. While the store does not answer nothing is said: the worker's next heartbeat shows
+/// that it does not know of the task.
+async fn assign_with_secrets(shared: &Shared, worker: WorkerId, assignment: Assignment, left: Duration) {
+    let begun = Instant::now();
+    match secrets::given(shared, &assignment.namespace, &assignment.spec.secrets).await {
+        Ok(secrets) => {
+            let left = left.saturating_sub(begun.elapsed());
+            let lease_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
+            shared.fleet.tell(worker, Assignment { secrets, lease_ms, ..assignment });
+        }
+        Err(error) => tracing::warn!(task = %assignment.task, %error, "not assigned yet: its secrets cannot be read"),
+    }
 }

@@ -6,17 +6,16 @@ use std::time::Duration;
 
 use ado_proto::request::WorkerBounds;
 use ado_proto::{Incarnation, Role};
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::authority::{self, Authority, IssueError, Keys};
 use super::commit::Committer;
 use super::fleet::Fleet;
 use super::hub::Hub;
-use super::leased::Leased;
 use super::mesh::{self, Mesh};
 use super::metrics::{self, Metrics};
-use super::{Config, Error, Shared, breakers, deadlines, dispatch, others, reaper, refusals, requests};
+use super::secrets::Safe;
+use super::{Config, Error, Shared, breakers, deadlines, dispatch, others, reaper, refusals, requests, retention};
 use crate::env::Env;
 use crate::gateway;
 use crate::net::{Server, ServerConfig, ServerKeys};
@@ -26,10 +25,6 @@ use crate::tasks::Tasks;
 
 /// How often certificates are looked after: denied ones, ended ones, the controller's own.
 const CERTIFICATES: Duration = Duration::from_secs(5);
-/// How often what has outlived its retention is deleted.
-const RETENTION: Duration = Duration::from_secs(3600);
-/// How often is looked who does that.
-const RETENTION_LOOK: Duration = Duration::from_secs(60);
 /// How long stopping waits for what is under way.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Connections at once. Beyond, new ones are refused.
@@ -182,6 +177,7 @@ pub async fn start_with(config: Config, parts: Parts, env: Env) -> Result<Handle
             IssueError::Store(error) => Error::Store(error),
         })?;
     }
+    let safe = Safe::new(keys.master);
     let tasks = Tasks::new();
     let server = Arc::new(bind(&config, &authority, server_keys, &env, &tasks)?);
     let hub = Arc::new(Hub::new(others.clone()));
@@ -217,6 +213,7 @@ pub async fn start_with(config: Config, parts: Parts, env: Env) -> Result<Handle
         breakers: Arc::default(),
         metrics,
         refusals: Arc::default(),
+        safe,
         authority,
         mesh: Arc::new(Mesh::new(own, config.timing)),
         shared: is_shared,
@@ -304,27 +301,7 @@ fn spawn_loops(shared: &Shared, config: &Config) {
     tasks.spawn_until_stop("deadlines", deadlines::run(shared.clone()));
     tasks.spawn_until_stop("certificates", look_after_certificates(shared.clone(), config.local.clone()));
     tasks.spawn_until_stop("mesh", mesh::run(shared.clone()));
-    tasks.spawn_until_stop("retention", delete_outlived(shared.clone()));
-}
-
-/// One controller of those that share the store does it. The lease lasts while it rests, so that the others rest too; when
-/// it is gone, whoever looks next takes over.
-async fn delete_outlived(shared: Shared) {
-    let mut lease = Leased::new("retention", RETENTION_LOOK * 3);
-    let mut due = Instant::now();
-    loop {
-        match lease.hold(&shared).await {
-            Ok(Some(_)) if due <= Instant::now() => {
-                due = Instant::now() + RETENTION;
-                if let Err(error) = shared.store.sweep().await {
-                    tracing::warn!(%error, "cannot delete what is past its retention");
-                }
-            }
-            Ok(_) => {}
-            Err(error) => tracing::warn!(%error, "cannot tell whose retention is"),
-        }
-        tokio::time::sleep(RETENTION_LOOK).await;
-    }
+    tasks.spawn_until_stop("retention", retention::run(shared.clone(), config.retention));
 }
 
 async fn look_after_certificates(shared: Shared, local: Option<super::LocalIdentities>) {

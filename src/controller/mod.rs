@@ -28,6 +28,8 @@ mod reaper;
 mod reason;
 mod refusals;
 mod requests;
+mod retention;
+mod secrets;
 mod session;
 mod source;
 mod viewers;
@@ -58,11 +60,13 @@ use hub::Hub;
 use mesh::Mesh;
 use metrics::Metrics;
 use refusals::Refusals;
+use secrets::Safe;
 use viewers::Viewers;
 
 pub use crate::queue::RedisConfig;
 pub use authority::LocalIdentities;
 pub use handle::{Handle, Parts, start, start_with};
+pub use retention::Retention;
 
 /// What a controller is made of.
 pub struct Config {
@@ -78,6 +82,8 @@ pub struct Config {
     pub timing: Timing,
     /// Numbers of retries.
     pub policy: task::Policy,
+    /// How long tasks are kept, and how much of their logs.
+    pub retention: Retention,
     /// Where hints are, for controllers that share a store; `None`: in this process.
     pub redis: Option<RedisConfig>,
     /// URL of the PostgreSQL database where tasks and logs are; `None`: in a file in `dir`.
@@ -167,6 +173,7 @@ struct Shared {
     breakers: Arc<Breakers>,
     metrics: Arc<Metrics>,
     refusals: Arc<Refusals>,
+    safe: Safe,
     authority: Arc<Authority>,
     server: Arc<Server>,
     /// The controllers, this one among them.

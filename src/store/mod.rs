@@ -20,7 +20,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use ado_proto::record::{Desired, Record};
-use ado_proto::request::{AuditLine, Events, EventsFrom, ListAudit, Load, WorkerBounds, WorkerDesired};
+use ado_proto::request::{AuditLine, Events, EventsFrom, ListAudit, Load, SecretInfo, WorkerBounds, WorkerDesired};
 use ado_proto::spec::Containment;
 use ado_proto::{
     Audience, ControllerId, Epoch, GroupId, Incarnation, Namespace, Offset, RequestId, Role, TaskId, Timestamp,
@@ -204,10 +204,9 @@ pub enum Committed {
 /// A part of a log.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Page {
-    /// In offset order without gaps; the first at the asked offset, unless that is below `first_kept` or past the end.
+    /// In offset order without gaps; the first at the asked offset, unless that is past the end. Runs of output and
+    /// progress that are no longer kept come as a [`ado_proto::record::Truncated`] each.
     pub records: Vec<Record>,
-    /// The lowest offset that is kept.
-    pub first_kept: Offset,
     /// Length of the log.
     pub next_offset: Offset,
     /// Whether the task is over: no record follows `next_offset`.
@@ -416,6 +415,19 @@ pub struct Token {
     pub bounds: WorkerBounds,
 }
 
+/// A secret to keep. The store sees it closed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClosedSecret {
+    /// What tasks call it by.
+    pub name: String,
+    /// Where.
+    pub namespace: Namespace,
+    /// Who sets it.
+    pub owner: String,
+    /// Its value, closed under a key that is not in the store.
+    pub closed: Vec<u8>,
+}
+
 /// Why a token was not taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum TokenRefusal {
@@ -613,6 +625,24 @@ pub trait Store: Send + Sync + 'static {
     /// What a worker may say of itself.
     async fn bounds(&self, identity: &str) -> Result<WorkerBounds>;
 
+    /// Keeps a secret in the place of the version there was. `only`: not if that one belongs to somebody else, whom it
+    /// returns.
+    async fn put_secret(
+        &self,
+        secret: ClosedSecret,
+        only: Option<&str>,
+        audit: Audit,
+    ) -> Result<std::result::Result<SecretInfo, SecretInfo>>;
+
+    /// Secrets, by namespace and name.
+    async fn secrets(&self, audience: &Audience) -> Result<Vec<SecretInfo>>;
+
+    /// A secret and its closed value.
+    async fn secret(&self, namespace: &Namespace, name: &str) -> Result<Option<(SecretInfo, Vec<u8>)>>;
+
+    /// Forgets a secret. `false`: there was none.
+    async fn remove_secret(&self, namespace: &Namespace, name: &str, audit: Audit) -> Result<bool>;
+
     /// Remembers an issued certificate. `false`: its identity has been revoked, and the certificate must not be used.
     async fn put_certificate(&self, certificate: Certificate) -> Result<bool>;
 
@@ -633,8 +663,15 @@ pub trait Store: Send + Sync + 'static {
     async fn audit(&self, audience: &Audience, wanted: &ListAudit) -> Result<Vec<AuditLine>>;
 
     /// Deletes what has outlived its retention: idempotency keys (24 h), events, breakers, controllers and lost workers that
-    /// hold nothing (7 days), expired tokens and certificates.
+    /// hold nothing (7 days), lines of the audit log (a year), expired tokens and certificates.
     async fn sweep(&self) -> Result<()>;
+
+    /// Drops the oldest output and progress of a log until what is left has `most` bytes or less: about an eighth more than
+    /// necessary. Lifecycle records, notes and checkpoints stay. Returns how many bytes are left, before compression.
+    async fn cap_log(&self, task: TaskId, most: u64) -> Result<u64>;
+
+    /// Forgets tasks that ended at least this long ago, and their logs. Returns how many.
+    async fn forget_tasks(&self, ended_for: Duration) -> Result<u64>;
 
     /// Whether the store answers: for `/ready`.
     async fn ping(&self) -> Result<()>;
@@ -647,6 +684,9 @@ pub trait Store: Send + Sync + 'static {
 pub const KEY_RETENTION: Duration = Duration::from_secs(24 * 3600);
 /// How long system events are kept, and workers that have gone without a word.
 pub const EVENT_RETENTION: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// How long lines of the audit log are kept.
+pub const AUDIT_RETENTION: Duration = Duration::from_secs(366 * 24 * 3600);
 
 /// The order of claims: earlier is lower. One step of priority is worth one minute of waiting, so that nothing starves.
 pub fn score(not_before: Timestamp, priority: i32) -> i64 {

@@ -131,6 +131,11 @@ pub(super) fn bounds(text: Option<&str>) -> Result<WorkerBounds, Error> {
     text.map_or_else(|| Ok(WorkerBounds::default()), read)
 }
 
+/// Ids of tasks made before this instant are lower: their first 48 bits are milliseconds.
+pub(super) fn lowest_id(at: Timestamp) -> uuid::Uuid {
+    uuid::Uuid::from_u128(u128::try_from(at.0 / 1000).unwrap_or(0) << 80)
+}
+
 /// What is older than this has outlived its retention.
 pub(super) fn cutoff(now: Timestamp, retention: Duration) -> Timestamp {
     Timestamp(now.0.saturating_sub(i64::try_from(retention.as_micros()).unwrap_or(i64::MAX)))

@@ -16,6 +16,7 @@ mod load;
 mod metrics;
 pub mod outbox;
 mod pipes;
+mod redact;
 mod removal;
 mod roster;
 mod session;

@@ -259,6 +259,7 @@ mod tests {
             desired: Desired::Running,
             generation: 0,
             total_left_ms: None,
+            secrets: Vec::new(),
         }
     }
 

@@ -15,7 +15,9 @@ mod metrics_page;
 mod promises;
 mod redis;
 mod remote;
+mod retention;
 mod schema;
+mod secrets;
 #[path = "../support/servers/mod.rs"]
 mod servers;
 mod services;

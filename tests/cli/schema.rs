@@ -221,6 +221,10 @@ fn everything_printed_for_programs_is_in_the_schema() {
     let token = one("tokenCreated", &["token", "create", "--name", "ann"]);
     one("tokens", &["token", "list"]);
     one("audit", &["audit"]);
+    std::fs::write(mesh.env().work().join("value"), "hunter2-hunter2").expect("a file");
+    one("secret", &["secret", "set", "key", "--from-file", "value"]);
+    one("secrets", &["secret", "list"]);
+    one("secretRemoved", &["secret", "rm", "key"]);
     let guest = TestEnv::new();
     schema.check("joined", &guest.ado(["join", token["join"].as_str().expect("one"), "-o", "json"]).json());
     one("tokenRevoked", &["token", "revoke", token["id"].as_str().expect("an id")]);

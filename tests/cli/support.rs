@@ -71,7 +71,12 @@ impl TestEnv {
 
     /// Submits a task and returns its id.
     pub(crate) fn submit(&self, text: &str) -> String {
-        let ran = self.ado(["run", "--detach", text]);
+        self.submit_with(&[], text)
+    }
+
+    /// The same, with flags.
+    pub(crate) fn submit_with(&self, flags: &[&str], text: &str) -> String {
+        let ran = self.ado(["run", "--detach"].iter().chain(flags).chain(&[text]));
         ran.assert_code(0);
         ran.stdout().trim().to_owned()
     }

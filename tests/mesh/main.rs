@@ -18,5 +18,6 @@ mod failures;
 mod lists;
 mod metrics;
 mod queue;
+mod secrets;
 mod viewers;
 mod workers;

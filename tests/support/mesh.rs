@@ -173,6 +173,7 @@ fn config(dir: &tempfile::TempDir) -> Config {
         name: "played".into(),
         // Controllers that share a store in a test have one mesh.
         master_key: Some(MasterKey::from_setting(&"a5".repeat(32)).expect("a key")),
+        retention: controller::Retention::default(),
         local: Some(LocalIdentities { admin: dir.path().join("admin"), worker: dir.path().join("worker") }),
     }
 }

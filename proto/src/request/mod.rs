@@ -13,8 +13,8 @@ use crate::{DecodeError, Namespace, RequestId};
 
 pub use admin::{
     AuditLine, CreateToken, CreatedToken, Enrol, Enrolled, Events, EventsFrom, Hello, ListAudit, ListEvents,
-    ListTokens, Renew, Renewed, RevokeIdentity, RevokeToken, RevokedIdentity, SystemEvent, TokenInfo, Welcome,
-    WorkerBounds,
+    ListSecrets, ListTokens, RemoveSecret, Renew, Renewed, RevokeIdentity, RevokeToken, RevokedIdentity, SecretInfo,
+    SetSecret, SystemEvent, TokenInfo, Welcome, WorkerBounds,
 };
 pub use task::{
     CheckpointInfo, DeadOnes, DesiredSet, Detach, DetachedViewers, Follow, Following, GetTasks, ListTasks, PurgeDead,
@@ -207,6 +207,10 @@ requests! {
     ListEvents: 40/1, Read => Events;
     ListAudit: 45/1, Read => Vec<AuditLine>;
     ListControllers: 50/1, Read => Vec<ControllerInfo>;
+    // No value in 0-RTT data, which can be played again.
+    SetSecret: 46/1, Once => SecretInfo;
+    ListSecrets: 47/1, Read => Vec<SecretInfo>;
+    RemoveSecret: 48/1, Once => ();
     // Registers a start of the worker: a replay would bring back an old one.
     WorkerSession: 60/1, Once => WorkerAccepted;
     TaskOutput: 61/1, Read => OutputAccepted;

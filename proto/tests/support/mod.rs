@@ -134,6 +134,9 @@ fn requests(cases: &mut Vec<Case>) {
     request::<request::ListEvents>(cases);
     request::<request::ListAudit>(cases);
     request::<request::ListControllers>(cases);
+    request::<request::SetSecret>(cases);
+    request::<request::ListSecrets>(cases);
+    request::<request::RemoveSecret>(cases);
     request::<request::WorkerSession>(cases);
     request::<request::TaskOutput>(cases);
 }

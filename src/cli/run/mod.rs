@@ -47,6 +47,9 @@ pub(crate) struct Args {
     /// Set a variable of its environment (public: shown to whoever may see the task)
     #[arg(long, short, value_name = "NAME=VALUE", value_parser = values::pair)]
     env: Vec<(String, String)>,
+    /// Give it a secret (`ado secret set`), in the variable NAME in capitals or in this one
+    #[arg(long, value_name = "NAME[=VARIABLE]", value_parser = values::secret)]
+    secret: Vec<(String, String)>,
     /// Run it in this directory of the worker; default: here on this machine, a fresh directory elsewhere
     #[arg(long, value_name = "DIR")]
     cwd: Option<String>,
@@ -205,6 +208,7 @@ fn spec(args: &Args, config: &Config, local: bool) -> Result<TaskSpec, Error> {
         priority: args.priority,
         pool: args.pool.clone(),
         labels: args.label.iter().cloned().collect::<BTreeMap<_, _>>(),
+        secrets: args.secret.iter().cloned().collect(),
         agent,
     })
 }

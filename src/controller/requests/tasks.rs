@@ -1,5 +1,7 @@
 //! Requests about tasks.
 
+use std::collections::BTreeSet;
+
 use ado_proto::ids::{Reference, ReferenceError};
 use ado_proto::record::{self, Member};
 use ado_proto::request::{
@@ -11,6 +13,7 @@ use ado_proto::{Audience, GroupId, TaskId};
 use super::{Asked, info, unavailable};
 use crate::controller::dispatch;
 use crate::controller::fleet::want;
+use crate::controller::secrets;
 use crate::controller::session::event_of;
 use crate::queue::Word;
 use crate::scheduler::{Candidate, Demand};
@@ -129,6 +132,14 @@ impl Asked<'_> {
 
     pub(super) async fn submit(&self, request: Submit) -> Result<Vec<u8>, ErrorReply> {
         check_submit(&request)?;
+        let named: BTreeSet<_> = request.specs.iter().flat_map(|spec| spec.secrets.values()).collect();
+        if !named.is_empty() {
+            // A secret may be gone when the request comes again.
+            if let Some(answer) = self.replayed::<Submit>().await? {
+                return Ok(answer);
+            }
+            secrets::check(self.shared, &self.access.namespace, named).await?;
+        }
         let copies = request.copies as usize;
         let count = request.specs.len() * copies;
         let group = (count > 1).then(|| GroupId(self.shared.env.uuid()));
@@ -254,7 +265,7 @@ fn weight(spec: &TaskSpec) -> usize {
         Input::Text(text) => text.len(),
         Input::Argv(argv) => argv.iter().map(String::len).sum(),
     };
-    let pairs = spec.env.iter().chain(&spec.labels);
+    let pairs = spec.env.iter().chain(&spec.labels).chain(&spec.secrets);
     input + pairs.map(|(key, value)| key.len() + value.len()).sum::<usize>() + spec.cwd.as_ref().map_or(0, String::len)
 }
 

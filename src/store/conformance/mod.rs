@@ -374,6 +374,8 @@ suite! {
         unknown_records_are_kept
         the_first_offset_since_a_time
         an_ended_log_says_so
+        a_cap_drops_the_oldest_output_and_nothing_else
+        tasks_that_ended_long_ago_are_forgotten
         the_clock_never_goes_back;
     fleet:
         a_heartbeat_renews_what_is_held
@@ -401,6 +403,7 @@ suite! {
         the_audit_log_is_newest_first
         the_audit_log_is_searched
         workers_are_bound
+        secrets_have_versions_and_owners
         the_audit_log_says_why_nothing_was_done
         sweeping_deletes_what_has_outlived_its_retention
         the_store_answers;

@@ -6,7 +6,9 @@ use bytes::Bytes;
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, QueryBuilder, Row as _, query, raw_sql};
 
-use super::super::{Audit, Certificate, EVENT_RETENTION, Error, KEY_RETENTION, Key, Token, TokenRefusal, rules};
+use super::super::{
+    AUDIT_RETENTION, Audit, Certificate, EVENT_RETENTION, Error, KEY_RETENTION, Key, Token, TokenRefusal, rules,
+};
 use super::commit::{commit, remember};
 use super::error::Tried;
 use super::write::push_audit;
@@ -247,6 +249,7 @@ impl Postgres {
             ("DELETE FROM request WHERE at < $1", rules::cutoff(now, KEY_RETENTION)),
             ("DELETE FROM event WHERE at < $1", rules::cutoff(now, EVENT_RETENTION)),
             ("DELETE FROM breaker WHERE at < $1", rules::cutoff(now, EVENT_RETENTION)),
+            ("DELETE FROM audit WHERE at < $1", rules::cutoff(now, AUDIT_RETENTION)),
             ("DELETE FROM token WHERE expires_at <= $1", now),
             ("DELETE FROM certificate WHERE not_after <= $1", now),
             ("DELETE FROM controller WHERE seen_at < $1", rules::cutoff(now, EVENT_RETENTION)),

@@ -38,6 +38,7 @@ pub(super) fn spawn(start: &Start, hold: &Hold) -> Result<Pid, Failure> {
     };
     let mut command = Command::new(program);
     command.args(arguments).env_clear().envs(&start.env).current_dir(&start.cwd).stdin(Stdio::null());
+    command.envs(start.secrets.iter().map(|(name, value)| (name, value.expose())));
     match born(&mut command, hold) {
         Ok(agent) => Ok(agent),
         Err(error) if error.raw_os_error() == Some(NOT_HELD as i32) => Err(Failure::NotHeld),

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use ado_proto::Secret;
 use ado_proto::spec::{Containment, Exit, Limit};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -49,8 +50,10 @@ pub enum ToGuard {
 pub struct Start {
     /// Program and arguments; never empty.
     pub argv: Vec<String>,
-    /// The whole environment.
+    /// The environment, but for the secrets.
     pub env: BTreeMap<String, String>,
+    /// The rest of it.
+    pub secrets: BTreeMap<String, Secret>,
     /// Working directory.
     pub cwd: String,
     /// Longest running time, milliseconds; time frozen does not count.

@@ -186,6 +186,7 @@ mod tests {
         Start {
             argv: vec!["x".into()],
             env: BTreeMap::new(),
+            secrets: BTreeMap::new(),
             cwd: "/".into(),
             time_limit_ms: limit.map(|seconds| seconds * 1000),
             total_left_ms: None,

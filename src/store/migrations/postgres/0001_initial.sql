@@ -199,6 +199,18 @@ CREATE TABLE bound (
     bounds   text NOT NULL
 );
 
+-- `closed` is opened by a key that is not here.
+CREATE TABLE secret (
+    namespace  text   COLLATE "C" NOT NULL,
+    name       text   COLLATE "C" NOT NULL,
+    version    bigint NOT NULL,
+    owner      text   COLLATE "C" NOT NULL,
+    created_at bigint NOT NULL,
+    updated_at bigint NOT NULL,
+    closed     bytea  NOT NULL,
+    PRIMARY KEY (namespace, name)
+);
+
 CREATE TABLE certificate (
     serial    text   COLLATE "C" PRIMARY KEY,
     identity  text   COLLATE "C" NOT NULL,

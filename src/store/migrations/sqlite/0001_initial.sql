@@ -165,6 +165,18 @@ CREATE TABLE bound (
     bounds   TEXT NOT NULL
 ) STRICT;
 
+-- `closed` is opened by a key that is not here.
+CREATE TABLE secret (
+    namespace  TEXT    NOT NULL,
+    name       TEXT    NOT NULL,
+    version    INTEGER NOT NULL,
+    owner      TEXT    NOT NULL,
+    created_at INTEGER NOT NULL,
+    updated_at INTEGER NOT NULL,
+    closed     BLOB    NOT NULL,
+    PRIMARY KEY (namespace, name)
+) STRICT;
+
 CREATE TABLE certificate (
     serial    TEXT    PRIMARY KEY,
     identity  TEXT    NOT NULL,
