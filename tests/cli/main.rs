@@ -6,6 +6,7 @@ mod commands;
 mod completions;
 mod groups;
 mod inside;
+mod links;
 mod mesh;
 mod promises;
 mod redis;
