@@ -16,7 +16,7 @@ use super::values;
 use crate::agents;
 use crate::client;
 use crate::config::{ByteSize, Flags};
-use crate::gateway::{Gateway, readiness};
+use crate::gateway::{Gateway, page, readiness};
 use crate::local::{self, Role};
 use crate::net::{self, Addresses, Link, LinkConfig};
 use crate::tasks::Tasks;
@@ -54,7 +54,7 @@ pub(crate) struct Args {
     /// Offer these agents; default: all this build has
     #[arg(long, value_name = "NAME,…")]
     agents: Option<String>,
-    /// Serve health here, TCP
+    /// Serve health and metrics here, TCP
     #[arg(long, value_name = "IP:PORT")]
     http: Option<SocketAddr>,
     /// Let tasks go on this long once it is to stop
@@ -247,11 +247,13 @@ fn renewal(link: Link, tls: ClientTls, dir: PathBuf, app: &App) -> impl Future<O
 }
 
 async fn health(address: SocketAddr, handle: worker::Handle) -> Result<Gateway, Error> {
+    let counting = handle.clone();
+    let metrics = page(move || std::future::ready(counting.metrics()));
     let ready = readiness(move || {
         let ready = handle.is_ready();
         async move { if ready { Ok(()) } else { Err("not connected to a controller, or leaving".into()) } }
     });
-    let started = Gateway::start(address, ready).await;
+    let started = Gateway::start(address, ready, metrics).await;
     started.map_err(|error| Error::new(Kind::Local, format!("cannot serve health on {address}")).because(error))
 }
 

@@ -13,6 +13,7 @@ use super::authority::{Authority, IssueError};
 use super::commit::Committer;
 use super::fleet::Fleet;
 use super::hub::Hub;
+use super::metrics::{self, Metrics};
 use super::{Config, Error, Shared, dispatch, others, reaper, refusals, requests};
 use crate::env::Env;
 use crate::gateway;
@@ -164,7 +165,8 @@ pub async fn start_with(config: Config, parts: Parts, env: Env) -> Result<Handle
     let hub = Arc::new(Hub::new(others.clone()));
     let fleet = Arc::new(Fleet::new(config.timing.lease()));
     let committing = Tasks::new();
-    let committer = Committer::start(store.clone(), hub.clone(), fleet.clone(), &committing);
+    let metrics = Arc::new(Metrics::new());
+    let committer = Committer::start(store.clone(), hub.clone(), fleet.clone(), metrics.clone(), &committing);
     let advertise = match &config.advertise {
         given if given.is_empty() => server.addresses().iter().map(ToString::to_string).collect(),
         given => given.clone(),
@@ -178,6 +180,7 @@ pub async fn start_with(config: Config, parts: Parts, env: Env) -> Result<Handle
         hub,
         fleet,
         viewers: Arc::default(),
+        metrics,
         refusals: Arc::default(),
         authority,
         advertise: advertise.into(),
@@ -229,7 +232,12 @@ async fn serve_http(
             store.ping().await.map_err(|error| error.to_string())
         }
     });
-    gateway::Gateway::start(address, ready).await.map_err(|source| Error::Http { address, source })
+    let asked = shared.clone();
+    let metrics = gateway::page(move || {
+        let shared = asked.clone();
+        async move { metrics::scrape(&shared).await }
+    });
+    gateway::Gateway::start(address, ready, metrics).await.map_err(|source| Error::Http { address, source })
 }
 
 fn spawn_loops(shared: &Shared, config: &Config) {

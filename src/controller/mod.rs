@@ -16,6 +16,7 @@ mod follow;
 mod handle;
 mod hub;
 mod info;
+mod metrics;
 mod others;
 mod quiet;
 mod reaper;
@@ -44,6 +45,7 @@ use authority::Authority;
 use commit::Committer;
 use fleet::Fleet;
 use hub::Hub;
+use metrics::Metrics;
 use refusals::Refusals;
 use viewers::Viewers;
 
@@ -57,7 +59,7 @@ pub struct Config {
     pub dir: PathBuf,
     /// Addresses for QUIC; port 0 picks one.
     pub listen: Vec<SocketAddr>,
-    /// Address for HTTP (`/health`, `/ready`); `None` serves none.
+    /// Address for HTTP (`/health`, `/ready`, `/metrics`); `None` serves none.
     pub http: Option<SocketAddr>,
     /// `host:port` that join strings name; empty: the addresses listened on.
     pub advertise: Vec<String>,
@@ -138,6 +140,7 @@ struct Shared {
     hub: Arc<Hub>,
     fleet: Arc<Fleet>,
     viewers: Arc<Viewers>,
+    metrics: Arc<Metrics>,
     refusals: Arc<Refusals>,
     authority: Arc<Authority>,
     server: Arc<Server>,

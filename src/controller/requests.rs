@@ -20,6 +20,7 @@ use ado_proto::request::{
 };
 use bytes::Bytes;
 use tokio::time::Instant;
+use tracing::Instrument;
 
 use super::access::{self, Access};
 use super::{Shared, enrol, follow, info, session};
@@ -300,7 +301,8 @@ impl Asked<'_> {
         };
         let Some((request, promise)) = begin::<Follow, _>(&mut channel, answer).await? else { return Ok(()) };
         channel.tx.set_priority(if request.follow { Priority::Live } else { Priority::Bulk });
-        follow::serve(self.shared, &request, promise, &mut channel.tx).await
+        let span = tracing::info_span!("viewer", task = %request.task);
+        follow::serve(self.shared, &request, promise, &mut channel.tx).instrument(span).await
     }
 
     async fn open_follow(&self) -> Result<(ado_proto::request::Following, (Follow, follow::Promise)), ErrorReply> {
@@ -328,7 +330,8 @@ impl Asked<'_> {
         };
         let answer = self.judged(answer).await;
         let Some(opened) = begin::<WorkerSession, _>(&mut channel, answer).await? else { return Ok(()) };
-        session::serve(self.shared, self.connection, opened, channel).await
+        let span = tracing::info_span!("session", worker = opened.worker_name());
+        session::serve(self.shared, self.connection, opened, channel).instrument(span).await
     }
 
     async fn task_output(&self, mut channel: Channel) -> Result<(), net::Error> {
@@ -339,7 +342,8 @@ impl Asked<'_> {
         self.about(&format!("{} epoch {}", request.task.short(), request.epoch));
         let answer = self.judged(session::open_output(self.shared, &self.peer, &request).await).await;
         let Some(worker) = begin::<TaskOutput, _>(&mut channel, answer).await? else { return Ok(()) };
-        let served = session::serve_output(self.shared, worker, &request, channel).await;
+        let span = tracing::info_span!("output", task = %request.task, epoch = %request.epoch, %worker);
+        let served = session::serve_output(self.shared, worker, &request, channel).instrument(span).await;
         if let Err(net::Error::Protocol(broken)) = &served {
             self.refused(broken).await;
         }

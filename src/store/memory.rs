@@ -16,8 +16,8 @@ use bytes::Bytes;
 use super::batch::{self, Batch};
 use super::clock::Clock;
 use super::{
-    Audit, Certificate, Committed, EVENT_RETENTION, Find, KEY_RETENTION, Key, ListFilter, NewEvent, Page, Renewal,
-    Result, Row, Store, Token, TokenRefusal, Unit, Waiting, Worker, WorkerEvent, log, rules, score,
+    Audit, Backlog, Certificate, Committed, EVENT_RETENTION, Find, KEY_RETENTION, Key, ListFilter, NewEvent, Page,
+    Renewal, Result, Row, Store, Token, TokenRefusal, Unit, Waiting, Worker, WorkerEvent, log, rules, score,
 };
 use crate::env::Env;
 use crate::task::State;
@@ -244,6 +244,18 @@ impl Store for Memory {
         all.sort_by_key(place);
         all.truncate(limit);
         Ok(all)
+    }
+
+    async fn backlog(&self) -> Result<Vec<Backlog>> {
+        let mut all: BTreeMap<_, (u64, TaskId)> = BTreeMap::new();
+        for waiting in self.waiting(None, usize::MAX).await? {
+            let class = (waiting.namespace, waiting.pool, waiting.agent);
+            let (tasks, oldest) = all.entry(class).or_insert((0, waiting.id));
+            *tasks += 1;
+            *oldest = waiting.id.min(*oldest);
+        }
+        let backlog = |((namespace, pool, agent), (tasks, oldest))| Backlog { namespace, pool, agent, tasks, oldest };
+        Ok(all.into_iter().map(backlog).collect())
     }
 
     async fn expired(&self, before: Timestamp, limit: usize) -> Result<Vec<Row>> {

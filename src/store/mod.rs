@@ -276,6 +276,21 @@ pub struct Waiting {
     pub agent: String,
 }
 
+/// What waits of one kind: queued tasks that are wanted running and may be claimed together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Backlog {
+    /// Where they live.
+    pub namespace: Namespace,
+    /// Which workers may take them.
+    pub pool: String,
+    /// Which agent they need.
+    pub agent: String,
+    /// How many there are, due or not.
+    pub tasks: u64,
+    /// The lowest id, which was submitted first.
+    pub oldest: TaskId,
+}
+
 /// A lease renewal's result.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Renewal {
@@ -400,6 +415,9 @@ pub trait Store: Send + Sync + 'static {
 
     /// Queued tasks that are wanted running, due or not, by [`score`] and id; those after a place in this order.
     async fn waiting(&self, after: Option<(i64, TaskId)>, limit: usize) -> Result<Vec<Waiting>>;
+
+    /// How much of each kind [`Store::waiting`] has to tell, in order of namespace, pool and agent.
+    async fn backlog(&self) -> Result<Vec<Backlog>>;
 
     /// Held tasks whose lease ended before `before`.
     async fn expired(&self, before: Timestamp, limit: usize) -> Result<Vec<Row>>;

@@ -8,6 +8,8 @@ mod groups;
 mod inside;
 mod links;
 mod mesh;
+#[path = "../support/metrics.rs"]
+mod metrics_page;
 mod promises;
 mod redis;
 mod remote;

@@ -155,7 +155,7 @@ fn config(dir: &tempfile::TempDir) -> Config {
     Config {
         dir: dir.path().join("controller"),
         listen: vec![(std::net::Ipv4Addr::LOCALHOST, 0).into()],
-        http: None,
+        http: Some((std::net::Ipv4Addr::LOCALHOST, 0).into()),
         advertise: Vec::new(),
         timing: TIMING,
         policy: ado::task::Policy::default(),

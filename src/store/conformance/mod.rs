@@ -345,6 +345,7 @@ suite! {
         lists_are_of_groups_and_names
         claims_come_in_order_of_score
         what_shall_run_waits_whether_due_or_not
+        what_waits_is_counted_by_kind
         a_record_nobody_could_read_again_is_refused
         rows_come_back_whole;
     logs:

@@ -40,8 +40,8 @@ use tokio::time::Instant;
 use self::clock::Clock;
 use self::error::Tried;
 use super::{
-    Audit, Certificate, Committed, Error, Find, Key, ListFilter, NewEvent, Page, Renewal, Result, Row, Store, Token,
-    TokenRefusal, Unit, Waiting, Worker, WorkerEvent, rules,
+    Audit, Backlog, Certificate, Committed, Error, Find, Key, ListFilter, NewEvent, Page, Renewal, Result, Row, Store,
+    Token, TokenRefusal, Unit, Waiting, Worker, WorkerEvent, rules,
 };
 use crate::env::Env;
 
@@ -323,6 +323,10 @@ impl Store for Postgres {
 
     async fn waiting(&self, after: Option<(i64, TaskId)>, limit: usize) -> Result<Vec<Waiting>> {
         self.call(self.waiting_after(after, limit)).await
+    }
+
+    async fn backlog(&self) -> Result<Vec<Backlog>> {
+        self.call(self.waiting_of_each()).await
     }
 
     async fn expired(&self, before: Timestamp, limit: usize) -> Result<Vec<Row>> {

@@ -27,8 +27,8 @@ use tokio::sync::{Mutex, MutexGuard};
 
 use super::clock::Clock;
 use super::{
-    Audit, Certificate, Committed, Error, Find, Key, ListFilter, NewEvent, Page, Renewal, Result, Row, Store, Token,
-    TokenRefusal, Unit, Waiting, Worker, WorkerEvent, rules,
+    Audit, Backlog, Certificate, Committed, Error, Find, Key, ListFilter, NewEvent, Page, Renewal, Result, Row, Store,
+    Token, TokenRefusal, Unit, Waiting, Worker, WorkerEvent, rules,
 };
 use crate::env::Env;
 
@@ -203,6 +203,10 @@ impl Store for Sqlite {
 
     async fn waiting(&self, after: Option<(i64, TaskId)>, limit: usize) -> Result<Vec<Waiting>> {
         self.waiting_after(after, limit).await
+    }
+
+    async fn backlog(&self) -> Result<Vec<Backlog>> {
+        self.waiting_of_each().await
     }
 
     async fn expired(&self, before: Timestamp, limit: usize) -> Result<Vec<Row>> {
