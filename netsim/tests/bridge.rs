@@ -1,14 +1,16 @@
 //! Namespaces over a link, with the kernel's own UDP and TCP: `ADO_TEST=full`, root, Linux.
 
 #![cfg(target_os = "linux")]
+#![expect(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns};
+use tokio::time::Instant;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 

@@ -3,6 +3,8 @@
 //! What would break that is taken out here: quinn's own chance is seeded, connection ids are counted, and the certificate's
 //! key is Ed25519, whose signatures are all of one size. The rest of TLS draws bytes, which are never of another size.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
+
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
