@@ -6,7 +6,6 @@ mod commands;
 mod completions;
 mod groups;
 mod inside;
-mod links;
 mod mesh;
 #[path = "../support/metrics.rs"]
 mod metrics_page;
