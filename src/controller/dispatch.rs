@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use ado_proto::record::Desired;
 use ado_proto::session::Assignment;
-use ado_proto::{Audience, TaskId, Timestamp};
+use ado_proto::{Audience, Incarnation, TaskId, Timestamp, WorkerId};
 use tokio::time::Instant;
 
 use super::Shared;
@@ -246,9 +246,10 @@ async fn claim(shared: &Shared, fleet: Vec<Candidate>, class: &Class, hints: Vec
     // Before the decisions: what is not due by this time was not due for them, or is tried again at once.
     let Ok(now) = shared.store.now().await else { return };
     let fleet = Arc::new(Mutex::new(fleet));
+    let starts = Arc::new(shared.fleet.starts());
     // Leases of this commit begin after this.
     let begun = Instant::now();
-    let changes = hints.iter().map(|hint| claim_one(shared, hint.task, fleet.clone())).collect();
+    let changes = hints.iter().map(|hint| claim_one(shared, hint.task, fleet.clone(), starts.clone())).collect();
     let outcomes = match shared.committer.commit(Unit { changes, once: None, audit: None }).await {
         Ok(Committed::Done(outcomes, _)) => outcomes,
         Ok(_) => return,
@@ -280,7 +281,12 @@ async fn claim(shared: &Shared, fleet: Vec<Candidate>, class: &Class, hints: Vec
     }
 }
 
-fn claim_one(shared: &Shared, id: TaskId, fleet: Arc<Mutex<Vec<Candidate>>>) -> Change {
+fn claim_one(
+    shared: &Shared,
+    id: TaskId,
+    fleet: Arc<Mutex<Vec<Candidate>>>,
+    starts: Arc<BTreeMap<WorkerId, Incarnation>>,
+) -> Change {
     let (policy, lease) = (shared.policy, shared.timing.lease());
     let decide = move |row: &Row, now| {
         if !store::is_claimable(&row.task, now) {
@@ -290,6 +296,8 @@ fn claim_one(shared: &Shared, id: TaskId, fleet: Arc<Mutex<Vec<Candidate>>>) -> 
         let chosen = scheduler::place(&mut fleet, &Demand::of(&row.task.namespace, &row.task.spec));
         let chosen = chosen.ok_or(Refusal::NotClaimable)?;
         let (worker, name) = (chosen.id, chosen.name.clone());
+        // It has left since.
+        let incarnation = *starts.get(&worker).ok_or(Refusal::NotClaimable)?;
         let command = Command::Claim { worker: Holder { id: worker, name: name.clone() } };
         let decision = task::decide(&row.task, command, now, &policy, 0.0)?;
         let event = NewEvent {
@@ -299,7 +307,7 @@ fn claim_one(shared: &Shared, id: TaskId, fleet: Arc<Mutex<Vec<Candidate>>>) -> 
             worker: Some(worker),
             text: format!("{} to {name}, attempt {}", id.short(), decision.task.attempt()),
         };
-        let lease = Lease { worker, incarnation: None, expires_at: now.after(lease) };
+        let lease = Lease { worker, incarnation, is_known: false, expires_at: now.after(lease) };
         Ok(Write {
             row: Row { task: decision.task, lease: Some(lease) },
             records: decision.records,
@@ -326,5 +334,5 @@ pub(super) fn assign(shared: &Shared, row: &Row, left: Duration) {
         desired: task.desired,
         generation: task.generation,
     };
-    shared.fleet.tell(lease.worker, assignment);
+    shared.fleet.tell(lease.worker, lease.incarnation, assignment);
 }

@@ -193,7 +193,8 @@ mod tests {
             self.now = self.now.after(Duration::from_secs(1));
             self.row.task = task::decide(&self.row.task, command, self.now, &Policy::default(), 0.99).unwrap().task;
             let expires_at = self.now.after(Duration::from_secs(15));
-            let lease = Lease { worker: BOX, incarnation: None, expires_at };
+            let lease =
+                Lease { worker: BOX, incarnation: Incarnation(Uuid::from_u128(1)), is_known: false, expires_at };
             self.row.lease = self.row.task.is_held().then_some(lease);
             self
         }

@@ -146,7 +146,7 @@ impl Asked<'_> {
             outcomes.into_iter().filter_map(applied).partition(|row| row.lease.is_some());
         for row in &held {
             if let Some(lease) = &row.lease {
-                self.shared.fleet.tell(lease.worker, want(&row.task));
+                self.shared.fleet.tell(lease.worker, lease.incarnation, want(&row.task));
             }
         }
         dispatch::give_hints(self.shared, &free).await;
