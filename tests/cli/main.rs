@@ -7,6 +7,8 @@ mod completions;
 mod groups;
 mod inside;
 mod mesh;
+#[path = "../support/processes.rs"]
+mod processes;
 mod promises;
 mod redis;
 mod remote;
