@@ -8,10 +8,14 @@
 
 #![cfg(unix)]
 
+mod evidence;
 mod faults;
 mod mesh;
 #[path = "../support/oracle/mod.rs"]
 mod oracle;
+#[path = "../support/processes.rs"]
+mod processes;
+mod promises;
 #[path = "../support/relay.rs"]
 mod relay;
 mod run;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
+use crate::processes::{is_frozen, marked};
 use crate::relay::Relay;
 use crate::servers::postgres::Cluster;
 use crate::servers::redis::Redis;
@@ -150,6 +152,8 @@ impl Mesh {
     /// Servers, controllers and a user of them; no worker yet. `None`: skip the test.
     pub(crate) async fn start(size: Size, small_disk: Option<&str>) -> Option<Self> {
         let dir = tempfile::Builder::new().prefix("ado-chaos-").tempdir().expect("a folder");
+        // The database is somebody else's when we are root.
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o711)).expect("it is ours");
         let folder = |name: &str| {
             let path = dir.path().join(name);
             fs::create_dir_all(&path).expect("a folder");
@@ -233,7 +237,10 @@ impl Mesh {
     /// A user's command.
     pub(crate) fn command(&self, args: &[&str]) -> Command {
         let mut command = command(&self.path("user"), args);
-        command.env("ADO_CONTEXT", "remote");
+        // Before it is joined there is no such mesh.
+        if args[0] != "join" {
+            command.env("ADO_CONTEXT", "remote");
+        }
         command
     }
 
@@ -314,13 +321,13 @@ impl Mesh {
 
     /// Processes that agents started, however deep.
     pub(crate) fn agents(&self) -> Vec<i32> {
-        let entries = fs::read_dir("/proc").expect("/proc").flatten();
-        let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-        let carries = |pid: &i32| {
-            let environ = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-            environ.split(|byte| *byte == 0).any(|variable| variable == self.marker.as_bytes())
-        };
-        pids.filter(carries).collect()
+        marked(&self.marker)
+    }
+
+    /// Whether there are agents, and none of them can do anything.
+    pub(crate) fn are_frozen(&self) -> bool {
+        let agents = self.agents();
+        !agents.is_empty() && agents.into_iter().all(is_frozen)
     }
 
     /// A session of the user's, in this process.

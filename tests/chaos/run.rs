@@ -6,21 +6,19 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use ado::client::Client;
-use ado::store::{Postgres, Store};
-use ado_proto::record::{Body, Outcome, Record, decode_all};
-use ado_proto::request::{StartAt, Submit};
+use ado_proto::record::{Body, Outcome, Record};
+use ado_proto::request::Submit;
 use ado_proto::spec::{Input, TaskSpec};
-use ado_proto::{Offset, RequestId, TaskId};
-use futures_util::StreamExt as _;
+use ado_proto::{RequestId, TaskId};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use sqlx::postgres::PgConnectOptions;
-use sqlx::{ConnectOptions, Connection, PgConnection, Row as _};
+use sqlx::{Connection, Row as _};
 use tokio::time::Instant;
 
+use crate::evidence::{Sources, database, notes};
 use crate::faults::{Dice, Fault, Menu, Part, Planned, schedule};
 use crate::mesh::{Mesh, Size};
-use crate::oracle::{AGENT, Evidence, Journal, View, judge, judge_submissions};
+use crate::oracle::{AGENT, View, judge, judge_submissions};
 use crate::relay::{Way, Whose};
 use crate::view::Viewer;
 
@@ -371,43 +369,29 @@ impl Run {
         }
         self.finish_viewing().await;
         findings.append(&mut self.findings);
-        let mut database = database(&self.mesh).await.expect("it is there");
-        let there = sqlx::query("SELECT id FROM ado.task ORDER BY id").fetch_all(&mut database).await.expect("tasks");
-        let there: Vec<_> = there.iter().map(|row| TaskId(row.get(0))).collect();
+        let mut sources = Sources::of(&self.mesh).await;
+        let there = sources.tasks().await;
         let accepted = std::mem::take(&mut *self.accepted.lock().expect("nobody panics"));
         findings.extend(judge_submissions(&accepted.answers, &accepted.repeated, &there));
-        let client = self.mesh.client(Duration::from_secs(60));
-        let logs = futures_util::stream::iter(there.iter().copied());
-        let logs: Vec<_> = logs.map(|task| read(client.clone(), task)).buffered(16).collect().await;
-        let url = self.mesh.postgres.url("postgres");
-        let store = Postgres::open(&url, self.mesh.env.clone()).await.expect("a store");
         let mut tally = Tally::default();
-        for (place, (task, log)) in there.iter().zip(logs).enumerate() {
-            let log = match log {
-                Ok(log) => log,
+        for (place, task) in there.iter().enumerate() {
+            let mut evidence = match sources.gather(&self.mesh, *task).await {
+                Ok(evidence) => evidence,
                 Err(error) => {
                     findings.push(format!("{task}: its log cannot be read: {error}"));
                     continue;
                 }
             };
-            tally.count(&log);
-            let row = store.row(*task).await.expect("a row").map(|row| row.task);
-            let survived = if place % FINAL_OF == 0 { Some(self.survived(*task).await) } else { None };
-            let notes = std::fs::read_to_string(self.mesh.path("notes").join(task.to_string())).unwrap_or_default();
-            let evidence = Evidence {
-                task: *task,
-                stored: stored(&mut database, *task).await,
-                rows: row.zip(fold(*task, &log)),
-                journal: Journal::read(&task.to_string(), &notes),
-                views: self.views.remove(task).unwrap_or_default(),
-                survived,
-                unguarded: self.unguarded.contains(&task.to_string()),
-                log,
-            };
+            evidence.views = self.views.remove(task).unwrap_or_default();
+            evidence.unguarded = self.unguarded.contains(&task.to_string());
+            if place % FINAL_OF == 0 {
+                evidence.survived = Some(self.survived(*task).await);
+            }
+            tally.count(&evidence.log);
             tally.views += evidence.views.len();
             let found = judge(&evidence);
             if !found.is_empty() {
-                let mut text = format!("{notes}\n");
+                let mut text = notes(&self.mesh, *task) + "\n";
                 for record in &evidence.log {
                     writeln!(text, "{record:?}").expect("text");
                 }
@@ -415,7 +399,7 @@ impl Run {
             }
             findings.extend(found.into_iter().map(|found| format!("{task}: {found}")));
         }
-        store.close().await;
+        sources.close().await;
         let submissions = accepted.answers.len();
         let report = format!(
             "{} tasks in {submissions} submissions ({} tries, {} said twice on purpose): {tally:?}",
@@ -504,13 +488,6 @@ async fn insist(client: &Client, request: &Submit, id: RequestId, accepted: &Mut
     }
 }
 
-async fn database(mesh: &Mesh) -> sqlx::Result<PgConnection> {
-    let options: PgConnectOptions = mesh.postgres.url("postgres").parse().expect("a URL");
-    let options = options.disable_statement_logging();
-    let connect = options.connect();
-    tokio::time::timeout(Duration::from_secs(5), connect).await.unwrap_or(Err(sqlx::Error::PoolTimedOut))
-}
-
 /// How many tasks are not over, and how much there is of everything: it changes while anything moves.
 async fn left(mesh: &Mesh) -> sqlx::Result<(i64, i64)> {
     let mut database = database(mesh).await?;
@@ -518,44 +495,4 @@ async fn left(mesh: &Mesh) -> sqlx::Result<(i64, i64)> {
     let row = sqlx::query(count).fetch_one(&mut database).await?;
     database.close().await?;
     Ok((row.get(0), row.get(1)))
-}
-
-/// As every viewer reads it.
-async fn read(client: Client, task: TaskId) -> Result<Vec<Record>, String> {
-    let mut stream = client.follow(task, StartAt::Offset(Offset(0)), false);
-    let mut log = Vec::new();
-    while let Some(step) = stream.next().await {
-        match step.map_err(|error| error.to_string())? {
-            ado::client::Step::Record(record) => log.push(record),
-            ado::client::Step::Reset { .. } => return Err("the log was reset".into()),
-            _ => {}
-        }
-    }
-    Ok(log)
-}
-
-/// Straight from the tables.
-async fn stored(database: &mut PgConnection, task: TaskId) -> Vec<Record> {
-    let lifecycle = "SELECT record FROM ado.lifecycle WHERE task = $1";
-    let chunks = "SELECT format, bytes, data FROM ado.chunk WHERE task = $1";
-    let mut records = Vec::new();
-    for row in sqlx::query(lifecycle).bind(task.0).fetch_all(&mut *database).await.expect("records") {
-        records.extend(decode_all(row.get::<Vec<u8>, _>(0).into()).expect("a record"));
-    }
-    for row in sqlx::query(chunks).bind(task.0).fetch_all(&mut *database).await.expect("chunks") {
-        let (format, bytes, data): (i16, i64, Vec<u8>) = (row.get(0), row.get(1), row.get(2));
-        let bytes = usize::try_from(bytes).expect("a length");
-        let plain = if format == 0 { data } else { lz4_flex::block::decompress(&data, bytes).expect("a chunk") };
-        records.extend(decode_all(plain.into()).expect("records"));
-    }
-    records.sort_by_key(|record| record.offset);
-    records
-}
-
-/// The product's own fold.
-fn fold(id: TaskId, log: &[Record]) -> Option<ado::task::Task> {
-    let (first, rest) = log.split_first()?;
-    let mut task = ado::task::Task::begin(id, first).ok()?;
-    rest.iter().try_for_each(|record| task.apply(record)).ok()?;
-    Some(task)
 }
