@@ -1,4 +1,5 @@
-//! What ado says about itself, on stderr: a line an event, filtered by `--log-level` or `ADO_LOG`.
+//! What ado says about itself, on stderr: a line an event, filtered by `--log-level` or `ADO_LOG`; with
+//! `ADO_LOG_FORMAT=json` a line of JSON.
 
 use std::io::IsTerminal;
 
@@ -12,13 +13,34 @@ use tracing_subscriber::filter::LevelFilter;
 pub fn init(default: &str, flag: Option<&str>) -> Result<(), String> {
     let given = flag.map(str::to_owned).or_else(|| std::env::var("ADO_LOG").ok().filter(|text| !text.is_empty()));
     let text = given.unwrap_or_else(|| format!("ado={default},warn"));
-    let filter = filter(&text)?;
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .init();
+    let format = format(std::env::var(FORMAT).ok().as_deref())?;
+    let log = tracing_subscriber::fmt().with_env_filter(filter(&text)?).with_writer(std::io::stderr);
+    match format {
+        Format::Text => log.with_ansi(std::io::stderr().is_terminal()).init(),
+        Format::Json => log.json().flatten_event(true).with_current_span(false).init(),
+    }
     Ok(())
+}
+
+/// The name of the variable that says how a line looks.
+const FORMAT: &str = "ADO_LOG_FORMAT";
+
+/// How a line looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Format {
+    /// For people.
+    Text,
+    /// For programs: an object with `timestamp`, `level`, `target`, `message`, what else there is to say, and `spans`,
+    /// which tell the worker, the task and the epoch it is about.
+    Json,
+}
+
+fn format(given: Option<&str>) -> Result<Format, String> {
+    match given {
+        None | Some("" | "text") => Ok(Format::Text),
+        Some("json") => Ok(Format::Json),
+        Some(other) => Err(format!("{FORMAT}: `{other}` is no format of a log: write text or json")),
+    }
 }
 
 /// A bare word is a level: the name of a target alone would silence all others without a word.
@@ -33,6 +55,14 @@ fn filter(text: &str) -> Result<EnvFilter, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn formats() {
+        assert_eq!([None, Some(""), Some("text"), Some("json")].map(format).map(Result::unwrap), {
+            [Format::Text, Format::Text, Format::Text, Format::Json]
+        });
+        assert!(format(Some("xml")).unwrap_err().contains("`xml` is no format of a log"));
+    }
 
     #[test]
     fn filters() {

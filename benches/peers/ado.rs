@@ -214,6 +214,7 @@ async fn idle_worker_kib(count: u32) -> Result<f64, Failure> {
         name: None,
         uses: None,
         ttl_ms: PATIENCE.as_millis() as u64 * 10,
+        bounds: Default::default(),
     };
     let join: JoinString = client.create_token(&token).await?.join.parse()?;
     // What the first of them needs once is not what each needs.

@@ -52,6 +52,12 @@ pub enum Error {
     /// Text that is no hash of a CA key.
     #[error("`{0}` is no CA hash: it has 64 hexadecimal digits")]
     BadPin(String),
+    /// Text that is no master key.
+    #[error(
+        "a master key is 32 random bytes in base64 or hexadecimal, or the absolute path of a file with them: make one with \
+         `openssl rand -base64 32`"
+    )]
+    BadMasterKey,
     /// Text that is no join string.
     #[error(
         "bad join string: {0}; it looks like ado1:<host:port,...>:<64 hexadecimal digits>:<secret>, all of one piece"

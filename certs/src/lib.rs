@@ -5,9 +5,12 @@
 //! travel. TLS checks chains on full handshakes only, so [`verify_peer`] is the gate of every connection: it also sees
 //! resumed ones.
 //!
+//! What a shared store keeps for the mesh is closed under a [`MasterKey`] that lies elsewhere: see [`envelope`].
+//!
 //! Must never know: tasks, sockets, storage other than its own key files.
 
 mod ca;
+pub mod envelope;
 mod error;
 mod files;
 mod identity;
@@ -20,6 +23,7 @@ mod sessions;
 mod tls;
 
 pub use ca::{Ca, Issued};
+pub use envelope::MasterKey;
 pub use error::Error;
 pub use files::{create_folder as create_private_folder, replace as write_private};
 pub use identity::{Identity, KeyRequest};

@@ -1,13 +1,33 @@
-//! A network in memory, behind quinn's socket and runtime traits: hosts, links with delay and loss, blackouts.
+//! Networks that misbehave: one engine, and forms in which programs meet it.
 //!
-//! Time is tokio's, which a test can pause: hours then pass in no time. What happens to a packet is a function of the
-//! seed, its link and its place on that link, so a change on one link disturbs no other.
+//! The engine ([`Link`] for a direction, [`Path`] for both and a [`Scenario`] over time, [`nat::Table`] for addresses) is
+//! pure: it takes packets with a time and says when which copies come out. What happens to a packet is a function of the
+//! seed, its link and its place on that link, so a run replays, and a change on one link disturbs no other.
+//!
+//! - *Virtual*: [`Network`] and [`Runtime`] behind quinn's socket and runtime traits. Time is tokio's, which a test can
+//!   pause: hours then pass in no time.
+//! - *Proxy*: [`proxy::Proxy`], and `netsim proxy`: relays for real processes.
 //!
 //! Must never know: what the packets say.
 
+pub mod command;
+pub mod link;
+pub mod nat;
 mod network;
+pub mod path;
+pub mod profile;
+pub mod proxy;
+mod random;
+pub mod record;
 mod runtime;
+pub mod scenario;
 mod socket;
+mod units;
 
+pub use command::{Command, Edge, Way};
+pub use link::{Conditions as LinkConditions, Link};
 pub use network::{Conditions, Host, Network};
+pub use path::Path;
+pub use profile::Profile;
 pub use runtime::Runtime;
+pub use scenario::Scenario;

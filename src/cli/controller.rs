@@ -67,7 +67,7 @@ pub(crate) async fn run(global: Global, args: Args) -> Result<u8, Error> {
         None if args.local => app.home.dir(Role::Controller),
         None => app.home.by_hand(Role::Controller),
     };
-    let _lock = own(&dir, Role::Controller).await?;
+    let lock = own(&dir, Role::Controller).await?;
     let handle = controller::start(config(&app, &dir, args.local), app.env.clone()).await.map_err(cannot_start)?;
     if args.local {
         announce(&app, &handle)?;
@@ -77,6 +77,7 @@ pub(crate) async fn run(global: Global, args: Args) -> Result<u8, Error> {
     tokio::select! {
         biased;
         signal = signals.next() => tracing::info!(?signal, "stopping"),
+        () = lock.displaced(), if args.local => tracing::warn!("its directory was removed: stopping"),
         () = local::supervise(app.home.clone(), &[Role::Worker]), if args.local => {}
     }
     handle.stop().await;

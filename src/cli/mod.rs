@@ -3,6 +3,7 @@
 //! Data goes to stdout, everything else to stderr. Must never know: SQL, kube, Redis, QUIC.
 
 mod attach;
+mod audit;
 mod bench;
 mod cancel;
 mod columns;
@@ -71,7 +72,7 @@ const GROUPS: [(&str, &[&str]); 6] = [
     ("Steer", &["pause", "resume", "detach", "cancel"]),
     ("Look", &["list", "status", "events", "workers", "top", "bench"]),
     ("From inside a task", &["task"]),
-    ("Machines", &["up", "down", "controller", "worker", "join", "token"]),
+    ("Machines", &["up", "down", "controller", "worker", "join", "token", "audit"]),
     ("Set up", &["config", "completions", "man", "schema"]),
 ];
 
@@ -166,6 +167,7 @@ enum Command {
     Worker(worker::Args),
     Join(join::Args),
     Token(token::Args),
+    Audit(audit::Args),
     Config(config::Args),
     Bench(bench::Args),
     Completions(completions::Args),
@@ -277,6 +279,7 @@ impl Cli {
             Command::Worker(args) => worker::run(global, args).await,
             Command::Join(args) => join::run(global, args).await,
             Command::Token(args) => token::run(global, args).await,
+            Command::Audit(args) => audit::run(global, args).await,
             Command::Config(args) => config::run(global, args),
             Command::Bench(args) => bench::run(global, args).await,
             Command::Completions(args) => completions::run(&args),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ado_proto::request::{CreateToken, TokenInfo};
+use ado_proto::request::{CreateToken, TokenInfo, WorkerBounds};
 use ado_proto::{Namespace, Principal, Role, Timestamp};
 use serde_json::{Value, json};
 
@@ -24,6 +24,9 @@ pub(crate) struct Args {
 #[derive(Debug, clap::Subcommand)]
 enum Command {
     /// Make a token and print its join string: the only time it is shown
+    #[command(
+        after_help = "What --pool, --agent, --label and --max-slots do not limit, a worker says freely of itself.\n\nExample:\n  ado token create --role worker --pool gpu --agent shell --max-slots 8"
+    )]
     Create(Create),
     /// List tokens, without their secrets
     List,
@@ -56,6 +59,18 @@ struct Create {
     /// Good for this long (30m, 24h, 30d)
     #[arg(long, value_name = "DURATION", value_parser = values::duration, default_value = "24h")]
     ttl: Duration,
+    /// A worker may belong to this pool only; give it again for more
+    #[arg(long, value_name = "NAME")]
+    pool: Vec<String>,
+    /// A worker may offer this agent only; give it again for more
+    #[arg(long, value_name = "NAME")]
+    agent: Vec<String>,
+    /// A worker may carry this label only; give it again for more
+    #[arg(long, value_name = "NAME=VALUE", value_parser = values::pair)]
+    label: Vec<(String, String)>,
+    /// A worker may run at most this many tasks at a time
+    #[arg(long, value_name = "N")]
+    max_slots: Option<u32>,
 }
 
 pub(crate) async fn run(global: Global, args: Args) -> Result<u8, Error> {
@@ -70,6 +85,12 @@ pub(crate) async fn run(global: Global, args: Args) -> Result<u8, Error> {
                 name: create.name,
                 uses: (!create.unlimited).then_some(create.uses),
                 ttl_ms: u64::try_from(create.ttl.as_millis()).unwrap_or(u64::MAX),
+                bounds: WorkerBounds {
+                    pools: create.pool,
+                    agents: create.agent,
+                    labels: create.label.into_iter().collect(),
+                    max_slots: create.max_slots,
+                },
             };
             let token = session.client.create_token(&request).await?;
             let json = json!({ "id": token.id, "join": token.join, "expiresAt": rfc3339(token.expires_at) });
@@ -105,6 +126,12 @@ fn to_json(token: &TokenInfo) -> Value {
         "createdAt": rfc3339(token.created_at),
         "expiresAt": rfc3339(token.expires_at),
         "createdBy": token.created_by,
+        "bounds": {
+            "pools": token.bounds.pools,
+            "agents": token.bounds.agents,
+            "labels": token.bounds.labels,
+            "maxSlots": token.bounds.max_slots,
+        },
     })
 }
 
@@ -137,6 +164,7 @@ mod tests {
             created_at: Timestamp(0),
             expires_at: Timestamp(86_400_123_456),
             created_by: "admin/ann".into(),
+            bounds: WorkerBounds::default(),
         };
         assert_eq!(
             table(&[token]),

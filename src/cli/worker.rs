@@ -16,7 +16,7 @@ use super::values;
 use crate::agents;
 use crate::client;
 use crate::config::{ByteSize, Flags};
-use crate::gateway::{Gateway, readiness};
+use crate::gateway::{Gateway, page, readiness};
 use crate::local::{self, Role};
 use crate::net::{self, Addresses, Link, LinkConfig};
 use crate::tasks::Tasks;
@@ -54,7 +54,7 @@ pub(crate) struct Args {
     /// Offer these agents; default: all this build has
     #[arg(long, value_name = "NAME,…")]
     agents: Option<String>,
-    /// Serve health here, TCP
+    /// Serve health and metrics here, TCP
     #[arg(long, value_name = "IP:PORT")]
     http: Option<SocketAddr>,
     /// Let tasks go on this long once it is to stop
@@ -76,7 +76,7 @@ pub(crate) async fn run(global: Global, args: Args) -> Result<u8, Error> {
     }
     local::prepare(&app.home)?;
     let place = Place::of(&app, args.local);
-    let _lock = own(&place.lock, Role::Worker).await?;
+    let lock = own(&place.lock, Role::Worker).await?;
     // The work directory has one user, whichever kind of worker that is.
     let _work = if place.work == place.lock { None } else { Some(own(&place.work, Role::Worker).await?) };
     let tasks = Tasks::new();
@@ -104,6 +104,7 @@ pub(crate) async fn run(global: Global, args: Args) -> Result<u8, Error> {
         biased;
         signal = signals.next() => tracing::info!(?signal, "stopping"),
         why = handle.sent_away() => sent_away = Some(why),
+        () = lock.displaced(), if args.local => tracing::warn!("its directory was removed: stopping"),
         () = local::supervise(app.home.clone(), &[Role::Controller]), if args.local => {}
     }
     tokio::select! {
@@ -246,11 +247,13 @@ fn renewal(link: Link, tls: ClientTls, dir: PathBuf, app: &App) -> impl Future<O
 }
 
 async fn health(address: SocketAddr, handle: worker::Handle) -> Result<Gateway, Error> {
+    let counting = handle.clone();
+    let metrics = page(move || std::future::ready(counting.metrics()));
     let ready = readiness(move || {
         let ready = handle.is_ready();
         async move { if ready { Ok(()) } else { Err("not connected to a controller, or leaving".into()) } }
     });
-    let started = Gateway::start(address, ready).await;
+    let started = Gateway::start(address, ready, metrics).await;
     started.map_err(|error| Error::new(Kind::Local, format!("cannot serve health on {address}")).because(error))
 }
 

@@ -13,9 +13,9 @@ use std::time::Duration;
 use ado_certs::{ClientTls, Clock, Identity, JoinString, KeyRequest};
 use ado_proto::record::Desired;
 use ado_proto::request::{
-    CreateToken, CreatedToken, DesiredSet, Detach, DetachedViewers, Enrol, Events, GetTasks, Hello, ListEvents,
-    ListTasks, ListTokens, ListWorkers, Request, RevokeIdentity, RevokeToken, RevokedIdentity, SetDesired, StartAt,
-    Submit, Submitted, TaskInfo, TaskPage, TokenInfo, Welcome, WorkerInfo,
+    AuditLine, CreateToken, CreatedToken, DesiredSet, Detach, DetachedViewers, Enrol, Events, GetTasks, Hello,
+    ListAudit, ListEvents, ListTasks, ListTokens, ListWorkers, Request, RevokeIdentity, RevokeToken, RevokedIdentity,
+    SetDesired, StartAt, Submit, Submitted, TaskInfo, TaskPage, TokenInfo, Welcome, WorkerInfo,
 };
 use ado_proto::{Namespace, RequestId, TaskId};
 use rustls::pki_types::CertificateDer;
@@ -203,6 +203,11 @@ impl Client {
     /// Denies every certificate of an identity.
     pub async fn revoke_identity(&self, identity: &str) -> Result<RevokedIdentity, Error> {
         self.change(&RevokeIdentity { identity: identity.into() }, self.request_id()).await
+    }
+
+    /// One page of the audit log, newest first.
+    pub async fn audit(&self, page: &ListAudit) -> Result<Vec<AuditLine>, Error> {
+        self.read(page).await
     }
 
     /// Who we are.

@@ -3,9 +3,11 @@
 use std::sync::Arc;
 
 use tokio::sync::{Mutex, MutexGuard, mpsc, oneshot};
+use tokio::time::Instant;
 
 use super::fleet::Fleet;
 use super::hub::Hub;
+use super::metrics::Metrics;
 use crate::store::{self, Committed, Outcome, Store, Unit, Write};
 use crate::tasks::Tasks;
 
@@ -23,7 +25,13 @@ pub(super) struct Committer {
 
 impl Committer {
     /// Starts the loop. It ends when the last clone is dropped, after everything it was given is committed.
-    pub(super) fn start(store: Arc<dyn Store>, hub: Arc<Hub>, fleet: Arc<Fleet>, tasks: &Tasks) -> Self {
+    pub(super) fn start(
+        store: Arc<dyn Store>,
+        hub: Arc<Hub>,
+        fleet: Arc<Fleet>,
+        metrics: Arc<Metrics>,
+        tasks: &Tasks,
+    ) -> Self {
         let (units, mut waiting) = mpsc::channel::<(Unit, oneshot::Sender<store::Result<Committed>>)>(WAITING);
         let turn = Arc::new(Mutex::new(()));
         let own = turn.clone();
@@ -36,8 +44,10 @@ impl Committer {
                 if in_doubt {
                     in_doubt = recount(&*store, &fleet).await.is_err();
                 }
+                let begun = Instant::now();
                 match store.commit(units).await {
                     Ok(committed) => {
+                        metrics.committed(&committed, begun.elapsed());
                         if committed.iter().any(has_events) {
                             hub.news();
                         }
@@ -51,6 +61,7 @@ impl Committer {
                         // It may have happened all the same, and nobody was told: whoever goes by what he was told asks
                         // the store.
                         in_doubt = true;
+                        metrics.commit_failed();
                         hub.doubt();
                         for answer in answers {
                             let _ = answer.send(Err(error.clone()));

@@ -47,6 +47,7 @@ pub(super) async fn give_hints(shared: &Shared, rows: &[Row]) {
 
 async fn give(shared: &Shared, hints: impl IntoIterator<Item = (Class, Hint)>) {
     if let Err(error) = push(shared, hints).await {
+        shared.metrics.queue_failed();
         // Not a warning: it is one for every submission while the queue is away, and the queue has said so itself.
         tracing::debug!(%error, "not hinted: found in the store");
     }
@@ -75,6 +76,7 @@ pub(super) async fn run(shared: Shared) {
         source = match place_hinted(&shared, &mut aside).await {
             Ok(()) => source.answered(),
             Err(error) => {
+                shared.metrics.queue_failed();
                 tracing::debug!(%error, "no hints: claiming in the store's own order");
                 place_waiting(&shared, source.failed(), &mut aside).await
             }
@@ -245,11 +247,10 @@ fn free_slots(fleet: &[Candidate], class: &Class) -> usize {
 async fn claim(shared: &Shared, fleet: Vec<Candidate>, class: &Class, hints: Vec<Hint>, aside: &mut Aside) {
     // Before the decisions: what is not due by this time was not due for them, or is tried again at once.
     let Ok(now) = shared.store.now().await else { return };
-    let fleet = Arc::new(Mutex::new(fleet));
-    let starts = Arc::new(shared.fleet.starts());
+    let placing = Arc::new(Mutex::new(Placing { fleet, starts: shared.fleet.starts(), waited: BTreeMap::new() }));
     // Leases of this commit begin after this.
     let begun = Instant::now();
-    let changes = hints.iter().map(|hint| claim_one(shared, hint.task, fleet.clone(), starts.clone())).collect();
+    let changes = hints.iter().map(|hint| claim_one(shared, hint.task, placing.clone())).collect();
     let outcomes = match shared.committer.commit(Unit { changes, once: None, audit: None }).await {
         Ok(Committed::Done(outcomes, _)) => outcomes,
         Ok(_) => return,
@@ -261,6 +262,8 @@ async fn claim(shared: &Shared, fleet: Vec<Candidate>, class: &Class, hints: Vec
     for (hint, outcome) in hints.into_iter().zip(outcomes) {
         match outcome {
             Outcome::Applied(write) => {
+                let waited = placing.lock().unwrap_or_else(PoisonError::into_inner).waited.remove(&hint.task);
+                shared.metrics.dispatched(waited.unwrap_or_default());
                 assign(shared, &write.row, shared.timing.lease().saturating_sub(begun.elapsed()));
             }
             Outcome::Locked => aside.early(now.after(RETRY), class, hint),
@@ -281,25 +284,32 @@ async fn claim(shared: &Shared, fleet: Vec<Candidate>, class: &Class, hints: Vec
     }
 }
 
-fn claim_one(
-    shared: &Shared,
-    id: TaskId,
-    fleet: Arc<Mutex<Vec<Candidate>>>,
-    starts: Arc<BTreeMap<WorkerId, Incarnation>>,
-) -> Change {
+/// What the decisions of one claim share.
+struct Placing {
+    fleet: Vec<Candidate>,
+    /// Which start of each is meant.
+    starts: BTreeMap<WorkerId, Incarnation>,
+    /// How long the tasks that were placed had been due.
+    waited: BTreeMap<TaskId, Duration>,
+}
+
+fn claim_one(shared: &Shared, id: TaskId, placing: Arc<Mutex<Placing>>) -> Change {
     let (policy, lease) = (shared.policy, shared.timing.lease());
     let decide = move |row: &Row, now| {
         if !store::is_claimable(&row.task, now) {
             return Err(Refusal::NotClaimable);
         }
-        let mut fleet = fleet.lock().unwrap_or_else(PoisonError::into_inner);
-        let chosen = scheduler::place(&mut fleet, &Demand::of(&row.task.namespace, &row.task.spec));
+        let mut placing = placing.lock().unwrap_or_else(PoisonError::into_inner);
+        let chosen = scheduler::place(&mut placing.fleet, &Demand::of(&row.task.namespace, &row.task.spec));
         let chosen = chosen.ok_or(Refusal::NotClaimable)?;
         let (worker, name) = (chosen.id, chosen.name.clone());
         // It has left since.
-        let incarnation = *starts.get(&worker).ok_or(Refusal::NotClaimable)?;
+        let incarnation = *placing.starts.get(&worker).ok_or(Refusal::NotClaimable)?;
         let command = Command::Claim { worker: Holder { id: worker, name: name.clone() } };
         let decision = task::decide(&row.task, command, now, &policy, 0.0)?;
+        if let State::Queued { not_before } = row.task.state {
+            placing.waited.insert(id, now.since(not_before));
+        }
         let event = NewEvent {
             audience: Audience::Namespace(row.task.namespace.clone()),
             kind: "task.assigned",

@@ -5,22 +5,22 @@ use std::time::Duration;
 use ado_certs::{VerifiedPeer, secret};
 use ado_proto::request::{
     CreateToken, CreatedToken, Enrol, Enrolled, ErrorCode, ErrorReply, Renew, Renewed, Request, RevokeIdentity,
-    RevokeToken, RevokedIdentity, TokenInfo,
+    RevokeToken, RevokedIdentity, TokenInfo, WorkerBounds,
 };
 use ado_proto::{Audience, Namespace, Principal, Role, WorkerId, ids};
 use bytes::Bytes;
 
-use super::Shared;
 use super::access::Access;
 use super::authority::IssueError;
 use super::requests::unavailable;
+use super::{Shared, bounds};
 use crate::store::{Audit, Key, Token};
 
 /// Longest life of a token.
 const MAX_TTL: Duration = Duration::from_secs(366 * 24 * 3600);
 
 fn audit(access: &Access, action: &'static str, target: impl Into<String>) -> Audit {
-    Audit { principal: access.principal.clone(), action, target: target.into(), result: "ok".into() }
+    Audit::done(access.namespace.clone(), access.principal.clone(), action, target)
 }
 
 fn issue_error(error: IssueError) -> ErrorReply {
@@ -57,6 +57,12 @@ pub(super) async fn create_token(
             return invalid(format!("`{name}` is not a name: 1 to 63 of a-z A-Z 0-9 . _ @ -"));
         }
     }
+    if request.bounds != WorkerBounds::default() && request.role != Role::Worker {
+        return invalid(format!("pools, agents, labels and slots are bounds for workers, not for a {}", request.role));
+    }
+    if let Some(wrong) = bounds::wrong(&request.bounds) {
+        return invalid(wrong);
+    }
     let now = shared.store.now().await.map_err(unavailable)?;
     let secret = secret::generate();
     let mut id = [0; 5];
@@ -72,6 +78,7 @@ pub(super) async fn create_token(
         created_at: now,
         expires_at: now.after(ttl),
         created_by: access.owner.clone(),
+        bounds: request.bounds,
     };
     let expires_at = token.expires_at;
     shared.store.put_token(token, audit(access, "CreateToken", &id)).await.map_err(unavailable)?;
@@ -91,6 +98,7 @@ pub(super) async fn list_tokens(shared: &Shared, access: &Access) -> Result<Vec<
         created_at: token.created_at,
         expires_at: token.expires_at,
         created_by: token.created_by,
+        bounds: token.bounds,
     };
     Ok(tokens.into_iter().map(info).collect())
 }
@@ -130,12 +138,15 @@ pub(super) async fn enrol(shared: &Shared, request: Enrol) -> Result<Enrolled, E
         (None, _) => request.name,
     };
     let who = Principal { role: token.role, namespace: token.namespace, name };
+    if who.role == Role::Worker {
+        shared.store.bind(&who.to_string(), &token.bounds).await.map_err(unavailable)?;
+    }
     let now = shared.store.now().await.map_err(unavailable)?;
     let issued = shared.authority.issue(&*shared.store, &request.csr, &who, now).await.map_err(issue_error)?;
     let issued = issued.ok_or_else(|| revoked(&who))?;
     tracing::info!(%who, serial = issued.serial, token = token.id, "enrolled");
     let target = format!("{} by token {}", issued.serial, token.id);
-    let line = Audit { principal: who.to_string(), action: Enrol::NAME, target, result: "ok".into() };
+    let line = Audit::done(who.namespace.clone(), who.to_string(), Enrol::NAME, target);
     shared.audit(line).await.map_err(unavailable)?;
     Ok(Enrolled {
         identity: who.to_string(),
@@ -156,7 +167,7 @@ pub(super) async fn renew(
     let issued = shared.authority.issue(&*shared.store, &request.csr, who, now).await.map_err(issue_error)?;
     let issued = issued.ok_or_else(|| revoked(who))?;
     let target = issued.serial.clone();
-    let line = Audit { principal: who.to_string(), action: Renew::NAME, target, result: "ok".into() };
+    let line = Audit::done(who.namespace.clone(), who.to_string(), Renew::NAME, target);
     shared.audit(line).await.map_err(unavailable)?;
     let chain = issued.chain.iter().map(|der| der.to_vec()).collect();
     Ok((Renewed { chain, not_after: issued.not_after }, issued))

@@ -196,6 +196,11 @@ impl Fleet {
         self.lock().members.iter().map(|(id, member)| (*id, member.worker.incarnation)).collect()
     }
 
+    /// Tasks that workers hold, whether connected or not.
+    pub(super) fn leases(&self) -> usize {
+        self.lock().holders.len()
+    }
+
     /// What placement knows of everybody.
     pub(super) fn candidates(&self) -> Vec<Candidate> {
         self.lock().members.values().map(|member| self.candidate(member)).collect()

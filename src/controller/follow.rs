@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use super::Shared;
 use super::hub::Tail;
+use super::metrics::Metrics;
 use super::quiet::Quiet;
 use super::viewers::Seat;
 use crate::net::{self, Sender};
@@ -67,7 +68,7 @@ pub(super) async fn serve(
     }
     let Promise { from, mut seat, until } = promise;
     let mut viewer = Viewer { shared, task: follow.task, tail: shared.hub.follow(follow.task), cursor: from };
-    let mut out = Out::new(tx, follow.without_output);
+    let mut out = Out::new(tx, &shared.metrics, follow.without_output);
     let mut committed = viewer.tail.watch();
     loop {
         committed.mark_unchanged();
@@ -90,11 +91,11 @@ pub(super) async fn serve(
             }
             Ok(Next::Nothing { .. }) => IDLE,
             Err(error) if error.is_transient() => {
-                tracing::warn!(task = %follow.task, %error, "a viewer waits for the store");
+                tracing::warn!(%error, "a viewer waits for the store");
                 RETRY
             }
             Err(error) => {
-                tracing::error!(task = %follow.task, %error, "a log cannot be read");
+                tracing::error!(%error, "a log cannot be read");
                 return Err(net::Error::Protocol(error.to_string()));
             }
         };
@@ -122,14 +123,15 @@ async fn asked_to_leave(seat: &mut Option<Seat>) -> String {
 /// What goes to a viewer, in frames.
 struct Out<'a> {
     tx: &'a mut Sender,
+    metrics: &'a Metrics,
     /// For who does not want the output. Between frames it holds a run back for [`HOLD`] at most.
     quiet: Option<Quiet>,
     held_since: Instant,
 }
 
 impl<'a> Out<'a> {
-    fn new(tx: &'a mut Sender, without_output: bool) -> Self {
-        Self { tx, quiet: without_output.then(Quiet::default), held_since: Instant::now() }
+    fn new(tx: &'a mut Sender, metrics: &'a Metrics, without_output: bool) -> Self {
+        Self { tx, metrics, quiet: without_output.then(Quiet::default), held_since: Instant::now() }
     }
 
     async fn records(&mut self, records: Vec<Record>) -> Result<(), net::Error> {
@@ -172,7 +174,11 @@ impl<'a> Out<'a> {
     async fn send(&mut self, records: &[Record]) -> Result<(), net::Error> {
         match records {
             [] => Ok(()),
-            records => self.tx.send_message(&FollowItem::from(Records::new(records))).await,
+            records => {
+                let frame = Records::new(records);
+                self.metrics.viewed(records.len(), frame.0.len());
+                self.tx.send_message(&FollowItem::from(frame)).await
+            }
         }
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ado_certs::ServerSecrets;
+use ado_proto::request::WorkerBounds;
 use ado_proto::{Incarnation, Role};
 use tokio_util::sync::CancellationToken;
 
@@ -12,7 +13,8 @@ use super::authority::{Authority, IssueError};
 use super::commit::Committer;
 use super::fleet::Fleet;
 use super::hub::Hub;
-use super::{Config, Error, Shared, dispatch, others, reaper, requests};
+use super::metrics::{self, Metrics};
+use super::{Config, Error, Shared, dispatch, others, reaper, refusals, requests};
 use crate::env::Env;
 use crate::gateway;
 use crate::net::{Server, ServerConfig, ServerKeys};
@@ -103,13 +105,9 @@ impl Handle {
             created_at: now,
             expires_at: now.after(Duration::from_secs(24 * 3600)),
             created_by: "controller".into(),
+            bounds: WorkerBounds::default(),
         };
-        let audit = store::Audit {
-            principal: "controller".into(),
-            action: "CreateToken",
-            target: token.id.clone(),
-            result: "ok".into(),
-        };
+        let audit = store::Audit::done(token.namespace.clone(), "controller".into(), "CreateToken", token.id.clone());
         self.store.put_token(token, audit).await?;
         Ok(self.shared.authority.join_string(self.shared.advertised(), secret).to_string())
     }
@@ -167,7 +165,8 @@ pub async fn start_with(config: Config, parts: Parts, env: Env) -> Result<Handle
     let hub = Arc::new(Hub::new(others.clone()));
     let fleet = Arc::new(Fleet::new(config.timing.lease()));
     let committing = Tasks::new();
-    let committer = Committer::start(store.clone(), hub.clone(), fleet.clone(), &committing);
+    let metrics = Arc::new(Metrics::new());
+    let committer = Committer::start(store.clone(), hub.clone(), fleet.clone(), metrics.clone(), &committing);
     let advertise = match &config.advertise {
         given if given.is_empty() => server.addresses().iter().map(ToString::to_string).collect(),
         given => given.clone(),
@@ -181,6 +180,8 @@ pub async fn start_with(config: Config, parts: Parts, env: Env) -> Result<Handle
         hub,
         fleet,
         viewers: Arc::default(),
+        metrics,
+        refusals: Arc::default(),
         authority,
         advertise: advertise.into(),
         server: server.clone(),
@@ -231,7 +232,12 @@ async fn serve_http(
             store.ping().await.map_err(|error| error.to_string())
         }
     });
-    gateway::Gateway::start(address, ready).await.map_err(|source| Error::Http { address, source })
+    let asked = shared.clone();
+    let metrics = gateway::page(move || {
+        let shared = asked.clone();
+        async move { metrics::scrape(&shared).await }
+    });
+    gateway::Gateway::start(address, ready, metrics).await.map_err(|source| Error::Http { address, source })
 }
 
 fn spawn_loops(shared: &Shared, config: &Config) {
@@ -245,6 +251,7 @@ fn spawn_loops(shared: &Shared, config: &Config) {
         }
     });
     tasks.spawn("dispatch", dispatch::run(shared.clone()));
+    tasks.spawn("refusals", refusals::run(shared.clone()));
     tasks.spawn_until_stop("reaper", reaper::run(shared.clone()));
     tasks.spawn_until_stop("certificates", look_after_certificates(shared.clone(), config.local.clone()));
     let store = shared.store.clone();

@@ -6,6 +6,7 @@
 mod access;
 mod aside;
 mod authority;
+mod bounds;
 mod commit;
 mod dispatch;
 mod enrol;
@@ -15,10 +16,12 @@ mod follow;
 mod handle;
 mod hub;
 mod info;
+mod metrics;
 mod others;
 mod quiet;
 mod reaper;
 mod reason;
+mod refusals;
 mod requests;
 mod session;
 mod source;
@@ -42,6 +45,8 @@ use authority::Authority;
 use commit::Committer;
 use fleet::Fleet;
 use hub::Hub;
+use metrics::Metrics;
+use refusals::Refusals;
 use viewers::Viewers;
 
 pub use crate::queue::RedisConfig;
@@ -54,7 +59,7 @@ pub struct Config {
     pub dir: PathBuf,
     /// Addresses for QUIC; port 0 picks one.
     pub listen: Vec<SocketAddr>,
-    /// Address for HTTP (`/health`, `/ready`); `None` serves none.
+    /// Address for HTTP (`/health`, `/ready`, `/metrics`); `None` serves none.
     pub http: Option<SocketAddr>,
     /// `host:port` that join strings name; empty: the addresses listened on.
     pub advertise: Vec<String>,
@@ -135,6 +140,8 @@ struct Shared {
     hub: Arc<Hub>,
     fleet: Arc<Fleet>,
     viewers: Arc<Viewers>,
+    metrics: Arc<Metrics>,
+    refusals: Arc<Refusals>,
     authority: Arc<Authority>,
     server: Arc<Server>,
     /// Addresses that join strings name.

@@ -95,7 +95,8 @@ pub(super) async fn lose(shared: &Shared, rows: &[Row], why: Loss, charged: bool
     let mut lost = Vec::new();
     for (row, outcome) in rows.iter().zip(outcomes) {
         if let Outcome::Applied(write) = outcome {
-            tracing::warn!(task = %row.task.id, epoch = %row.task.epoch, ?why, charged, "epoch ended");
+            let worker = row.task.worker.as_ref().map(|holder| &holder.name);
+            tracing::warn!(task = %row.task.id, epoch = %row.task.epoch, worker, ?why, charged, "epoch ended");
             lost.push(write.row);
         }
     }

@@ -8,15 +8,19 @@ mod tasks;
 mod workers;
 
 use std::future::Future;
+use std::sync::OnceLock;
 
 use ado_certs::{Peer, VerifiedPeer};
+use ado_proto::Namespace;
 use ado_proto::frame::Limits;
 use ado_proto::request::{
-    CreateToken, Detach, Enrol, ErrorCode, ErrorReply, Follow, GetTasks, Header, Hello, ListEvents, ListTasks,
-    ListTokens, ListWorkers, Renew, Request, RevokeIdentity, RevokeToken, SetDesired, Submit, TaskOutput, Welcome,
-    WorkerSession, decode_body, encode_response,
+    AuditLine, CreateToken, Detach, Enrol, ErrorCode, ErrorReply, Follow, GetTasks, Header, Hello, ListAudit,
+    ListEvents, ListTasks, ListTokens, ListWorkers, Renew, Request, RevokeIdentity, RevokeToken, SetDesired, Submit,
+    TaskOutput, Welcome, WorkerSession, decode_body, encode_response,
 };
 use bytes::Bytes;
+use tokio::time::Instant;
+use tracing::Instrument;
 
 use super::access::{self, Access};
 use super::{Shared, enrol, follow, info, session};
@@ -49,6 +53,19 @@ impl Shared {
         self.store.add_events(events).await?;
         self.hub.news();
         Ok(())
+    }
+
+    /// Writes down that something was refused, once and then how often.
+    async fn refused(&self, line: Audit) {
+        let Some(line) = self.refusals.note(line, Instant::now()) else { return };
+        tracing::info!(
+            peer = line.principal,
+            request = line.action,
+            target = line.target,
+            why = line.result,
+            "refused"
+        );
+        self.audit(line).await.unwrap_or_else(|error| tracing::warn!(%error, "not in the audit log"));
     }
 
     /// Adds a line to the audit log, for what is not a change of a task.
@@ -84,6 +101,8 @@ struct Asked<'a> {
     access: Access,
     header: Header,
     body: Bytes,
+    /// What it is about, for the audit log, as far as that is known.
+    target: OnceLock<String>,
 }
 
 async fn serve(shared: &Shared, connection: &Connection, incoming: Incoming) -> Result<(), net::Error> {
@@ -94,44 +113,52 @@ async fn serve(shared: &Shared, connection: &Connection, incoming: Incoming) -> 
                 Enrol::KIND => join(shared, &header, &body).await,
                 _ => Err(ErrorReply::new(ErrorCode::Denied, "a joining peer may only enrol")),
             };
+            if let Err(refusal) = answer.as_ref()
+                && access::is_audited(header.kind, refusal)
+            {
+                let from = connection.remote().ip().to_string();
+                let action = access::name(header.kind);
+                let line = Audit::done(Namespace::default(), "stranger".into(), action, from);
+                shared.refused(Audit { result: refusal.message.clone(), ..line }).await;
+            }
             finish(&mut channel, answer).await
         }
         // TLS looks at a certificate once a connection; a request may come much later.
         Peer::Verified(peer) if peer.is_denied(&shared.authority.denied) => {
             let message = format!("the certificate of {} has been revoked", peer.principal());
-            finish(&mut channel, Err(ErrorReply::new(ErrorCode::BadCertificate, message))).await
+            let refusal = ErrorReply::new(ErrorCode::BadCertificate, message);
+            shared.refused(refused_line(&peer, &header, &refusal)).await;
+            finish(&mut channel, Err(refusal)).await
         }
         Peer::Verified(peer) => match access::check(peer.principal(), &header) {
             Ok(access) => {
-                let asked = Asked { shared, connection, peer, access, header, body };
+                let asked = Asked { shared, connection, peer, access, header, body, target: OnceLock::new() };
                 match asked.header.kind {
                     Follow::KIND => asked.follow(channel).await,
                     WorkerSession::KIND => asked.worker_session(channel).await,
                     TaskOutput::KIND => asked.task_output(channel).await,
                     ListEvents::KIND => {
                         let gone = channel.tx.closed();
-                        finish(&mut channel, asked.wait_for_events(gone).await).await
+                        let answer = asked.wait_for_events(gone).await;
+                        finish(&mut channel, asked.judged(answer).await).await
                     }
-                    _ => finish(&mut channel, asked.answer().await).await,
+                    _ => finish(&mut channel, asked.judged(asked.answer().await).await).await,
                 }
             }
             Err(denied) => {
-                tracing::info!(peer = %peer.principal(), kind = header.kind, "denied");
-                if let Some(action) = access::mutation(header.kind) {
-                    let target = header.namespace.as_ref().map_or("", |namespace| &namespace.0);
-                    let line = Audit {
-                        principal: peer.principal().to_string(),
-                        action,
-                        // Somebody else's text.
-                        target: target.chars().take(64).collect(),
-                        result: denied.message.chars().take(256).collect(),
-                    };
-                    shared.audit(line).await.unwrap_or_else(|error| tracing::warn!(%error, "not in the audit log"));
-                }
+                shared.refused(refused_line(&peer, &header, &denied)).await;
                 finish(&mut channel, Err(denied)).await
             }
         },
     }
+}
+
+/// The line of the audit log for a request that was not let in.
+fn refused_line(peer: &VerifiedPeer, header: &Header, refusal: &ErrorReply) -> Audit {
+    let who = peer.principal();
+    let target = header.namespace.as_ref().map_or("", |namespace| &namespace.0);
+    let line = Audit::done(who.namespace.clone(), who.to_string(), access::name(header.kind), target);
+    Audit { result: refusal.message.clone(), ..line }
 }
 
 /// Sends the only frame of an answer.
@@ -183,6 +210,27 @@ impl Asked<'_> {
         decode(&self.header, &self.body)
     }
 
+    /// Says what the request is about, for the audit log.
+    fn about(&self, target: &str) {
+        self.target.get_or_init(|| target.to_owned());
+    }
+
+    /// Writes refusals down that belong into the audit log. Every answer passes through here.
+    async fn judged<T>(&self, answer: Result<T, ErrorReply>) -> Result<T, ErrorReply> {
+        if let Err(refusal) = &answer
+            && access::is_audited(self.header.kind, refusal)
+        {
+            self.refused(&refusal.message).await;
+        }
+        answer
+    }
+
+    async fn refused(&self, why: &str) {
+        let target = self.target.get().cloned().unwrap_or_default();
+        let line = self.audit(access::name(self.header.kind), target);
+        self.shared.refused(Audit { result: why.into(), ..line }).await;
+    }
+
     async fn answer(&self) -> Result<Vec<u8>, ErrorReply> {
         let (shared, access) = (self.shared, &self.access);
         match self.header.kind {
@@ -200,6 +248,7 @@ impl Asked<'_> {
             SetDesired::KIND => self.set_desired(self.decode()?).await,
             Detach::KIND => self.detach(self.decode()?).await,
             ListWorkers::KIND => reply::<ListWorkers>(self.list_workers(self.decode()?).await?),
+            ListAudit::KIND => reply::<ListAudit>(self.list_audit(self.decode()?).await?),
             kind => {
                 let message = format!("request {kind} is not known here");
                 Err(ErrorReply::new(ErrorCode::UnsupportedVersion, message).hint("update the controller"))
@@ -235,17 +284,25 @@ impl Asked<'_> {
         reply::<ListEvents>(self.list_events(self.decode()?, gone).await?)
     }
 
+    async fn list_audit(&self, mut wanted: ListAudit) -> Result<Vec<AuditLine>, ErrorReply> {
+        wanted.limit = wanted.limit.clamp(1, MAX_ROWS);
+        let mut lines = self.shared.store.audit(&self.access.audience, &wanted).await.map_err(unavailable)?;
+        lines.truncate(info::fitting(&lines));
+        Ok(lines)
+    }
+
     async fn follow(&self, mut channel: Channel) -> Result<(), net::Error> {
         let answer = tokio::select! {
             biased;
             () = self.shared.tasks.stopping() => return Ok(()),
             // Finding the last lines of a long log takes a while.
             () = channel.tx.closed() => return Err(net::Error::Closed),
-            answer = self.open_follow() => answer,
+            answer = self.open_follow() => self.judged(answer).await,
         };
         let Some((request, promise)) = begin::<Follow, _>(&mut channel, answer).await? else { return Ok(()) };
         channel.tx.set_priority(if request.follow { Priority::Live } else { Priority::Bulk });
-        follow::serve(self.shared, &request, promise, &mut channel.tx).await
+        let span = tracing::info_span!("viewer", task = %request.task);
+        follow::serve(self.shared, &request, promise, &mut channel.tx).instrument(span).await
     }
 
     async fn open_follow(&self) -> Result<(ado_proto::request::Following, (Follow, follow::Promise)), ErrorReply> {
@@ -260,6 +317,7 @@ impl Asked<'_> {
     async fn worker_session(&self, mut channel: Channel) -> Result<(), net::Error> {
         let answer = match self.decode::<WorkerSession>() {
             Ok(request) => {
+                self.about(&request.name);
                 let slots = request.slots;
                 let opened = session::open(self.shared, &self.peer, request).await;
                 if opened.is_ok() {
@@ -270,8 +328,10 @@ impl Asked<'_> {
             }
             Err(refusal) => Err(refusal),
         };
+        let answer = self.judged(answer).await;
         let Some(opened) = begin::<WorkerSession, _>(&mut channel, answer).await? else { return Ok(()) };
-        session::serve(self.shared, self.connection, opened, channel).await
+        let span = tracing::info_span!("session", worker = opened.worker_name());
+        session::serve(self.shared, self.connection, opened, channel).instrument(span).await
     }
 
     async fn task_output(&self, mut channel: Channel) -> Result<(), net::Error> {
@@ -279,8 +339,14 @@ impl Asked<'_> {
             Ok(request) => request,
             Err(refusal) => return finish(&mut channel, Err(refusal)).await,
         };
-        let answer = session::open_output(self.shared, &self.peer, &request).await;
+        self.about(&format!("{} epoch {}", request.task.short(), request.epoch));
+        let answer = self.judged(session::open_output(self.shared, &self.peer, &request).await).await;
         let Some(worker) = begin::<TaskOutput, _>(&mut channel, answer).await? else { return Ok(()) };
-        session::serve_output(self.shared, worker, &request, channel).await
+        let span = tracing::info_span!("output", task = %request.task, epoch = %request.epoch, %worker);
+        let served = session::serve_output(self.shared, worker, &request, channel).instrument(span).await;
+        if let Err(net::Error::Protocol(broken)) = &served {
+            self.refused(broken).await;
+        }
+        served
     }
 }

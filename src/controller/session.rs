@@ -11,10 +11,11 @@ use ado_proto::session::{
 use ado_proto::{Audience, Epoch, Incarnation, Origin, Seq, TaskId, Timestamp, WorkerId};
 use futures_util::FutureExt;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use super::fleet::{Report, Session, TO_WORKER, want};
 use super::requests::unavailable;
-use super::{Shared, dispatch, reaper};
+use super::{Shared, bounds, dispatch, reaper};
 use crate::net::{self, Channel, Connection, Receiver, Sender};
 use crate::store::{self, Change, NewEvent, Outcome, Row, Worker, Write};
 use crate::task::{self, Command, Refusal};
@@ -39,6 +40,13 @@ pub(super) struct Opened {
     inbox: mpsc::Receiver<ToWorker>,
 }
 
+impl Opened {
+    /// For people.
+    pub(super) fn worker_name(&self) -> &str {
+        &self.worker.name
+    }
+}
+
 /// Registers a worker's start. A new start ends the epochs of the former one: the worker has proved them dead.
 pub(super) async fn open(
     shared: &Shared,
@@ -47,6 +55,10 @@ pub(super) async fn open(
 ) -> Result<(WorkerAccepted, Opened), ErrorReply> {
     let id = worker_id(peer)?;
     check(&session).map_err(|message| ErrorReply::new(ErrorCode::Invalid, message))?;
+    let bounds = shared.store.bounds(&peer.principal().to_string()).await.map_err(unavailable)?;
+    if let Some((message, hint)) = bounds::exceeded(&bounds, &session) {
+        return Err(ErrorReply::new(ErrorCode::Denied, message).hint(hint));
+    }
     let mut worker = Worker {
         id,
         incarnation: session.incarnation,
@@ -151,7 +163,7 @@ pub(super) async fn serve(
             shared.add_events(vec![event("worker.left", &worker, text)]).await
         };
         if let Err(error) = forgotten.await {
-            tracing::warn!(worker = %worker.name, %error, "a worker that left is not forgotten yet");
+            tracing::warn!(%error, "a worker that left is not forgotten yet");
         }
     }
     result
@@ -181,7 +193,7 @@ async fn receive(
                     // A newer start of the worker has registered: this one is over.
                     Ok(false) => return Ok(()),
                     // No answer: the lease is not renewed, and the worker asks again.
-                    Err(error) => tracing::warn!(worker = %worker.name, %error, "a heartbeat is not answered"),
+                    Err(error) => tracing::warn!(%error, "a heartbeat is not answered"),
                 }
             }
             FromWorker::Draining(notice) => {
@@ -223,6 +235,7 @@ async fn beat(
         lost: renewal.lost,
     };
     shared.fleet.answer(session, answer);
+    shared.metrics.heartbeat();
     Ok(true)
 }
 
@@ -231,7 +244,7 @@ async fn hand_back(shared: &Shared, worker: &Worker, notice: Draining) -> store:
     for (task, epoch) in notice.hand_back {
         match shared.store.row(task).await? {
             Some(row) if row.task.epoch == epoch && holds(&row, worker.id, worker.incarnation) => rows.push(row),
-            _ => tracing::debug!(%task, %epoch, worker = %worker.name, "handed back what it does not hold"),
+            _ => tracing::debug!(%task, %epoch, "handed back what it does not hold"),
         }
     }
     reaper::lose(shared, &rows, Loss::HandedBack, false).await
@@ -251,7 +264,10 @@ pub(super) async fn open_output(
     output: &TaskOutput,
 ) -> Result<(OutputAccepted, WorkerId), ErrorReply> {
     let worker = worker_id(peer)?;
-    let stale = || ErrorReply::new(ErrorCode::Stale, format!("epoch {} of {} is over", output.epoch, output.task));
+    let stale = || {
+        shared.metrics.stale_write();
+        ErrorReply::new(ErrorCode::Stale, format!("epoch {} of {} is over", output.epoch, output.task))
+    };
     let row = shared.store.row(output.task).await.map_err(unavailable)?.ok_or_else(stale)?;
     let is_holder = row.task.worker.as_ref().is_some_and(|holder| holder.id == worker);
     if !is_holder || row.task.epoch != output.epoch {
@@ -332,10 +348,12 @@ async fn append(
     bodies: Vec<Body>,
     tx: &Sender,
 ) -> Result<ToAttempt, net::Error> {
+    let begun = Instant::now();
     loop {
         let change = append_change(shared, worker, output, first, bodies.clone());
         match shared.committer.update(change).await {
             Ok(Outcome::Applied(write)) => {
+                shared.metrics.appended(begun.elapsed());
                 let row = write.row;
                 if matches!(row.task.state, task::State::Queued { .. }) {
                     dispatch::give_hints(shared, std::slice::from_ref(&row)).await;
@@ -349,7 +367,7 @@ async fn append(
             Ok(Outcome::Refused(refusal, _)) => return Err(net::Error::Protocol(refusal.to_string())),
             Ok(Outcome::Locked) => tokio::task::yield_now().await,
             Err(error) if error.is_transient() && !shared.tasks.is_stopping() => {
-                tracing::warn!(task = %output.task, %error, "records wait for the store");
+                tracing::warn!(%error, "records wait for the store");
                 tokio::select! {
                     biased;
                     () = tx.closed() => return Err(net::Error::Closed),

@@ -35,6 +35,11 @@ pub(super) struct Seat {
 pub(super) struct Leaving(Vec<((TaskId, u64), Entry)>);
 
 impl Viewers {
+    /// How many they are.
+    pub(super) fn count(&self) -> usize {
+        self.lock().seats.len()
+    }
+
     /// A viewer comes.
     pub(super) fn join(self: &Arc<Self>, task: TaskId, principal: &str) -> Seat {
         let (leave, asked) = oneshot::channel();

@@ -1,6 +1,6 @@
-//! HTTP: health and readiness of a controller or a worker.
+//! HTTP: health, readiness and metrics of a controller or a worker.
 //!
-//! Must never know: policy. What "ready" means is handed in.
+//! Must never know: policy. What "ready" means is handed in, and what is counted.
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::http::StatusCode;
+use axum::http::header::{CONTENT_TYPE, HeaderName};
 use axum::routing::get;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -26,6 +27,21 @@ where
     Arc::new(move || Box::pin(check()))
 }
 
+/// Writes a page of text.
+pub type Page = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = String> + Send>> + Send + Sync>;
+
+/// Makes a [`Page`] of an async function.
+pub fn page<F, Fut>(write: F) -> Page
+where
+    F: Fn() -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = String> + Send + 'static,
+{
+    Arc::new(move || Box::pin(write()))
+}
+
+/// What Prometheus calls its text format.
+const METRICS: [(HeaderName, &str); 1] = [(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
+
 /// Longest time a check may take before the process counts as not ready.
 const CHECK: Duration = Duration::from_secs(2);
 
@@ -37,15 +53,18 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    /// Serves `/health` (200 while the process lives) and `/ready` (200, or 503 with the reason).
+    /// Serves `/health` (200 while the process lives), `/ready` (200, or 503 with the reason), and `/metrics` in the text
+    /// format of Prometheus, which `metrics` writes.
     ///
     /// # Errors
     /// The address cannot be bound.
-    pub async fn start(address: SocketAddr, ready: Readiness) -> std::io::Result<Self> {
+    pub async fn start(address: SocketAddr, ready: Readiness, metrics: Page) -> std::io::Result<Self> {
         let listener = TcpListener::bind(address).await?;
         let address = listener.local_addr()?;
-        let app =
-            Router::new().route("/health", get(async || "ok\n")).route("/ready", get(move || check(ready.clone())));
+        let app = Router::new()
+            .route("/health", get(async || "ok\n"))
+            .route("/ready", get(move || check(ready.clone())))
+            .route("/metrics", get(async move || (METRICS, metrics().await)));
         let stop = CancellationToken::new();
         let stopped = stop.clone().cancelled_owned();
         let server = tokio::spawn(async move {

@@ -2,7 +2,8 @@
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
-use std::path::Path;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// How often a lock is tried again.
@@ -10,9 +11,15 @@ const TRY_EVERY: Duration = Duration::from_millis(10);
 /// How often an owner tries before the lock counts as taken: somebody who only looks holds it for microseconds.
 const OWNER_TRIES: u32 = 20;
 
+/// How often an owner looks whether its lock is still where others look for it.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+
 /// A lock of this process, until it is dropped or the process ends.
 #[derive(Debug)]
-pub struct Lock(File);
+pub struct Lock {
+    file: File,
+    path: PathBuf,
+}
 
 impl Lock {
     /// Takes the lock and writes this process's id into the file. `None` when another process holds it.
@@ -22,8 +29,8 @@ impl Lock {
     pub async fn own(path: &Path) -> io::Result<Option<Self>> {
         for _ in 0..OWNER_TRIES {
             if let Some(mut lock) = Self::now(path)? {
-                lock.0.set_len(0)?;
-                writeln!(lock.0, "{}", std::process::id())?;
+                lock.file.set_len(0)?;
+                writeln!(lock.file, "{}", std::process::id())?;
                 return Ok(Some(lock));
             }
             tokio::time::sleep(TRY_EVERY).await;
@@ -55,9 +62,27 @@ impl Lock {
     pub fn now(path: &Path) -> io::Result<Option<Self>> {
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
         match file.try_lock() {
-            Ok(()) => Ok(Some(Self(file))),
+            Ok(()) => Ok(Some(Self { file, path: path.to_path_buf() })),
             Err(TryLockError::WouldBlock) => Ok(None),
             Err(TryLockError::Error(error)) => Err(error),
+        }
+    }
+
+    /// Resolves once its file is no longer at its path: the directory was removed, and nobody finds this process there.
+    /// Cancel safe.
+    pub async fn displaced(&self) {
+        while self.is_in_place() {
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
+    fn is_in_place(&self) -> bool {
+        let place = |metadata: &std::fs::Metadata| (metadata.dev(), metadata.ino());
+        match (std::fs::metadata(&self.path), self.file.metadata()) {
+            (Ok(there), Ok(own)) => place(&there) == place(&own),
+            (Err(error), _) => error.kind() != io::ErrorKind::NotFound,
+            // Who cannot look does not know.
+            (Ok(_), Err(_)) => true,
         }
     }
 }
@@ -104,6 +129,18 @@ mod tests {
         drop(lock);
         assert_eq!(holder(&path), Holder::Nobody);
         assert!(Lock::own(&path).await.unwrap().is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_owner_learns_that_its_directory_was_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.lock");
+        let lock = Lock::own(&path).await.unwrap().unwrap();
+        assert!(tokio::time::timeout(LOOK_EVERY * 3, lock.displaced()).await.is_err(), "it is there");
+        std::fs::remove_file(&path).unwrap();
+        lock.displaced().await;
+        let _next = Lock::own(&path).await.unwrap().unwrap();
+        lock.displaced().await;
     }
 
     #[tokio::test(start_paused = true)]

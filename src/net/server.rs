@@ -125,6 +125,11 @@ impl Server {
         self.shared.stop.run_until_cancelled(accepted.recv()).await.flatten()
     }
 
+    /// Connections that live now.
+    pub fn connections(&self) -> usize {
+        self.shared.registry.lock().connections.len()
+    }
+
     /// Closes every connection whose certificate is denied or whose life is over. To be called after a revocation, and
     /// every now and then.
     pub fn enforce(&self) {

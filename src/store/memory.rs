@@ -8,7 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ado_proto::record::{Desired, Record};
-use ado_proto::request::{Events, EventsFrom, SystemEvent};
+use ado_proto::request::{AuditLine, Events, EventsFrom, ListAudit, SystemEvent, WorkerBounds};
 use ado_proto::{Audience, Epoch, GroupId, Incarnation, Offset, RequestId, TaskId, Timestamp, WorkerId};
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -16,8 +16,8 @@ use bytes::Bytes;
 use super::batch::{self, Batch};
 use super::clock::Clock;
 use super::{
-    Audit, Certificate, Committed, EVENT_RETENTION, Find, KEY_RETENTION, Key, ListFilter, NewEvent, Page, Renewal,
-    Result, Row, Store, Token, TokenRefusal, Unit, Waiting, Worker, WorkerEvent, log, rules, score,
+    Audit, Backlog, Certificate, Committed, EVENT_RETENTION, Find, KEY_RETENTION, Key, ListFilter, NewEvent, Page,
+    Renewal, Result, Row, Store, Token, TokenRefusal, Unit, Waiting, Worker, WorkerEvent, log, rules, score,
 };
 use crate::env::Env;
 use crate::task::State;
@@ -39,6 +39,7 @@ struct Held {
     lost: BTreeSet<WorkerId>,
     loops: BTreeMap<String, Loop>,
     tokens: BTreeMap<String, Token>,
+    bounds: BTreeMap<String, WorkerBounds>,
     certificates: BTreeMap<String, Certificate>,
     revoked: BTreeSet<String>,
     events: BTreeMap<u64, (Audience, SystemEvent)>,
@@ -245,6 +246,18 @@ impl Store for Memory {
         Ok(all)
     }
 
+    async fn backlog(&self) -> Result<Vec<Backlog>> {
+        let mut all: BTreeMap<_, (u64, TaskId)> = BTreeMap::new();
+        for waiting in self.waiting(None, usize::MAX).await? {
+            let class = (waiting.namespace, waiting.pool, waiting.agent);
+            let (tasks, oldest) = all.entry(class).or_insert((0, waiting.id));
+            *tasks += 1;
+            *oldest = waiting.id.min(*oldest);
+        }
+        let backlog = |((namespace, pool, agent), (tasks, oldest))| Backlog { namespace, pool, agent, tasks, oldest };
+        Ok(all.into_iter().map(backlog).collect())
+    }
+
     async fn expired(&self, before: Timestamp, limit: usize) -> Result<Vec<Row>> {
         let end = |row: &Row| row.lease.as_ref().map(|lease| lease.expires_at);
         let held = self.held();
@@ -379,6 +392,19 @@ impl Store for Memory {
         Ok(true)
     }
 
+    async fn bind(&self, identity: &str, bounds: &WorkerBounds) -> Result<()> {
+        let mut held = self.held();
+        match *bounds == WorkerBounds::default() {
+            true => held.bounds.remove(identity),
+            false => held.bounds.insert(identity.into(), bounds.clone()),
+        };
+        Ok(())
+    }
+
+    async fn bounds(&self, identity: &str) -> Result<WorkerBounds> {
+        Ok(self.held().bounds.get(identity).cloned().unwrap_or_default())
+    }
+
     async fn put_certificate(&self, certificate: Certificate) -> Result<bool> {
         let mut held = self.held();
         let revoked = held.revoked.contains(&certificate.identity);
@@ -424,12 +450,29 @@ impl Store for Memory {
         Ok(())
     }
 
-    async fn audit(&self, limit: usize) -> Result<Vec<(Timestamp, String, String, String, String)>> {
-        let held = self.held();
-        let line = |(at, line): &(Timestamp, Audit)| {
-            (*at, line.principal.clone(), line.action.into(), line.target.clone(), line.result.clone())
+    async fn audit(&self, audience: &Audience, wanted: &ListAudit) -> Result<Vec<AuditLine>> {
+        let contains = |text: &str, part: &Option<String>| part.as_ref().is_none_or(|part| text.contains(part));
+        let fits = |line: &AuditLine| {
+            rules::sees(audience, &line.namespace)
+                && wanted.before.is_none_or(|before| line.no < before)
+                && wanted.since.is_none_or(|since| line.time >= since)
+                && contains(&line.principal, &wanted.principal)
+                && wanted.action.as_ref().is_none_or(|action| line.action == *action)
+                && (contains(&line.target, &wanted.about) || contains(&line.result, &wanted.about))
+                && (!wanted.refused || line.result != "ok")
         };
-        Ok(held.audit.iter().rev().take(limit).map(line).collect())
+        let held = self.held();
+        let lines = held.audit.iter().enumerate().map(|(place, (at, line))| AuditLine {
+            no: place as u64 + 1,
+            time: *at,
+            namespace: line.namespace.clone(),
+            principal: line.principal.clone(),
+            action: line.action.into(),
+            target: line.target.clone(),
+            result: line.result.clone(),
+            count: line.count,
+        });
+        Ok(lines.rev().filter(fits).take(wanted.limit as usize).collect())
     }
 
     async fn sweep(&self) -> Result<()> {
@@ -440,6 +483,8 @@ impl Store for Memory {
         held.events.retain(|_, (_, event)| event.time >= events);
         held.tokens.retain(|_, token| token.expires_at > now);
         held.certificates.retain(|_, certificate| certificate.not_after > now);
+        let members: BTreeSet<_> = held.certificates.values().map(|one| one.identity.clone()).collect();
+        held.bounds.retain(|identity, _| members.contains(identity));
         let gone = |worker: &&Worker| {
             worker.seen_at < events && held.lost.contains(&worker.id) && held.held_by(worker.id).is_empty()
         };

@@ -20,7 +20,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use ado_proto::record::{Desired, Record};
-use ado_proto::request::{Events, EventsFrom};
+use ado_proto::request::{AuditLine, Events, EventsFrom, ListAudit, WorkerBounds};
 use ado_proto::spec::Containment;
 use ado_proto::{
     Audience, Epoch, GroupId, Incarnation, Namespace, Offset, RequestId, Role, TaskId, Timestamp, WorkerId,
@@ -157,6 +157,8 @@ pub struct Once {
 /// One line of the audit log. Its time is the transaction's.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Audit {
+    /// Where.
+    pub namespace: Namespace,
     /// Who (`ado://…`).
     pub principal: String,
     /// What was asked: the request's name.
@@ -165,6 +167,15 @@ pub struct Audit {
     pub target: String,
     /// `ok`, or why not. A store puts the refusal here when it refuses everything that was asked.
     pub result: String,
+    /// How often.
+    pub count: u32,
+}
+
+impl Audit {
+    /// Something that was asked once, and done.
+    pub fn done(namespace: Namespace, principal: String, action: &'static str, target: impl Into<String>) -> Self {
+        Self { namespace, principal, action, target: target.into(), result: "ok".into(), count: 1 }
+    }
 }
 
 /// What became of a [`Unit`].
@@ -267,6 +278,21 @@ pub struct Waiting {
     pub agent: String,
 }
 
+/// What waits of one kind: queued tasks that are wanted running and may be claimed together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Backlog {
+    /// Where they live.
+    pub namespace: Namespace,
+    /// Which workers may take them.
+    pub pool: String,
+    /// Which agent they need.
+    pub agent: String,
+    /// How many there are, due or not.
+    pub tasks: u64,
+    /// The lowest id, which was submitted first.
+    pub oldest: TaskId,
+}
+
 /// A lease renewal's result.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Renewal {
@@ -299,6 +325,8 @@ pub struct Token {
     pub expires_at: Timestamp,
     /// Who made it.
     pub created_by: String,
+    /// What its holder may say of itself, if it is a worker.
+    pub bounds: WorkerBounds,
 }
 
 /// Why a token was not taken.
@@ -390,6 +418,9 @@ pub trait Store: Send + Sync + 'static {
     /// Queued tasks that are wanted running, due or not, by [`score`] and id; those after a place in this order.
     async fn waiting(&self, after: Option<(i64, TaskId)>, limit: usize) -> Result<Vec<Waiting>>;
 
+    /// How much of each kind [`Store::waiting`] has to tell, in order of namespace, pool and agent.
+    async fn backlog(&self) -> Result<Vec<Backlog>>;
+
     /// Held tasks whose lease ended before `before`.
     async fn expired(&self, before: Timestamp, limit: usize) -> Result<Vec<Row>>;
 
@@ -446,6 +477,12 @@ pub trait Store: Send + Sync + 'static {
         audit: Audit,
     ) -> Result<bool>;
 
+    /// Keeps what a worker may say of itself, in the place of what it might before.
+    async fn bind(&self, identity: &str, bounds: &WorkerBounds) -> Result<()>;
+
+    /// What a worker may say of itself.
+    async fn bounds(&self, identity: &str) -> Result<WorkerBounds>;
+
     /// Remembers an issued certificate. `false`: its identity has been revoked, and the certificate must not be used.
     async fn put_certificate(&self, certificate: Certificate) -> Result<bool>;
 
@@ -462,8 +499,8 @@ pub trait Store: Send + Sync + 'static {
     /// Adds events that belong to no task.
     async fn add_events(&self, events: Vec<NewEvent>) -> Result<()>;
 
-    /// The audit log, newest first.
-    async fn audit(&self, limit: usize) -> Result<Vec<(Timestamp, String, String, String, String)>>;
+    /// The audit log, newest first; at most `limit` lines of it.
+    async fn audit(&self, audience: &Audience, wanted: &ListAudit) -> Result<Vec<AuditLine>>;
 
     /// Deletes what has outlived its retention: idempotency keys (24 h), events and lost workers that hold nothing
     /// (7 days), expired tokens and certificates.

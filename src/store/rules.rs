@@ -3,10 +3,10 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use ado_proto::request::{Events, EventsFrom, SystemEvent};
+use ado_proto::request::{Events, EventsFrom, SystemEvent, WorkerBounds};
 use ado_proto::{Audience, Epoch, Incarnation, Namespace, TaskId, Timestamp};
 
-use super::{Lease, Renewal, Row, Token, TokenRefusal, Worker};
+use super::{Error, Lease, Renewal, Row, Token, TokenRefusal, Worker};
 use crate::env::Env;
 
 /// A new generation id: random, not zero, and small enough for a signed column.
@@ -81,6 +81,17 @@ pub(super) fn use_once(mut token: Token, now: Timestamp) -> Result<Token, TokenR
         *left = left.checked_sub(1).ok_or(TokenRefusal::UsedUp)?;
     }
     Ok(token)
+}
+
+/// A worker's bounds as a database keeps them; `None`: there are none.
+pub(super) fn bounds_text(bounds: &WorkerBounds) -> Option<String> {
+    (*bounds != WorkerBounds::default()).then(|| serde_json::to_string(bounds).expect("lists of names are JSON"))
+}
+
+/// A worker's bounds from a database.
+pub(super) fn bounds(text: Option<&str>) -> Result<WorkerBounds, Error> {
+    let read = |text| serde_json::from_str(text).map_err(|error| Error::Damaged(format!("a worker's bounds: {error}")));
+    text.map_or_else(|| Ok(WorkerBounds::default()), read)
 }
 
 /// What is older than this has outlived its retention.

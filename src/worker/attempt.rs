@@ -123,15 +123,14 @@ impl Attempt {
     }
 
     fn ended(&self, outbox: &SharedOutbox, end: GiveUp) -> Ended {
-        let (task, epoch) = (self.assignment.task, self.assignment.epoch);
         match (end, outbox.unacknowledged()) {
             (GiveUp::No, 0) => Ended::Reported,
             (GiveUp::Discard, records) => {
-                tracing::info!(%task, %epoch, records, "the epoch is over; what it had still to say is discarded");
+                tracing::info!(records, "the epoch is over; what it had still to say is discarded");
                 Ended::Discarded
             }
             (GiveUp::HandBack | GiveUp::No, records) => {
-                tracing::info!(%task, %epoch, undelivered = records, "handed back");
+                tracing::info!(undelivered = records, "handed back");
                 Ended::HandedBack
             }
         }

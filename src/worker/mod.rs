@@ -13,6 +13,7 @@ pub mod guard;
 pub mod inside;
 mod keeper;
 mod load;
+mod metrics;
 pub mod outbox;
 mod pipes;
 mod removal;
@@ -32,6 +33,7 @@ use std::time::Duration;
 use ado_proto::Incarnation;
 use ado_proto::request::WorkerSession;
 use tokio::time::timeout;
+use tracing::Instrument;
 
 use self::attempt::Place;
 use self::inside::Sockets;
@@ -150,7 +152,8 @@ pub async fn start(config: Config, env: Env) -> Result<Handle, Error> {
     tracing::info!(name = config.name, containment = place.containment.as_str(), "worker starts");
     let shared = Arc::new(Shared::new(&config, env, request, place, Tasks::new()));
     let session = Tasks::new();
-    session.spawn_until_stop("worker session", Box::pin(session::run(shared.clone())));
+    let span = tracing::info_span!("worker", worker = config.name);
+    session.spawn_until_stop("worker session", Box::pin(session::run(shared.clone()).instrument(span)));
     Ok(Handle { shared, dir: config.dir, drain_for: config.drain_for, session, _lock: Arc::new(lock) })
 }
 
@@ -196,6 +199,12 @@ impl Handle {
     pub fn is_ready(&self) -> bool {
         let status = *self.shared.status.borrow();
         status.connected && status.leaving == 0
+    }
+
+    /// What it counts, in the text format of Prometheus.
+    pub fn metrics(&self) -> String {
+        let status = *self.shared.status.borrow();
+        self.shared.metrics.scrape(status, self.shared.request.slots)
     }
 
     /// Attempts it holds.

@@ -12,6 +12,7 @@ use tracing::Instrument;
 
 use super::attempt::{Attempt, Ended, Place};
 use super::guard::BootTime;
+use super::metrics::Metrics;
 use super::outbox::{Outbox, SharedOutbox};
 use super::roster::{Begin, Key, Roster};
 use super::spool::{MEMORY_LIMIT, Spool};
@@ -30,6 +31,7 @@ pub(super) struct Shared {
     pub(super) spool_limit: u64,
     /// Attempts, and whatever else must end before the session.
     pub(super) attempts: Tasks,
+    pub(super) metrics: Metrics,
     roster: Mutex<Roster>,
     pub(super) status: watch::Sender<Status>,
 }
@@ -61,6 +63,7 @@ impl Shared {
             spool: config.dir.join("spool"),
             spool_limit: config.spool_limit,
             attempts,
+            metrics: Metrics::new(),
             roster: Mutex::default(),
             status: watch::Sender::new(Status::default()),
         }
@@ -127,6 +130,7 @@ async fn converse(
 ) -> net::Error {
     let Channel { tx, mut rx } = channel;
     shared.status.send_modify(|status| status.connected = true);
+    shared.metrics.session();
     let receive = async {
         loop {
             match rx.next_message::<ToWorker>().await {
@@ -185,6 +189,7 @@ async fn broken(error: net::Error) -> net::Error {
 fn hear(shared: &Arc<Shared>, message: ToWorker) {
     match message {
         ToWorker::HeartbeatAnswer(answer) => {
+            shared.metrics.answered();
             let heard = shared.change(|roster| roster.answered(&answer));
             shared.status.send_if_modified(|status| {
                 let more = heard.is_some_and(|heard| heard > status.heard);
@@ -214,7 +219,9 @@ fn start(shared: &Arc<Shared>, assignment: Assignment, begin: Begin) {
         for older in begin.after {
             older.cancelled().await;
         }
+        own.metrics.begun();
         let ended = attempt(&own, assignment, begin.orders).await;
+        own.metrics.ended(ended);
         own.change(|roster| roster.end(key, ended));
     };
     // Given up without ceremony, its guard still kills the agent: the control socket closes.
@@ -227,7 +234,7 @@ async fn attempt(shared: &Shared, assignment: Assignment, orders: watch::Sender<
     let spool = Spool::new(file, MEMORY_LIMIT, shared.spool_limit);
     let outbox = SharedOutbox::new(Outbox::new(epoch, spool));
     let request = TaskOutput { task, epoch, incarnation: shared.request.incarnation };
-    let delivery = uplink::deliver(shared.link.clone(), request, &outbox, &shared.env);
+    let delivery = uplink::deliver(shared.link.clone(), request, &outbox, &shared.env, &shared.metrics);
     let attempt = Attempt { assignment, orders, place: shared.place.clone(), env: shared.env.clone() };
     attempt.run(&outbox, delivery).await
 }

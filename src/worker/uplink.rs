@@ -6,6 +6,7 @@ use ado_proto::session::{FromAttempt, ToAttempt};
 
 use super::attempt::Delivery;
 use super::backoff;
+use super::metrics::Metrics;
 use super::outbox::SharedOutbox;
 use crate::env::Env;
 use crate::net::{self, Call, Channel, Link, Priority};
@@ -21,18 +22,23 @@ enum Over {
 }
 
 /// Runs until everything is in the log or the epoch is over.
-pub(super) async fn deliver(link: Link, request: TaskOutput, outbox: &SharedOutbox, env: &Env) -> Delivery {
-    let (task, epoch) = (request.task, request.epoch);
+pub(super) async fn deliver(
+    link: Link,
+    request: TaskOutput,
+    outbox: &SharedOutbox,
+    env: &Env,
+    metrics: &Metrics,
+) -> Delivery {
     let mut failures = 0;
     loop {
         let call = Call { priority: Priority::Live, ..Call::default() };
         match link.open(&request, call).await {
             Ok((accepted, channel)) => {
                 if let Err(error) = outbox.connected(accepted.next_seq) {
-                    tracing::error!(%task, %epoch, %error, "the log is not the one this attempt wrote into");
+                    tracing::error!(%error, "the log is not the one this attempt wrote into");
                     return Delivery::Stale;
                 }
-                let over = converse(channel, outbox).await;
+                let over = converse(channel, outbox, metrics).await;
                 outbox.disconnected();
                 match over {
                     Over::Complete => return Delivery::Complete,
@@ -47,7 +53,7 @@ pub(super) async fn deliver(link: Link, request: TaskOutput, outbox: &SharedOutb
             Err(error) => {
                 // The agent goes on: its lease, not this stream, says for how long.
                 failures += 1;
-                tracing::debug!(%task, %epoch, %error, failures, "cannot deliver output; trying again");
+                tracing::debug!(%error, failures, "cannot deliver output; trying again");
             }
         }
         tokio::time::sleep(backoff(failures, env.jitter())).await;
@@ -55,7 +61,7 @@ pub(super) async fn deliver(link: Link, request: TaskOutput, outbox: &SharedOutb
 }
 
 /// Sends what there is and takes acknowledgements, at the same time.
-async fn converse(channel: Channel, outbox: &SharedOutbox) -> Over {
+async fn converse(channel: Channel, outbox: &SharedOutbox, metrics: &Metrics) -> Over {
     let Channel { mut tx, mut rx } = channel;
     let mut progress = false;
     // Sending is not cancel safe; the select drops it only together with the stream.
@@ -63,6 +69,7 @@ async fn converse(channel: Channel, outbox: &SharedOutbox) -> Over {
         loop {
             match outbox.next_frame().await {
                 Ok(Some(records)) => {
+                    metrics.sent(records.0.len());
                     if tx.send_message(&FromAttempt::from(records)).await.is_err() {
                         // The receiving half knows why.
                         std::future::pending::<()>().await;
@@ -87,6 +94,7 @@ async fn converse(channel: Channel, outbox: &SharedOutbox) -> Over {
                         tracing::warn!(%error, "an acknowledgement makes no sense");
                         return Over::Broken { progress };
                     }
+                    metrics.acknowledged();
                     progress = true;
                 }
                 Ok(Some(ToAttempt::Stale(_))) => return Over::Stale,

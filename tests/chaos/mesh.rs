@@ -1,5 +1,7 @@
 //! A mesh of real processes that can be mistreated: controllers behind relays, workers, a database and a queue.
 
+#![allow(dead_code, reason = "a bench uses a part")]
+
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};

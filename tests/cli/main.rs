@@ -7,6 +7,8 @@ mod completions;
 mod groups;
 mod inside;
 mod mesh;
+#[path = "../support/metrics.rs"]
+mod metrics_page;
 #[path = "../support/processes.rs"]
 mod processes;
 mod promises;
@@ -264,6 +266,25 @@ fn down_stays_down_until_something_is_wanted() {
     assert!(env.home().join("down").exists());
     env.ado(["list"]).assert_code(0);
     assert!(!env.home().join("down").exists());
+}
+
+#[test]
+fn the_processes_of_a_home_that_was_removed_end() {
+    let env = TestEnv::new();
+    let up = env.ado(["up", "-o", "json"]).json();
+    let pids = ["controller", "worker"].map(|role| up[role]["pid"].as_i64().unwrap());
+    // What is written there meanwhile may make the first try fail.
+    promises::eventually("it is removed", || {
+        std::fs::read_dir(env.home()).unwrap().flatten().all(|entry| {
+            let path = entry.path();
+            if path.is_dir() { std::fs::remove_dir_all(path).is_ok() } else { std::fs::remove_file(path).is_ok() }
+        })
+    });
+    let lives = |pid: &i64| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
+    };
+    promises::eventually("nobody keeps it alive", || !pids.iter().any(lives));
 }
 
 #[test]

@@ -210,6 +210,7 @@ fn everything_printed_for_programs_is_in_the_schema() {
     one("config", &["config", "show"]);
     let token = one("tokenCreated", &["token", "create", "--name", "ann"]);
     one("tokens", &["token", "list"]);
+    one("audit", &["audit"]);
     let guest = TestEnv::new();
     schema.check("joined", &guest.ado(["join", token["join"].as_str().expect("one"), "-o", "json"]).json());
     one("tokenRevoked", &["token", "revoke", token["id"].as_str().expect("an id")]);

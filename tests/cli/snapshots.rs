@@ -254,11 +254,17 @@ fn machines_and_set_up() {
             "token create --name ann",
             "token create --role worker -o json",
             "token create --role odd",
+            "token create --pool gpu",
+            "token create --role worker --pool gpu --agent shell --label zone=a --max-slots 8 -o json",
             "token list",
             "token revoke nothing",
             "token revoke-identity ann",
             "token",
         ])
+    );
+    snapshot!(
+        "audit",
+        scene.transcript(&["audit --refused", "audit --columns who,action,times,result --action Enrol"])
     );
     snapshot!("join", scene.transcript(&["join nonsense", "join"]));
     snapshot!(
@@ -274,7 +280,7 @@ fn machines_and_set_up() {
 #[test]
 fn help() {
     let env = crate::support::TestEnv::new();
-    let names = "run attach logs wait pause resume detach cancel list status events workers top up down controller worker join token bench task config completions man schema";
+    let names = "run attach logs wait pause resume detach cancel list status events workers top up down controller worker join token audit bench task config completions man schema";
     let mut text = String::new();
     let nested: [&str; 10] = [
         "workers list",

@@ -11,6 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
+use crate::metrics_page::{Samples, scrape};
 use crate::processes::{is_frozen, marked};
 use crate::promises::{eventually, peak_memory};
 use crate::support::{Ran, TestEnv};
@@ -62,6 +63,10 @@ impl Process {
         };
         let answer = answer().unwrap_or_default();
         answer.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or(0)
+    }
+
+    fn counted(&self) -> Samples {
+        scrape(([127, 0, 0, 1], self.http).into())
     }
 
     fn is_ready(&self) -> bool {
@@ -296,6 +301,45 @@ fn a_controller_that_was_stopped_finds_everything_as_it_was() {
     pause(LOST_AFTER);
     mesh.controller.signal(Signal::SIGCONT);
     counting.assert_done_by_the_first_attempt(&mesh);
+}
+
+#[test]
+fn what_is_counted_and_what_is_logged_tells_what_it_is_about() {
+    let mesh = Mesh::start("counts");
+    let http = free_tcp();
+    let mut command = mesh.worker_command("counts", Some(&mesh.join_string()), http, &["--drain-for", "0s"]);
+    command.args(["--slots", "2"]).env("ADO_LOG_FORMAT", "json");
+    let mut worker = Process::start(command, http, mesh.env.work().join("counts.log"));
+    eventually("the worker is ready", || worker.is_ready());
+    let before = worker.counted();
+    mesh.submit("short", "echo done");
+    assert_eq!(mesh.output("short"), (Some(0), "done\n".into()));
+    mesh.submit("long", "echo begun; sleep 600");
+    eventually("it runs", || mesh.told("long", "output", "data").len() == 1);
+    let running = worker.counted();
+    running.grew(
+        &before,
+        &[
+            ("ado_worker_attempts", 1.0),
+            ("ado_worker_attempts_begun_total", 2.0),
+            (r#"ado_worker_attempts_ended_total{how="reported"}"#, 1.0),
+            ("ado_worker_connected", 0.0),
+            ("ado_worker_slots", 0.0),
+        ],
+    );
+    assert_eq!((running.get("ado_worker_connected"), running.get("ado_worker_slots")), (1.0, 2.0));
+    assert!(running.get("ado_worker_sent_bytes_total") > 11.0);
+    let told = mesh.controller.counted();
+    assert_eq!((told.get("ado_output_bytes_total"), told.get("ado_leases")), (11.0, 1.0));
+
+    worker.signal(Signal::SIGTERM);
+    assert!(worker.end().success());
+    mesh.controller.counted().grew(&told, &[(r#"ado_reassignments_total{reason="handed_back"}"#, 1.0)]);
+    let log: Vec<Value> = lines(&worker.log).iter().map(|line| serde_json::from_str(line).expect(line)).collect();
+    let line = log.iter().find(|line| line["message"] == "handed back").expect("it is said");
+    let (about, ids) = (&line["spans"], mesh.ado(&["list", "--all", "--output", "json"]).stdout().to_owned());
+    assert_eq!((&about[0]["worker"], &about[1]["epoch"]), (&"counts".into(), &"1".into()), "{line}");
+    assert!(ids.contains(about[1]["task"].as_str().expect("an id")), "{line} {ids}");
 }
 
 #[test]

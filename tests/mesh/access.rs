@@ -1,18 +1,21 @@
 //! Who may do what; tokens; idempotency.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use ado::net::{Call, Error};
+use ado::net::{Call, Error, Link};
 use ado_certs::{Ca, ClientTls, KeyRequest};
-use ado_proto::record::Desired;
+use ado_proto::record::{Desired, Note};
 use ado_proto::request::{
-    CreateToken, ErrorCode, Follow, GetTasks, Hello, ListTasks, Renew, RevokeIdentity, RevokeToken, SetDesired,
-    StartAt, Submit, WorkerSession,
+    CreateToken, Detach, Enrol, ErrorCode, EventsFrom, Follow, GetTasks, Hello, KNOWN, ListAudit, ListEvents,
+    ListTasks, ListTokens, ListWorkers, Renew, Request, RevokeIdentity, RevokeToken, SetDesired, StartAt, Submit,
+    TaskOutput, WorkerBounds, WorkerSession,
 };
+use ado_proto::session::ToAttempt;
 use ado_proto::spec::Input;
-use ado_proto::{Incarnation, Namespace, Offset, Principal, RequestId, Role};
+use ado_proto::{Epoch, Incarnation, Namespace, Offset, Principal, RequestId, Role, TaskId};
 
-use crate::mesh::{Mesh, ask, call, refusal, session, spec};
+use crate::mesh::{Mesh, Worker, ask, call, refusal, session, spec};
 
 fn hello() -> Hello {
     Hello { build: "test".into() }
@@ -145,28 +148,266 @@ async fn a_token_is_revoked_once_however_often_it_is_said() {
     refusal(ask(&mesh.admin(), revoke).await, ErrorCode::NotFound);
 }
 
+/// Asks everything there is, about nothing that is there. The names of the requests that are not denied.
+async fn allowed(link: &Link, namespace: Option<&str>) -> Vec<&'static str> {
+    let mut asked = BTreeSet::new();
+    let mut allowed = Vec::new();
+    let call = || Call { namespace: namespace.map(|name| Namespace(name.into())), ..call() };
+    macro_rules! ask {
+        ($($request:ident $fields:tt;)+) => {$({
+            asked.insert($request::KIND);
+            match link.call(&$request $fields, call()).await {
+                Err(Error::Refused(reply)) if reply.is(ErrorCode::Denied) => {}
+                Ok(_) | Err(Error::Refused(_)) => allowed.push($request::NAME),
+                Err(other) => panic!("{}: {other:?}", $request::NAME),
+            }
+        })+};
+    }
+    let (task, incarnation) = (TaskId(uuid::Uuid::from_u128(1)), Incarnation(uuid::Uuid::from_u128(2)));
+    let reference = || task.to_string();
+    ask! {
+        Hello { build: "test".into() };
+        Enrol { secret: String::new(), csr: Vec::new(), name: "ann".into() };
+        Renew { csr: Vec::new() };
+        CreateToken {
+            role: Role::Viewer,
+            namespace: Namespace::default(),
+            name: None,
+            uses: Some(1),
+            ttl_ms: 1,
+            bounds: WorkerBounds::default(),
+        };
+        ListTokens {};
+        RevokeToken { id: "none".into() };
+        RevokeIdentity { identity: "ado://a/user/none".into() };
+        Submit { name: None, specs: Vec::new(), copies: 1 };
+        GetTasks { reference: reference() };
+        ListTasks { limit: 1, ..ListTasks::default() };
+        SetDesired { reference: reference(), desired: Desired::Paused, force: false };
+        Follow { task, from: StartAt::Tail(1), follow: false, without_output: false, generation: None };
+        Detach { reference: reference(), all: false };
+        ListWorkers { task: None };
+        ListEvents { from: EventsFrom::Tail(1), limit: 1, wait_ms: 0 };
+        ListAudit { limit: 1, ..ListAudit::default() };
+        WorkerSession { ..session(incarnation, 0) };
+        TaskOutput { task, epoch: Epoch(1), incarnation };
+    }
+    let known: BTreeSet<_> = KNOWN.iter().map(|known| known.0).collect();
+    assert_eq!(asked, known, "a request is not asked here: add it");
+    allowed
+}
+
+/// The table itself is in the controller; this is whether anything passes it by. Written out once more.
+#[tokio::test]
+async fn every_request_of_every_role_goes_through_the_table() {
+    let mesh = Mesh::start().await;
+    let ca = Ca::open_or_create(&mesh.dir.path().join("controller"), mesh.env.now()).unwrap();
+    let reads = "GetTasks ListTasks Follow Detach ListWorkers ListEvents";
+    let user = "Hello Renew Submit GetTasks ListTasks SetDesired Follow Detach ListWorkers ListEvents";
+    let admin = "Hello Renew CreateToken ListTokens RevokeToken RevokeIdentity Submit GetTasks ListTasks SetDesired \
+                 Follow Detach ListWorkers ListEvents ListAudit";
+    for (role, own, elsewhere) in [
+        (Role::Admin, admin, admin),
+        (Role::User, user, ""),
+        (Role::Viewer, &*format!("Hello Renew {reads}"), ""),
+        (Role::Worker, "Hello Renew WorkerSession TaskOutput", ""),
+        (Role::Controller, "Hello", ""),
+    ] {
+        let key = KeyRequest::new().unwrap();
+        let who = Principal { role, namespace: Namespace("a".into()), name: mesh.env.uuid().to_string() };
+        let issued = ca.issue(key.csr_der(), &who, Duration::from_secs(3600), mesh.env.now()).unwrap();
+        let link = mesh.link(ClientTls::mesh(key.into_identity(issued.chain).unwrap()).unwrap());
+        assert_eq!(allowed(&link, Some("a")).await.join(" "), own, "{role} at home");
+        assert_eq!(allowed(&link, Some("b")).await.join(" "), elsewhere, "{role} elsewhere");
+    }
+    // Who is nobody yet may become somebody, and nothing else.
+    let token = mesh.token(Role::User, "a", Some(1), Duration::from_secs(60)).await;
+    let join: ado_certs::JoinString = token.join.parse().unwrap();
+    let stranger = mesh.link(ClientTls::join(join.pin).unwrap());
+    assert_eq!(allowed(&stranger, None).await, ["Enrol"]);
+    let refused = mesh.refusals().await;
+    assert!(refused.iter().any(|line| line.starts_with("stranger Submit 127.0.0.1: a joining peer may only enrol")));
+}
+
+#[tokio::test]
+async fn what_is_somebody_elses_may_be_read_and_not_changed() {
+    let mesh = Mesh::start().await;
+    let (ann, _) = mesh.member(Role::User, "a", "ann").await;
+    let (carl, _) = mesh.member(Role::User, "a", "carl").await;
+    let (bob, _) = mesh.member(Role::User, "b", "bob").await;
+    let named = || Submit { name: Some("nightly".into()), specs: vec![spec()], copies: 1 };
+    let anns = ask(&ann, named()).await.unwrap().tasks[0];
+    assert_eq!(ask(&carl, GetTasks { reference: anns.short() }).await.unwrap()[0].owner, "user/ann");
+    for reference in [anns.short(), anns.to_string(), "nightly".into()] {
+        let message = refusal(ask(&carl, cancel(reference)).await, ErrorCode::Denied);
+        assert_eq!(
+            message,
+            format!("{} belongs to user/ann: only they and administrators may change it", anns.short())
+        );
+    }
+    // A name that both have is one's own.
+    let carls = ask(&carl, named()).await.unwrap().tasks[0];
+    let set = ask(&carl, cancel("nightly".into())).await.unwrap();
+    assert_eq!(set.iter().map(|set| set.task).collect::<Vec<_>>(), [carls]);
+    assert_eq!(ask(&ann, GetTasks { reference: anns.short() }).await.unwrap()[0].state, "queued");
+    // An id of another namespace is not there, and that it was known is written down; what is nowhere is a slip.
+    refusal(ask(&bob, GetTasks { reference: anns.to_string() }).await, ErrorCode::NotFound);
+    refusal(ask(&bob, GetTasks { reference: "task-0000000000".into() }).await, ErrorCode::NotFound);
+    refusal(ask(&bob, GetTasks { reference: "nightly".into() }).await, ErrorCode::NotFound);
+    let denied = format!("{} belongs to user/ann: only they and administrators may change it", anns.short());
+    assert_eq!(
+        mesh.refusals().await,
+        [
+            format!("ado://a/user/carl SetDesired {}: {denied} x1", anns.short()),
+            format!("ado://a/user/carl SetDesired {anns}: {denied} x1"),
+            format!("ado://a/user/carl SetDesired nightly: {denied} x1"),
+            format!("ado://b/user/bob GetTasks {anns}: it is of another namespace x1"),
+        ]
+    );
+    assert_eq!(ask(&mesh.admin(), cancel(anns.short())).await.unwrap()[0].state, "cancelled");
+}
+
+#[tokio::test]
+async fn a_worker_may_say_of_itself_what_its_token_allows() {
+    let mesh = Mesh::start().await;
+    let bounds = WorkerBounds {
+        pools: vec!["gpu".into()],
+        agents: vec!["shell".into()],
+        labels: [("zone".into(), "a".into())].into(),
+        max_slots: Some(8),
+    };
+    let request = CreateToken {
+        role: Role::Worker,
+        namespace: Namespace::default(),
+        name: None,
+        uses: Some(1),
+        ttl_ms: 60_000,
+        bounds: bounds.clone(),
+    };
+    let not_a_worker = CreateToken { role: Role::User, ..request.clone() };
+    refusal(ask(&mesh.admin(), not_a_worker).await, ErrorCode::Invalid);
+    let token = ask(&mesh.admin(), request).await.unwrap();
+    assert_eq!(ask(&mesh.admin(), ListTokens).await.unwrap()[0].bounds, bounds);
+    let identity = mesh.enrol(&token.join, "w").await.unwrap();
+    let who = identity.principal().to_string();
+    let link = mesh.link(ClientTls::mesh(identity).unwrap());
+    let says = || WorkerSession {
+        pool: "gpu".into(),
+        agents: vec!["shell".into()],
+        ..session(Incarnation(mesh.env.uuid()), 8)
+    };
+    let refused =
+        async |session: WorkerSession| refusal(link.open(&session, call()).await.map(drop), ErrorCode::Denied);
+    let all = [
+        refused(WorkerSession { pool: "default".into(), ..says() }).await,
+        refused(WorkerSession { agents: vec!["shell".into(), "noop".into()], ..says() }).await,
+        refused(WorkerSession { labels: [("zone".into(), "b".into())].into(), ..says() }).await,
+        refused(WorkerSession { slots: 9, ..says() }).await,
+    ];
+    assert_eq!(
+        all,
+        [
+            "it may not belong to pool `default`: its token allows gpu",
+            "it may not offer agent `noop`: its token allows shell",
+            "it may not carry label `zone=b`: its token allows zone=a",
+            "it may not have 9 slots: its token allows at most 8",
+        ]
+    );
+    assert_eq!(mesh.refusals().await[1..], all.map(|why| format!("{who} WorkerSession played: {why} x1")));
+    link.open(&says(), call()).await.expect("what it may say");
+    // Its next certificate does not free it.
+    let key = KeyRequest::new().unwrap();
+    ask(&link, Renew { csr: key.csr_der().to_vec() }).await.unwrap();
+    refused(WorkerSession { slots: 9, ..says() }).await;
+}
+
+#[tokio::test]
+async fn a_forged_epoch_changes_nothing_and_is_written_down() {
+    let mesh = Mesh::start().await;
+    let mut holder = mesh.worker(4).await;
+    let task = mesh.submit(&mesh.admin(), spec()).await;
+    assert_eq!(holder.assignment().await.epoch, Epoch(1));
+    let stranger = mesh.worker(4).await;
+    holder.beat(&[(task, Epoch(1))]).await;
+    for (peer, epoch) in [(&holder, Epoch(2)), (&stranger, Epoch(1)), (&holder, Epoch(0))] {
+        refusal(peer.output(task, epoch).await.map(drop), ErrorCode::Stale);
+    }
+    let mut attempt = holder.output(task, Epoch(1)).await.unwrap();
+    attempt.epoch = Epoch(7);
+    attempt.send(0, vec![Note { text: "forged".into() }.into()]).await;
+    assert!(attempt.channel.rx.next_message::<ToAttempt>().await.is_err(), "that stream is over");
+    let short = task.short();
+    let of = |worker: &Worker| worker.identity.principal().to_string();
+    let mut refused = mesh.refusals().await;
+    while refused.len() < 4 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        refused = mesh.refusals().await;
+    }
+    assert_eq!(
+        refused,
+        [
+            format!("{} TaskOutput {short} epoch 2: epoch 2 of {task} is over x1", of(&holder)),
+            format!("{} TaskOutput {short} epoch 1: epoch 1 of {task} is over x1", of(&stranger)),
+            format!("{} TaskOutput {short} epoch 0: epoch 0 of {task} is over x1", of(&holder)),
+            format!(
+                "{} TaskOutput {short} epoch 1: a record of Worker {{ epoch: Epoch(7), seq: Seq(0) }} on the stream of \
+                 epoch 1 x1",
+                of(&holder)
+            ),
+        ]
+    );
+    assert_eq!(ask(&mesh.admin(), GetTasks { reference: short }).await.unwrap()[0].epoch, Epoch(1));
+}
+
+#[tokio::test]
+async fn a_flood_of_refusals_is_counted() {
+    let mesh = Mesh::start().await;
+    let (vic, _) = mesh.member(Role::Viewer, "a", "vic").await;
+    for _ in 0..300 {
+        refusal(ask(&vic, cancel("task-0000000000".into())).await, ErrorCode::Denied);
+    }
+    let line = "ado://a/viewer/vic SetDesired : ado://a/viewer/vic may not do that";
+    assert_eq!(mesh.refusals().await, [format!("{line} x1")]);
+    let mesh = mesh.restart().await;
+    assert_eq!(mesh.refusals().await, [format!("{line} x1"), format!("{line} x299")], "the rest comes at the end");
+}
+
 #[tokio::test]
 async fn what_was_asked_is_in_the_audit_log_also_when_it_was_denied() {
     let mesh = Mesh::start().await;
     let (vic, _) = mesh.member(Role::Viewer, "a", "vic").await;
-    let task = mesh.submit(&mesh.admin(), spec()).await;
+    let once = Call { id: Some(RequestId(mesh.env.uuid())), ..call() };
+    let submit = |name: &str| Submit { name: Some(name.into()), specs: vec![spec()], copies: 1 };
+    let task = mesh.admin().call(&submit("one"), once.clone()).await.unwrap().tasks[0];
+    refusal(mesh.admin().call(&submit("two"), once).await, ErrorCode::Conflict);
     refusal(ask(&vic, cancel(task.to_string())).await, ErrorCode::Denied);
     refusal(ask(&vic, session(Incarnation(mesh.env.uuid()), 1)).await, ErrorCode::Denied);
     ask(&mesh.admin(), cancel(task.to_string())).await.unwrap();
     ask(&mesh.admin(), cancel(task.to_string())).await.unwrap();
-    let lines = mesh.audit().await;
+    let nobody = mesh.token(Role::User, "a", Some(1), Duration::from_secs(60)).await.join;
+    let (start, _) = nobody.rsplit_once(':').unwrap();
+    refusal(mesh.enrol(&format!("{start}:{}", ado_certs::secret::generate()), "eve").await, ErrorCode::BadToken);
     assert_eq!(
-        lines,
+        mesh.audit().await,
         [
             "ado://default/admin/local CreateToken: ok",
             "ado://a/viewer/vic Enrol: ok",
             "ado://default/admin/local Submit: ok",
+            "ado://default/admin/local Submit: this request id was used for another request",
             "ado://a/viewer/vic SetDesired: ado://a/viewer/vic may not do that",
             "ado://a/viewer/vic WorkerSession: ado://a/viewer/vic may not do that",
             "ado://default/admin/local SetDesired: ok",
             "ado://default/admin/local SetDesired: already cancelled",
+            "ado://default/admin/local CreateToken: ok",
+            "stranger Enrol: the token is unknown or revoked",
         ]
     );
+    // As people ask for it.
+    let wanted = ListAudit { refused: true, principal: Some("user".into()), limit: 10, ..ListAudit::default() };
+    assert_eq!(ask(&mesh.admin(), wanted.clone()).await.unwrap(), []);
+    let lines = ask(&mesh.admin(), ListAudit { principal: Some("/vic".into()), ..wanted }).await.unwrap();
+    let actions: Vec<_> = lines.iter().map(|line| (&*line.action, &*line.namespace.0)).collect();
+    assert_eq!(actions, [("WorkerSession", "a"), ("SetDesired", "a")]);
 }
 
 #[tokio::test]
@@ -216,7 +457,14 @@ async fn tokens_are_used_up_expire_and_are_revoked() {
     let message = refusal(mesh.enrol(&key.join, "eve").await, ErrorCode::BadToken);
     assert!(message.contains("revoked"), "{message}");
     refusal(ask(&mesh.admin(), RevokeToken { id: key.id }).await, ErrorCode::NotFound);
-    let zero = CreateToken { role: Role::User, namespace: Namespace::default(), name: None, uses: Some(0), ttl_ms: 1 };
+    let zero = CreateToken {
+        role: Role::User,
+        namespace: Namespace::default(),
+        name: None,
+        uses: Some(0),
+        ttl_ms: 1,
+        bounds: Default::default(),
+    };
     refusal(ask(&mesh.admin(), zero).await, ErrorCode::Invalid);
 }
 

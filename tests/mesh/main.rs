@@ -4,6 +4,8 @@
 #[expect(unreachable_pub, reason = "shared by test binaries")]
 #[path = "../support/mesh.rs"]
 mod mesh;
+#[path = "../support/metrics.rs"]
+mod metrics_page;
 #[path = "../support/servers/mod.rs"]
 mod servers;
 
@@ -12,6 +14,7 @@ mod attempts;
 mod detach;
 mod events;
 mod lists;
+mod metrics;
 mod queue;
 mod viewers;
 mod workers;

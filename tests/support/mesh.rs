@@ -10,14 +10,14 @@ use ado::tasks::Tasks;
 use ado_certs::{ClientTls, Identity, JoinString, KeyRequest};
 use ado_proto::record::{Body, Desired, Record};
 use ado_proto::request::{
-    CreateToken, CreatedToken, Enrol, ErrorCode, Follow, Load, OutputAccepted, Request, SetDesired, StartAt, Submit,
-    TaskOutput, WorkerSession,
+    AuditLine, CreateToken, CreatedToken, Enrol, ErrorCode, Follow, ListAudit, Load, OutputAccepted, Request,
+    SetDesired, StartAt, Submit, TaskOutput, WorkerSession,
 };
 use ado_proto::session::{
     Assignment, End, FollowItem, FromAttempt, FromWorker, Heartbeat, Records, ToAttempt, ToWorker,
 };
 use ado_proto::spec::{Containment, Input, TaskSpec};
-use ado_proto::{Epoch, Incarnation, Namespace, Offset, Origin, RequestId, Role, Seq, TaskId, Timestamp};
+use ado_proto::{Audience, Epoch, Incarnation, Namespace, Offset, Origin, RequestId, Role, Seq, TaskId, Timestamp};
 
 /// Short, so that a lost worker is noticed within a test.
 pub const TIMING: Timing = Timing { heartbeat: Duration::from_millis(100), lost_after: Duration::from_millis(1200) };
@@ -87,6 +87,7 @@ impl Mesh {
             name: None,
             uses,
             ttl_ms: u64::try_from(ttl.as_millis()).expect("a short time"),
+            bounds: Default::default(),
         };
         self.admin().call(&request, call()).await.expect("an administrator makes tokens")
     }
@@ -127,10 +128,26 @@ impl Mesh {
 
     /// Who asked what, and how it went, in order.
     pub async fn audit(&self) -> Vec<String> {
+        let line = |line: AuditLine| format!("{} {}: {}", line.principal, line.action, line.result);
+        self.audit_lines().await.into_iter().map(line).collect()
+    }
+
+    /// The audit log, in order.
+    pub async fn audit_lines(&self) -> Vec<AuditLine> {
         let path = self.dir.path().join("controller/store.sqlite3");
         let store = ado::store::Sqlite::open(&path, self.env.clone()).await.expect("the controller's store");
-        let lines = ado::store::Store::audit(&store, 1000).await.expect("an audit log");
-        lines.iter().rev().map(|line| format!("{} {}: {}", line.1, line.2, line.4)).collect()
+        let all = ListAudit { limit: 10_000, ..ListAudit::default() };
+        let mut lines = ado::store::Store::audit(&store, &Audience::Everywhere, &all).await.expect("an audit log");
+        lines.reverse();
+        lines
+    }
+
+    /// What was refused, of what, why, and how often.
+    pub async fn refusals(&self) -> Vec<String> {
+        let lines = self.audit_lines().await.into_iter().filter(|line| line.result != "ok");
+        lines
+            .map(|line| format!("{} {} {}: {} x{}", line.principal, line.action, line.target, line.result, line.count))
+            .collect()
     }
 }
 
@@ -138,7 +155,7 @@ fn config(dir: &tempfile::TempDir) -> Config {
     Config {
         dir: dir.path().join("controller"),
         listen: vec![(std::net::Ipv4Addr::LOCALHOST, 0).into()],
-        http: None,
+        http: Some((std::net::Ipv4Addr::LOCALHOST, 0).into()),
         advertise: Vec::new(),
         timing: TIMING,
         policy: ado::task::Policy::default(),

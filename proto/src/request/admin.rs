@@ -1,5 +1,7 @@
 //! Who is who and what happened: probes, certificates, tokens, system events.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{ControllerId, Incarnation, Namespace, Role, TaskId, Timestamp, WorkerId};
@@ -83,6 +85,21 @@ pub struct CreateToken {
     pub uses: Option<u32>,
     /// How long it is good for, milliseconds.
     pub ttl_ms: u64,
+    /// What its holder may say of itself, if it is a worker.
+    pub bounds: WorkerBounds,
+}
+
+/// What a worker may say of itself. What is `None` or empty is not limited.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkerBounds {
+    /// It belongs to one of these pools.
+    pub pools: Vec<String>,
+    /// It offers none but these agents.
+    pub agents: Vec<String>,
+    /// It carries none but these labels.
+    pub labels: BTreeMap<String, String>,
+    /// It runs at most this many attempts at a time.
+    pub max_slots: Option<u32>,
 }
 
 /// Answer to [`CreateToken`]: the only time the secret is shown.
@@ -119,6 +136,8 @@ pub struct TokenInfo {
     pub expires_at: Timestamp,
     /// Who made it.
     pub created_by: String,
+    /// What its holder may say of itself, if it is a worker.
+    pub bounds: WorkerBounds,
 }
 
 /// Makes a token useless.
@@ -188,4 +207,44 @@ pub struct SystemEvent {
     pub worker: Option<WorkerId>,
     /// In words.
     pub text: String,
+}
+
+/// Reads the audit log, newest first.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListAudit {
+    /// Only what somebody did whose identity contains this.
+    pub principal: Option<String>,
+    /// Only requests with this name ([`crate::request::Request::NAME`]).
+    pub action: Option<String>,
+    /// Only lines whose target or result contains this.
+    pub about: Option<String>,
+    /// Only what was refused.
+    pub refused: bool,
+    /// Only lines at or after this instant.
+    pub since: Option<Timestamp>,
+    /// Only lines with a lower number: the cursor of the next page.
+    pub before: Option<u64>,
+    /// At most this many (capped at 1,000).
+    pub limit: u32,
+}
+
+/// One line of the audit log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditLine {
+    /// Its number.
+    pub no: u64,
+    /// When; the last time, if it happened several times.
+    pub time: Timestamp,
+    /// Where it was to happen.
+    pub namespace: Namespace,
+    /// Who: an identity (`ado://…`), `controller`, or `stranger`.
+    pub principal: String,
+    /// What was asked: the request's name.
+    pub action: String,
+    /// Of what.
+    pub target: String,
+    /// `ok`, or why not.
+    pub result: String,
+    /// How often: what is refused again and again is counted, not repeated.
+    pub count: u32,
 }

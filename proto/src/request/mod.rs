@@ -12,8 +12,9 @@ use crate::payload::{from_postcard, to_postcard};
 use crate::{DecodeError, Namespace, RequestId};
 
 pub use admin::{
-    CreateToken, CreatedToken, Enrol, Enrolled, Events, EventsFrom, Hello, ListEvents, ListTokens, Renew, Renewed,
-    RevokeIdentity, RevokeToken, RevokedIdentity, SystemEvent, TokenInfo, Welcome,
+    AuditLine, CreateToken, CreatedToken, Enrol, Enrolled, Events, EventsFrom, Hello, ListAudit, ListEvents,
+    ListTokens, Renew, Renewed, RevokeIdentity, RevokeToken, RevokedIdentity, SystemEvent, TokenInfo, Welcome,
+    WorkerBounds,
 };
 pub use task::{
     CheckpointInfo, DesiredSet, Detach, DetachedViewers, Follow, Following, GetTasks, ListTasks, SetDesired, StartAt,
@@ -197,6 +198,7 @@ requests! {
     Detach: 25/1, Idempotent => DetachedViewers;
     ListWorkers: 30/1, Read => Vec<WorkerInfo>;
     ListEvents: 40/1, Read => Events;
+    ListAudit: 45/1, Read => Vec<AuditLine>;
     // Registers a start of the worker: a replay would bring back an old one.
     WorkerSession: 60/1, Once => WorkerAccepted;
     TaskOutput: 61/1, Read => OutputAccepted;

@@ -125,6 +125,7 @@ fn requests(cases: &mut Vec<Case>) {
     request::<request::Detach>(cases);
     request::<request::ListWorkers>(cases);
     request::<request::ListEvents>(cases);
+    request::<request::ListAudit>(cases);
     request::<request::WorkerSession>(cases);
     request::<request::TaskOutput>(cases);
 }

@@ -4,7 +4,7 @@ use ado_proto::Role;
 use ado_proto::request::{Detach, DetachedViewers, ErrorCode, ErrorReply, Request, encode_response};
 
 use super::{Asked, unavailable};
-use crate::store::{Audit, Committed, Unit};
+use crate::store::{Committed, Unit};
 
 impl Asked<'_> {
     /// Ends viewers of the tasks that a reference means. What happens is not in the store: it happens when the request is
@@ -14,7 +14,8 @@ impl Asked<'_> {
             return Ok(answer);
         }
         if request.all && self.peer.principal().role != Role::Admin {
-            return Err(self.deny_all(&request).await);
+            let message = "only administrators may detach everybody's viewers";
+            return Err(ErrorReply::new(ErrorCode::Denied, message).hint("leave --all out to detach your own"));
         }
         let rows = self.find(&request.reference).await?;
         let ids: Vec<_> = rows.iter().map(|row| row.task.id).collect();
@@ -39,12 +40,5 @@ impl Asked<'_> {
             Committed::Done(..) => Ok(None),
             seen => super::once::conclude(seen).map(|(_, answer)| answer),
         }
-    }
-
-    async fn deny_all(&self, request: &Detach) -> ErrorReply {
-        let message = "only administrators may detach everybody's viewers".to_owned();
-        let line = Audit { result: message.clone(), ..self.audit(Detach::NAME, request.reference.clone()) };
-        self.shared.audit(line).await.unwrap_or_else(|error| tracing::warn!(%error, "not in the audit log"));
-        ErrorReply::new(ErrorCode::Denied, message).hint("leave --all out to detach your own")
     }
 }

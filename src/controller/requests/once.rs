@@ -5,6 +5,7 @@ use ado_proto::request::{ErrorCode, ErrorReply, Request, RevokeToken, encode_res
 
 use super::{Asked, unavailable};
 use crate::controller::enrol;
+use crate::controller::refusals::cut;
 use crate::store::{Audit, Committed, KEY_RETENTION, Key, Once, Outcome, Unit};
 
 impl Asked<'_> {
@@ -52,7 +53,7 @@ impl Asked<'_> {
     }
 
     pub(super) fn audit(&self, action: &'static str, target: String) -> Audit {
-        Audit { principal: self.access.principal.clone(), action, target, result: "ok".into() }
+        Audit::done(self.access.namespace.clone(), self.access.principal.clone(), action, cut(target))
     }
 
     /// What became of the changes, none when it was a repetition; and the answer kept for the key.
@@ -61,6 +62,7 @@ impl Asked<'_> {
     }
 
     pub(super) async fn revoke_token(&self, request: RevokeToken) -> Result<Vec<u8>, ErrorReply> {
+        self.about(&request.id);
         if let Some(answer) = self.replayed::<RevokeToken>().await? {
             return Ok(answer);
         }

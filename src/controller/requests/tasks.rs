@@ -25,7 +25,9 @@ const MAX_SUBMIT: usize = 16 * 1024 * 1024;
 impl Asked<'_> {
     /// Finds the task, or the tasks of the group, that people mean: an id, the beginning of one, or a label. What fits
     /// several is refused, so that nobody cancels the wrong one. "Not found" and "not permitted" answer alike.
+    /// A task that the request may not be about is "denied" if the caller may see it.
     pub(super) async fn find(&self, text: &str) -> Result<Vec<Row>, ErrorReply> {
+        self.about(text);
         let reference = text.parse::<Reference>();
         let by_id = match &reference {
             Ok(Reference::Full(id)) => self.look_for_uuid(*id).await?,
@@ -35,6 +37,7 @@ impl Asked<'_> {
         };
         let is_name = by_id.is_empty();
         let rows = if is_name { self.look(&Find::Name(text.into())).await? } else { by_id };
+        let rows = self.access.permitted(rows)?;
         // The members of a group are one thing, but a task's short id means one task.
         let mut different: Vec<_> = match &reference {
             Ok(Reference::Task(_)) if !is_name => rows.iter().map(|row| row.task.id.short()).collect(),
@@ -45,7 +48,8 @@ impl Asked<'_> {
             (0, Err(error @ ReferenceError::TooShort(_))) => {
                 Err(ErrorReply::new(ErrorCode::Invalid, error.to_string()).hint("ado list --all"))
             }
-            (0, _) => {
+            (0, reference) => {
+                self.look_elsewhere(&reference.ok()).await;
                 Err(ErrorReply::new(ErrorCode::NotFound, format!("there is no task `{text}`")).hint("ado list --all"))
             }
             (1, _) => Ok(rows),
@@ -69,9 +73,32 @@ impl Asked<'_> {
 
     /// Checks that the caller may see a task.
     pub(super) async fn visible(&self, id: TaskId) -> Result<(), ErrorReply> {
-        let rows = self.look(&Find::Id(id)).await?;
-        let not_found = || ErrorReply::new(ErrorCode::NotFound, format!("there is no task `{}`", id.short()));
-        rows.first().map(|_| ()).ok_or_else(not_found)
+        self.about(&id.short());
+        let rows = self.access.permitted(self.look(&Find::Id(id)).await?)?;
+        if rows.is_empty() {
+            self.look_elsewhere(&Some(Reference::Full(id.0))).await;
+            return Err(ErrorReply::new(ErrorCode::NotFound, format!("there is no task `{}`", id.short())));
+        }
+        Ok(())
+    }
+
+    /// Nothing was found. An id that is of another namespace came from somewhere: that belongs into the audit log, whatever
+    /// is answered. A name says nothing: everybody has a `nightly`.
+    async fn look_elsewhere(&self, reference: &Option<Reference>) {
+        if self.access.audience == Audience::Everywhere {
+            return;
+        }
+        let find = match reference {
+            Some(Reference::Full(id)) => Find::Id(TaskId(*id)),
+            Some(Reference::Task(tail)) => Find::Prefix(tail.clone()),
+            Some(Reference::Group(tail)) => Find::GroupPrefix(tail.clone()),
+            None => return,
+        };
+        match self.shared.store.find(&Audience::Everywhere, &find, 1).await {
+            Ok(rows) if rows.is_empty() => {}
+            Ok(_) => self.refused("it is of another namespace").await,
+            Err(error) => tracing::warn!(%error, "not in the audit log"),
+        }
     }
 
     pub(super) async fn infos(&self, rows: &[Row]) -> Result<Vec<TaskInfo>, ErrorReply> {

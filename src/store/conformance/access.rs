@@ -16,6 +16,16 @@ fn token(n: u8, at: Timestamp) -> Token {
         created_at: at,
         expires_at: at.after(Duration::from_secs(60)),
         created_by: "ado://default/admin/ann".into(),
+        bounds: if n.is_multiple_of(2) { bounds() } else { WorkerBounds::default() },
+    }
+}
+
+fn bounds() -> WorkerBounds {
+    WorkerBounds {
+        pools: vec!["gpu".into()],
+        agents: vec!["shell".into(), "noop".into()],
+        labels: [("zone".into(), "a".into())].into(),
+        max_slots: Some(8),
     }
 }
 
@@ -38,7 +48,7 @@ pub(super) async fn tokens_are_used_up(bed: Bed) {
     assert_eq!(take(3).await, Err(TokenRefusal::Unknown));
     assert!(bed.store.revoke_token(&Audience::Everywhere, "t2", None, audit("RevokeToken")).await.unwrap());
     assert_eq!(take(2).await, Err(TokenRefusal::Unknown));
-    assert_eq!(bed.store.audit(10).await.unwrap().len(), 3);
+    assert_eq!(bed.audit().await.len(), 3);
 }
 
 pub(super) async fn tokens_expire(bed: Bed) {
@@ -61,7 +71,7 @@ pub(super) async fn tokens_belong_to_a_namespace(bed: Bed) {
     assert_eq!(bed.store.tokens(&only("red")).await.unwrap(), [red]);
     assert!(!bed.store.revoke_token(&only("blue"), "t1", None, audit("RevokeToken")).await.unwrap());
     assert!(!bed.store.revoke_token(&only("blue"), "none", None, audit("RevokeToken")).await.unwrap());
-    assert_eq!(bed.store.audit(10).await.unwrap().len(), 2, "nothing happened");
+    assert_eq!(bed.audit().await.len(), 2, "nothing happened");
     assert!(bed.store.revoke_token(&only("red"), "t1", None, audit("RevokeToken")).await.unwrap());
     assert_eq!(bed.store.tokens(&only("red")).await.unwrap(), []);
 }
@@ -88,9 +98,9 @@ pub(super) async fn revoked_identities_are_denied_for_ever(bed: Bed) {
     bed.store.sweep().await.unwrap();
     assert_eq!(bed.store.denied().await.unwrap(), ["a3"]);
     let eve = "ado://default/user/eve";
-    let lines = bed.store.audit(10).await.unwrap().len();
+    let lines = bed.audit().await.len();
     assert_eq!(bed.store.revoke_identity(eve, audit("x")).await.unwrap(), Vec::<String>::new());
-    assert_eq!(bed.store.audit(10).await.unwrap().len(), lines, "nothing happened");
+    assert_eq!(bed.audit().await.len(), lines, "nothing happened");
     put("e1", eve, 100).await;
     assert_eq!(bed.store.denied().await.unwrap(), ["a3"], "who had nothing to lose may come later");
 }
@@ -184,10 +194,76 @@ pub(super) async fn the_audit_log_is_newest_first(bed: Bed) {
         assert_eq!(bed.store.commit(vec![unit]).await.unwrap(), [Committed::Done(Vec::new(), None)]);
         bed.hand.advance(Duration::from_secs(1));
     }
-    let lines = bed.store.audit(2).await.unwrap();
-    let at = |seconds: i64| Timestamp(bed.hand.time().0 - seconds * 1_000_000);
-    let line = |at, action: &str| (at, "ado://default/user/ann".into(), action.into(), "it".into(), "ok".into());
-    assert_eq!(lines, [line(at(1), "c"), line(at(2), "b")]);
+    let lines = bed.audit().await;
+    let (start, actions): (_, Vec<_>) =
+        (bed.hand.time().0 - 3_000_000, lines.iter().map(|line| &*line.action).collect());
+    assert_eq!(actions, ["c", "b", "a"]);
+    let expected = AuditLine {
+        no: lines[1].no,
+        time: Timestamp(start + 1_000_000),
+        namespace: Namespace::default(),
+        principal: "ado://default/user/ann".into(),
+        action: "b".into(),
+        target: "it".into(),
+        result: "ok".into(),
+        count: 1,
+    };
+    assert_eq!(lines[1], expected);
+}
+
+pub(super) async fn the_audit_log_is_searched(bed: Bed) {
+    let lines = [
+        ("red", "ado://red/user/ann", "Submit", "task-1", "ok"),
+        ("red", "ado://red/user/bob", "SetDesired", "task-1", "that is ann's, 100%"),
+        ("blue", "ado://blue/user/ann", "SetDesired", "task-2", "ok"),
+    ];
+    for (at, principal, action, target, result) in lines {
+        let line =
+            Audit { result: result.into(), count: 7, ..Audit::done(namespace(at), principal.into(), action, target) };
+        bed.store.commit(vec![Unit { changes: Vec::new(), once: None, audit: Some(line) }]).await.unwrap();
+        bed.hand.advance(Duration::from_secs(1));
+    }
+    let all = bed.audit().await;
+    assert!(all.is_sorted_by(|a, b| a.no > b.no) && all.iter().all(|line| line.count == 7));
+    let found = async |audience: Audience, wanted: ListAudit| {
+        let lines = bed.store.audit(&audience, &wanted).await.unwrap();
+        lines.iter().map(|line| all.iter().position(|other| other == line).unwrap()).collect::<Vec<_>>()
+    };
+    let wanted = || ListAudit { limit: 10, ..ListAudit::default() };
+    let everywhere = || Audience::Everywhere;
+    let some = |text: &str| Some(text.to_owned());
+    assert_eq!(found(everywhere(), wanted()).await, [0, 1, 2]);
+    assert_eq!(found(only("red"), wanted()).await, [1, 2]);
+    assert_eq!(found(everywhere(), ListAudit { principal: some("/ann"), ..wanted() }).await, [0, 2]);
+    assert_eq!(found(everywhere(), ListAudit { action: some("SetDesired"), ..wanted() }).await, [0, 1]);
+    assert_eq!(found(everywhere(), ListAudit { action: some("Set"), ..wanted() }).await, Vec::<usize>::new());
+    assert_eq!(found(everywhere(), ListAudit { about: some("sk-1"), ..wanted() }).await, [1, 2]);
+    assert_eq!(found(everywhere(), ListAudit { about: some("100%"), ..wanted() }).await, [1], "no pattern");
+    assert_eq!(found(everywhere(), ListAudit { refused: true, ..wanted() }).await, [1]);
+    assert_eq!(found(everywhere(), ListAudit { since: Some(all[1].time), ..wanted() }).await, [0, 1]);
+    assert_eq!(found(everywhere(), ListAudit { before: Some(all[0].no), limit: 1, ..wanted() }).await, [1]);
+}
+
+pub(super) async fn workers_are_bound(bed: Bed) {
+    let who = "ado://default/worker/w";
+    let bound = async || bed.store.bounds(who).await.unwrap();
+    assert_eq!(bound().await, WorkerBounds::default());
+    bed.store.bind(who, &bounds()).await.unwrap();
+    assert_eq!(bound().await, bounds());
+    let fewer = WorkerBounds { max_slots: Some(1), ..WorkerBounds::default() };
+    bed.store.bind(who, &fewer).await.unwrap();
+    assert_eq!(bound().await, fewer, "by a newer token");
+    let not_after = bed.hand.time().after(Duration::from_secs(10));
+    let certificate = Certificate { serial: "w1".into(), identity: who.into(), not_after };
+    bed.store.put_certificate(certificate).await.unwrap();
+    bed.store.sweep().await.unwrap();
+    assert_eq!(bound().await, fewer);
+    bed.hand.advance(Duration::from_secs(10));
+    bed.store.sweep().await.unwrap();
+    assert_eq!(bound().await, WorkerBounds::default(), "it has to join anew");
+    bed.store.bind(who, &bounds()).await.unwrap();
+    bed.store.bind(who, &WorkerBounds::default()).await.unwrap();
+    assert_eq!(bound().await, WorkerBounds::default());
 }
 
 pub(super) async fn the_audit_log_says_why_nothing_was_done(bed: Bed) {
@@ -196,7 +272,7 @@ pub(super) async fn the_audit_log_says_why_nothing_was_done(bed: Bed) {
     for changes in [vec![cancel(1)], vec![cancel(1)], vec![cancel(2)], vec![cancel(1), create(task(3), new_task())]] {
         bed.store.commit(vec![Unit { changes, once: None, audit: Some(audit("SetDesired")) }]).await.unwrap();
     }
-    let results: Vec<_> = bed.store.audit(10).await.unwrap().into_iter().map(|line| line.4).collect();
+    let results: Vec<_> = bed.audit().await.into_iter().map(|line| line.result).collect();
     assert_eq!(results, ["ok", "no such task", "already cancelled", "ok"]);
 }
 

@@ -120,6 +120,12 @@ impl Bed {
         None
     }
 
+    /// The audit log, newest first.
+    async fn audit(&self) -> Vec<AuditLine> {
+        let all = ListAudit { limit: u32::MAX, ..ListAudit::default() };
+        self.store.audit(&Audience::Everywhere, &all).await.unwrap()
+    }
+
     /// System events, once `count` of them are seen: they may wait for other writers' transactions to end.
     async fn events(&self, count: usize) -> Vec<ado_proto::request::SystemEvent> {
         loop {
@@ -298,7 +304,7 @@ fn applied(outcome: &Outcome) -> &Write {
 }
 
 fn audit(action: &'static str) -> Audit {
-    Audit { principal: "ado://default/user/ann".into(), action, target: "it".into(), result: "ok".into() }
+    Audit::done(Namespace::default(), "ado://default/user/ann".into(), action, "it")
 }
 
 fn request(n: u64) -> RequestId {
@@ -345,6 +351,7 @@ suite! {
         lists_are_of_groups_and_names
         claims_come_in_order_of_score
         what_shall_run_waits_whether_due_or_not
+        what_waits_is_counted_by_kind
         a_record_nobody_could_read_again_is_refused
         rows_come_back_whole;
     logs:
@@ -373,6 +380,8 @@ suite! {
         events_are_read_from_anywhere
         a_revoked_token_is_remembered_with_its_request
         the_audit_log_is_newest_first
+        the_audit_log_is_searched
+        workers_are_bound
         the_audit_log_says_why_nothing_was_done
         sweeping_deletes_what_has_outlived_its_retention
         the_store_answers;

@@ -150,7 +150,7 @@ pub(super) async fn a_repeated_request_has_one_effect_and_one_answer(bed: Bed) {
         limit: 10,
     };
     assert_eq!(ids(&bed.store.list(&all).await.unwrap()), [task(6), task(5), task(1)]);
-    assert_eq!(bed.store.audit(10).await.unwrap().len(), 3, "what did not happen is not audited");
+    assert_eq!(bed.audit().await.len(), 3, "what did not happen is not audited");
 }
 
 pub(super) async fn a_key_remembers_refusals_too(bed: Bed) {
@@ -360,6 +360,33 @@ pub(super) async fn what_shall_run_waits_whether_due_or_not(bed: Bed) {
     applied(&bed.run(task(3), desire(Desired::Paused)).await);
     applied(&bed.run(task(1), desire(Desired::Running)).await);
     assert_eq!(waiting().await, [task(1), task(2)]);
+}
+
+pub(super) async fn what_waits_is_counted_by_kind(bed: Bed) {
+    let backlog = async || {
+        let of_each = |kind: Backlog| (kind.namespace.0, kind.pool, kind.agent, kind.tasks, kind.oldest);
+        bed.store.backlog().await.unwrap().into_iter().map(of_each).collect::<Vec<_>>()
+    };
+    assert_eq!(backlog().await, []);
+    let of = |pool: &str, agent: &str, priority| {
+        let mut submitted = with_priority(priority);
+        (submitted.spec.pool, submitted.spec.agent) = (pool.into(), agent.into());
+        submitted
+    };
+    // What comes first in order is not what is oldest.
+    for (n, submitted) in [(1, of("b", "shell", 0)), (2, of("b", "shell", 9)), (3, of("a", "noop", 0))] {
+        bed.create_as(task(n), submitted).await;
+    }
+    bed.create_as(task(4), Submitted { namespace: namespace("alpha"), ..of("b", "shell", 0) }).await;
+    let kind = |namespace: &str, pool: &str, agent: &str, tasks, n| {
+        (namespace.to_owned(), pool.to_owned(), agent.to_owned(), tasks, task(n))
+    };
+    let others = [kind("alpha", "b", "shell", 1, 4), kind("default", "a", "noop", 1, 3)];
+    assert_eq!(backlog().await, [&others[..], &[kind("default", "b", "shell", 2, 1)]].concat());
+    applied(&bed.run(task(1), desire(Desired::Paused)).await);
+    assert_eq!(backlog().await, [&others[..], &[kind("default", "b", "shell", 1, 2)]].concat());
+    bed.start(task(2), worker(1)).await;
+    assert_eq!(backlog().await, others);
 }
 
 pub(super) async fn rows_come_back_whole(bed: Bed) {

@@ -1,5 +1,6 @@
 //! Tokens, certificates, audit, retention: who may do what, who did, and for how long that is known.
 
+use ado_proto::request::{AuditLine, ListAudit, WorkerBounds};
 use ado_proto::{Audience, Namespace, Timestamp};
 use bytes::Bytes;
 use sqlx::postgres::PgRow;
@@ -9,13 +10,13 @@ use super::super::{Audit, Certificate, EVENT_RETENTION, Error, KEY_RETENTION, Ke
 use super::commit::{commit, remember};
 use super::error::Tried;
 use super::write::push_audit;
-use super::{Postgres, scope, size, text};
+use super::{Postgres, int, scope, text};
 
 /// A query for whole tokens; [`token`] reads them.
 macro_rules! select {
     ($rest:literal) => {
         query(concat!(
-            "SELECT id, hash, role, namespace, name, uses_left, created_at, expires_at, created_by FROM token ",
+            "SELECT id, hash, role, namespace, name, uses_left, created_at, expires_at, created_by, bounds FROM token ",
             $rest
         ))
     };
@@ -33,12 +34,20 @@ fn token(columns: &PgRow) -> Tried<Token> {
         created_at: Timestamp(columns.try_get(6)?),
         expires_at: Timestamp(columns.try_get(7)?),
         created_by: columns.try_get(8)?,
+        bounds: rules::bounds(columns.try_get(9)?)?,
     })
 }
 
 fn uses(left: Option<i64>) -> Option<u32> {
     left.map(|left| u32::try_from(left).unwrap_or(0))
 }
+
+// `$1` is the number that all are below, `$2` restricts to a namespace.
+pub(super) const AUDIT: &str = "SELECT no, at, namespace, principal, action, target, result, count FROM audit \
+     WHERE no < $1 AND ($2::text IS NULL OR namespace = $2) AND at >= $3 \
+     AND ($4::text IS NULL OR strpos(principal, $4) > 0) AND ($5::text IS NULL OR action = $5) \
+     AND ($6::text IS NULL OR strpos(target, $6) > 0 OR strpos(result, $6) > 0) \
+     AND (NOT $7 OR result <> 'ok') ORDER BY no DESC LIMIT $8";
 
 async fn insert_audit(db: &mut PgConnection, now: Timestamp, audit: Audit) -> Tried<()> {
     let mut sql = QueryBuilder::new("");
@@ -58,10 +67,10 @@ impl Postgres {
         let mut tx = self.begin().await?;
         let now = self.clock.read(&mut tx).await?;
         query(
-            "INSERT INTO token (id, hash, role, namespace, name, uses_left, created_at, expires_at, created_by) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT (id) DO UPDATE SET \
-             (hash, role, namespace, name, uses_left, created_at, expires_at, created_by) = \
-             ROW ($2, $3, $4, $5, $6, $7, $8, $9)",
+            "INSERT INTO token (id, hash, role, namespace, name, uses_left, created_at, expires_at, created_by, bounds) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) ON CONFLICT (id) DO UPDATE SET \
+             (hash, role, namespace, name, uses_left, created_at, expires_at, created_by, bounds) = \
+             ROW ($2, $3, $4, $5, $6, $7, $8, $9, $10)",
         )
         .bind(text(&token.id))
         .bind(&token.hash[..])
@@ -72,6 +81,7 @@ impl Postgres {
         .bind(token.created_at.0)
         .bind(token.expires_at.0)
         .bind(text(&token.created_by))
+        .bind(rules::bounds_text(&token.bounds))
         .execute(&mut *tx)
         .await?;
         insert_audit(&mut tx, now, audit).await?;
@@ -186,16 +196,40 @@ impl Postgres {
         denied.iter().map(|columns| Ok(columns.try_get(0)?)).collect()
     }
 
-    pub(super) async fn audit_lines(&self, limit: usize) -> Tried<Vec<(Timestamp, String, String, String, String)>> {
-        let found = query("SELECT at, principal, action, target, result FROM audit ORDER BY no DESC LIMIT $1")
-            .bind(size(limit))
+    pub(super) async fn audit_lines(&self, audience: &Audience, wanted: &ListAudit) -> Tried<Vec<AuditLine>> {
+        let found = query(AUDIT)
+            .bind(int(wanted.before.unwrap_or(u64::MAX)))
+            .bind(scope(audience))
+            .bind(wanted.since.map_or(i64::MIN, |since| since.0))
+            .bind(wanted.principal.as_deref().map(text))
+            .bind(wanted.action.as_deref().map(text))
+            .bind(wanted.about.as_deref().map(text))
+            .bind(wanted.refused)
+            .bind(i64::from(wanted.limit))
             .fetch_all(&self.pool)
             .await?;
-        let line = |columns: &PgRow| {
-            let at = Timestamp(columns.try_get(0)?);
-            Ok((at, columns.try_get(1)?, columns.try_get(2)?, columns.try_get(3)?, columns.try_get(4)?))
-        };
-        found.iter().map(line).collect()
+        found.iter().map(audit_line).collect()
+    }
+
+    pub(super) async fn keep_bounds(&self, identity: &str, bounds: &WorkerBounds) -> Tried<()> {
+        match rules::bounds_text(bounds) {
+            Some(bounds) => query(
+                "INSERT INTO bound (identity, bounds) VALUES ($1, $2) ON CONFLICT (identity) DO UPDATE SET bounds = $2",
+            )
+            .bind(text(identity))
+            .bind(bounds),
+            None => query("DELETE FROM bound WHERE identity = $1").bind(text(identity)),
+        }
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+
+    pub(super) async fn read_bounds(&self, identity: &str) -> Tried<WorkerBounds> {
+        let found = query("SELECT bounds FROM bound WHERE identity = $1").bind(text(identity));
+        let found = found.fetch_optional(&self.pool).await?;
+        let bounds = found.as_ref().map(|columns| columns.try_get(0)).transpose()?;
+        Ok(rules::bounds(bounds)?)
     }
 
     pub(super) async fn delete_outlived(&self) -> Tried<()> {
@@ -214,6 +248,8 @@ impl Postgres {
             ("DELETE FROM event WHERE at < $1", rules::cutoff(now, EVENT_RETENTION)),
             ("DELETE FROM token WHERE expires_at <= $1", now),
             ("DELETE FROM certificate WHERE not_after <= $1", now),
+            // Whoever has no certificate joins anew.
+            ("DELETE FROM bound WHERE identity NOT IN (SELECT identity FROM certificate WHERE not_after > $1)", now),
             (
                 "DELETE FROM worker WHERE lost AND seen_at < $1 \
                  AND NOT EXISTS (SELECT 1 FROM task WHERE lease_worker = worker.id)",
@@ -228,4 +264,17 @@ impl Postgres {
         }
         Ok(())
     }
+}
+
+fn audit_line(columns: &PgRow) -> Tried<AuditLine> {
+    Ok(AuditLine {
+        no: columns.try_get::<i64, _>(0)?.unsigned_abs(),
+        time: Timestamp(columns.try_get(1)?),
+        namespace: Namespace(columns.try_get(2)?),
+        principal: columns.try_get(3)?,
+        action: columns.try_get(4)?,
+        target: columns.try_get(5)?,
+        result: columns.try_get(6)?,
+        count: u32::try_from(columns.try_get::<i64, _>(7)?).unwrap_or(u32::MAX),
+    })
 }

@@ -29,7 +29,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use ado_proto::request::{Events, EventsFrom};
+use ado_proto::request::{AuditLine, Events, EventsFrom, ListAudit, WorkerBounds};
 use ado_proto::{Audience, Epoch, Incarnation, Offset, TaskId, Timestamp, WorkerId};
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -40,8 +40,8 @@ use tokio::time::Instant;
 use self::clock::Clock;
 use self::error::Tried;
 use super::{
-    Audit, Certificate, Committed, Error, Find, Key, ListFilter, NewEvent, Page, Renewal, Result, Row, Store, Token,
-    TokenRefusal, Unit, Waiting, Worker, WorkerEvent, rules,
+    Audit, Backlog, Certificate, Committed, Error, Find, Key, ListFilter, NewEvent, Page, Renewal, Result, Row, Store,
+    Token, TokenRefusal, Unit, Waiting, Worker, WorkerEvent, rules,
 };
 use crate::env::Env;
 
@@ -325,6 +325,10 @@ impl Store for Postgres {
         self.call(self.waiting_after(after, limit)).await
     }
 
+    async fn backlog(&self) -> Result<Vec<Backlog>> {
+        self.call(self.waiting_of_each()).await
+    }
+
     async fn expired(&self, before: Timestamp, limit: usize) -> Result<Vec<Row>> {
         self.call(self.expired_rows(before, limit)).await
     }
@@ -390,6 +394,14 @@ impl Store for Postgres {
         self.call(self.forget_token(audience, id, kept, audit)).await
     }
 
+    async fn bind(&self, identity: &str, bounds: &WorkerBounds) -> Result<()> {
+        self.call(self.keep_bounds(identity, bounds)).await
+    }
+
+    async fn bounds(&self, identity: &str) -> Result<WorkerBounds> {
+        self.call(self.read_bounds(identity)).await
+    }
+
     async fn put_certificate(&self, certificate: Certificate) -> Result<bool> {
         self.call(self.keep_certificate(certificate)).await
     }
@@ -410,8 +422,8 @@ impl Store for Postgres {
         self.call(self.keep_events(events)).await
     }
 
-    async fn audit(&self, limit: usize) -> Result<Vec<(Timestamp, String, String, String, String)>> {
-        self.call(self.audit_lines(limit)).await
+    async fn audit(&self, audience: &Audience, wanted: &ListAudit) -> Result<Vec<AuditLine>> {
+        self.call(self.audit_lines(audience, wanted)).await
     }
 
     async fn sweep(&self) -> Result<()> {

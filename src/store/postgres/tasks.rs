@@ -9,7 +9,7 @@ use sqlx::{Connection, Executor, PgConnection, Row as _, query};
 use uuid::Uuid;
 
 use super::super::fold::{self, Parts};
-use super::super::{Find, Lease, ListFilter, Row, Waiting};
+use super::super::{Backlog, Find, Lease, ListFilter, Row, Waiting};
 use super::clock::{Reading, reading};
 use super::error::Tried;
 use super::{Postgres, scope, size, text};
@@ -73,6 +73,9 @@ pub(super) const LIST_NAME: &str = select!(
 );
 pub(super) const WAITING: &str = "SELECT score, id, namespace, pool, agent FROM task WHERE score IS NOT NULL \
      AND (score, id) > ($1, $2) ORDER BY score, id LIMIT $3";
+// The text of an id sorts as the id does, and has a `min` in every version.
+pub(super) const BACKLOG: &str = "SELECT namespace, pool, agent, count(*), min(id::text)::uuid FROM task \
+     WHERE score IS NOT NULL GROUP BY namespace, pool, agent ORDER BY namespace, pool, agent";
 pub(super) const EXPIRED: &str = select!("WHERE lease_expires_at < $1 ORDER BY lease_expires_at, id LIMIT $2");
 pub(super) const HELD: &str = select!("WHERE lease_worker = $1 ORDER BY id");
 
@@ -272,6 +275,20 @@ impl Postgres {
             })
         };
         found.iter().map(waiting).collect()
+    }
+
+    pub(super) async fn waiting_of_each(&self) -> Tried<Vec<Backlog>> {
+        let found = query(BACKLOG).fetch_all(&self.pool).await?;
+        let backlog = |columns: &PgRow| {
+            Ok(Backlog {
+                namespace: Namespace(columns.try_get(0)?),
+                pool: columns.try_get(1)?,
+                agent: columns.try_get(2)?,
+                tasks: columns.try_get::<i64, _>(3)?.unsigned_abs(),
+                oldest: TaskId(columns.try_get(4)?),
+            })
+        };
+        found.iter().map(backlog).collect()
     }
 
     pub(super) async fn expired_rows(&self, before: Timestamp, limit: usize) -> Tried<Vec<Row>> {

@@ -223,14 +223,16 @@ fn push_columns(sql: &mut Sql, before: &'static str, rows: &[Row]) {
 
 /// Pushes an INSERT of lines of the audit log.
 pub(super) fn push_audit(sql: &mut Sql, now: Timestamp, lines: &[Audit]) {
-    sql.push("INSERT INTO audit (at, principal, action, target, result) SELECT ").push_bind(now.0);
+    sql.push("INSERT INTO audit (at, namespace, principal, action, target, result, count) SELECT ").push_bind(now.0);
     sql.push("::bigint, line.* FROM unnest(");
     let texts =
         |column: fn(&Audit) -> &str| lines.iter().map(|line| text(column(line)).into_owned()).collect::<Vec<_>>();
     let mut arrays = sql.separated(", ");
+    arrays.push_bind(texts(|line| &line.namespace.0));
     arrays.push_bind(texts(|line| &line.principal));
     arrays.push_bind(texts(|line| line.action));
     arrays.push_bind(texts(|line| &line.target));
     arrays.push_bind(texts(|line| &line.result));
+    arrays.push_bind(lines.iter().map(|line| i64::from(line.count)).collect::<Vec<_>>());
     sql.push(") AS line");
 }

@@ -1,6 +1,6 @@
 //! Tokens, certificates, events, audit: who may do what, and who did.
 
-use ado_proto::request::{Events, EventsFrom, SystemEvent};
+use ado_proto::request::{AuditLine, Events, EventsFrom, ListAudit, SystemEvent, WorkerBounds};
 use ado_proto::{Audience, Namespace, TaskId, Timestamp, WorkerId};
 use bytes::Bytes;
 use sqlx::sqlite::SqliteRow;
@@ -17,7 +17,7 @@ use super::{Sqlite, int, scope, size};
 macro_rules! select {
     ($rest:literal) => {
         query(concat!(
-            "SELECT id, hash, role, namespace, name, uses_left, created_at, expires_at, created_by FROM token ",
+            "SELECT id, hash, role, namespace, name, uses_left, created_at, expires_at, created_by, bounds FROM token ",
             $rest
         ))
     };
@@ -35,6 +35,7 @@ fn token(columns: &SqliteRow) -> Result<Token> {
         created_at: Timestamp(columns.try_get(6)?),
         expires_at: Timestamp(columns.try_get(7)?),
         created_by: columns.try_get(8)?,
+        bounds: rules::bounds(columns.try_get(9)?)?,
     })
 }
 
@@ -50,14 +51,22 @@ pub(super) const EVENTS_SINCE: &str = "SELECT cursor, at, kind, task, worker, te
 pub(super) const EVENTS_TAIL: &str = "SELECT cursor, at, kind, task, worker, text FROM event \
      WHERE cursor > ?1 AND cursor <= ?4 AND (?2 IS NULL OR namespace = ?2) ORDER BY cursor DESC LIMIT ?3";
 
+// `?1` is the number that all are below, `?2` restricts to a namespace.
+pub(super) const AUDIT: &str = "SELECT no, at, namespace, principal, action, target, result, count FROM audit \
+     WHERE no < ?1 AND (?2 IS NULL OR namespace = ?2) AND at >= ?3 AND (?4 IS NULL OR instr(principal, ?4)) \
+     AND (?5 IS NULL OR action = ?5) AND (?6 IS NULL OR instr(target, ?6) OR instr(result, ?6)) \
+     AND (NOT ?7 OR result <> 'ok') ORDER BY no DESC LIMIT ?8";
+
 /// Adds a line to the audit log.
 pub(super) async fn insert_audit(connection: &mut SqliteConnection, now: Timestamp, audit: &Audit) -> Result<()> {
-    query("INSERT INTO audit (at, principal, action, target, result) VALUES (?, ?, ?, ?, ?)")
+    query("INSERT INTO audit (at, namespace, principal, action, target, result, count) VALUES (?, ?, ?, ?, ?, ?, ?)")
         .bind(now.0)
+        .bind(&audit.namespace.0)
         .bind(&audit.principal)
         .bind(audit.action)
         .bind(&audit.target)
         .bind(&audit.result)
+        .bind(audit.count)
         .execute(connection)
         .await?;
     Ok(())
@@ -88,7 +97,7 @@ impl Sqlite {
         let mut tx = self.write().await?;
         query(
             "INSERT OR REPLACE INTO token (id, hash, role, namespace, name, uses_left, created_at, expires_at, \
-             created_by) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+             created_by, bounds) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         )
         .bind(token.id)
         .bind(&token.hash[..])
@@ -99,6 +108,7 @@ impl Sqlite {
         .bind(token.created_at.0)
         .bind(token.expires_at.0)
         .bind(token.created_by)
+        .bind(rules::bounds_text(&token.bounds))
         .execute(&mut tx.connection)
         .await?;
         insert_audit(&mut tx.connection, tx.now, &audit).await?;
@@ -225,16 +235,38 @@ impl Sqlite {
         tx.commit().await
     }
 
-    pub(super) async fn audit_lines(&self, limit: usize) -> Result<Vec<(Timestamp, String, String, String, String)>> {
-        let found = query("SELECT at, principal, action, target, result FROM audit ORDER BY no DESC LIMIT ?")
-            .bind(size(limit))
+    pub(super) async fn audit_lines(&self, audience: &Audience, wanted: &ListAudit) -> Result<Vec<AuditLine>> {
+        let found = query(AUDIT)
+            .bind(int(wanted.before.unwrap_or(u64::MAX)))
+            .bind(scope(audience))
+            .bind(wanted.since.map_or(i64::MIN, |since| since.0))
+            .bind(&wanted.principal)
+            .bind(&wanted.action)
+            .bind(&wanted.about)
+            .bind(wanted.refused)
+            .bind(wanted.limit)
             .fetch_all(&self.readers)
             .await?;
-        let line = |columns: &SqliteRow| {
-            let at = Timestamp(columns.try_get(0)?);
-            Ok((at, columns.try_get(1)?, columns.try_get(2)?, columns.try_get(3)?, columns.try_get(4)?))
-        };
-        found.iter().map(line).collect()
+        found.iter().map(audit_line).collect()
+    }
+
+    pub(super) async fn keep_bounds(&self, identity: &str, bounds: &WorkerBounds) -> Result<()> {
+        let mut tx = self.write().await?;
+        match rules::bounds_text(bounds) {
+            Some(text) => {
+                query("INSERT OR REPLACE INTO bound (identity, bounds) VALUES (?, ?)").bind(identity).bind(text)
+            }
+            None => query("DELETE FROM bound WHERE identity = ?").bind(identity),
+        }
+        .execute(&mut tx.connection)
+        .await?;
+        tx.commit().await
+    }
+
+    pub(super) async fn read_bounds(&self, identity: &str) -> Result<WorkerBounds> {
+        let found = query("SELECT bounds FROM bound WHERE identity = ?").bind(identity);
+        let found = found.fetch_optional(&self.readers).await?;
+        rules::bounds(found.as_ref().map(|columns| columns.try_get(0)).transpose()?)
     }
 
     pub(super) async fn delete_outlived(&self) -> Result<()> {
@@ -244,6 +276,8 @@ impl Sqlite {
             ("DELETE FROM event WHERE at < ?", rules::cutoff(tx.now, EVENT_RETENTION)),
             ("DELETE FROM token WHERE expires_at <= ?", tx.now),
             ("DELETE FROM certificate WHERE not_after <= ?", tx.now),
+            // Whoever has no certificate joins anew.
+            ("DELETE FROM bound WHERE identity NOT IN (SELECT identity FROM certificate WHERE not_after > ?)", tx.now),
             (
                 "DELETE FROM worker WHERE lost AND seen_at < ? \
                  AND NOT EXISTS (SELECT 1 FROM task WHERE lease_worker = worker.id)",
@@ -266,5 +300,18 @@ fn event(columns: &SqliteRow) -> Result<SystemEvent> {
         task: task.map(uuid).transpose()?.map(TaskId),
         worker: worker.map(uuid).transpose()?.map(WorkerId),
         text: columns.try_get(5)?,
+    })
+}
+
+fn audit_line(columns: &SqliteRow) -> Result<AuditLine> {
+    Ok(AuditLine {
+        no: columns.try_get::<i64, _>(0)?.unsigned_abs(),
+        time: Timestamp(columns.try_get(1)?),
+        namespace: Namespace(columns.try_get(2)?),
+        principal: columns.try_get(3)?,
+        action: columns.try_get(4)?,
+        target: columns.try_get(5)?,
+        result: columns.try_get(6)?,
+        count: columns.try_get(7)?,
     })
 }

@@ -17,7 +17,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use ado_proto::request::{Events, EventsFrom};
+use ado_proto::request::{AuditLine, Events, EventsFrom, ListAudit, WorkerBounds};
 use ado_proto::{Audience, Epoch, Incarnation, Offset, TaskId, Timestamp, WorkerId};
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -27,8 +27,8 @@ use tokio::sync::{Mutex, MutexGuard};
 
 use super::clock::Clock;
 use super::{
-    Audit, Certificate, Committed, Error, Find, Key, ListFilter, NewEvent, Page, Renewal, Result, Row, Store, Token,
-    TokenRefusal, Unit, Waiting, Worker, WorkerEvent, rules,
+    Audit, Backlog, Certificate, Committed, Error, Find, Key, ListFilter, NewEvent, Page, Renewal, Result, Row, Store,
+    Token, TokenRefusal, Unit, Waiting, Worker, WorkerEvent, rules,
 };
 use crate::env::Env;
 
@@ -205,6 +205,10 @@ impl Store for Sqlite {
         self.waiting_after(after, limit).await
     }
 
+    async fn backlog(&self) -> Result<Vec<Backlog>> {
+        self.waiting_of_each().await
+    }
+
     async fn expired(&self, before: Timestamp, limit: usize) -> Result<Vec<Row>> {
         self.expired_rows(before, limit).await
     }
@@ -270,6 +274,14 @@ impl Store for Sqlite {
         self.forget_token(audience, id, kept, audit).await
     }
 
+    async fn bind(&self, identity: &str, bounds: &WorkerBounds) -> Result<()> {
+        self.keep_bounds(identity, bounds).await
+    }
+
+    async fn bounds(&self, identity: &str) -> Result<WorkerBounds> {
+        self.read_bounds(identity).await
+    }
+
     async fn put_certificate(&self, certificate: Certificate) -> Result<bool> {
         self.keep_certificate(certificate).await
     }
@@ -290,8 +302,8 @@ impl Store for Sqlite {
         self.keep_events(events).await
     }
 
-    async fn audit(&self, limit: usize) -> Result<Vec<(Timestamp, String, String, String, String)>> {
-        self.audit_lines(limit).await
+    async fn audit(&self, audience: &Audience, wanted: &ListAudit) -> Result<Vec<AuditLine>> {
+        self.audit_lines(audience, wanted).await
     }
 
     async fn sweep(&self) -> Result<()> {

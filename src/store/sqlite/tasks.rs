@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 pub(super) use super::super::fold::Columns;
 use super::super::fold::{self, tail};
-use super::super::{Error, Find, Lease, ListFilter, Result, Row, Waiting};
+use super::super::{Backlog, Error, Find, Lease, ListFilter, Result, Row, Waiting};
 use super::{Sqlite, int, scope, size};
 use crate::task::Task;
 
@@ -55,6 +55,8 @@ pub(super) const LIST_NAME: &str = select!(
 );
 pub(super) const WAITING: &str = "SELECT score, id, namespace, pool, agent FROM task WHERE score IS NOT NULL \
      AND (score, id) > (?, ?) ORDER BY score, id LIMIT ?";
+pub(super) const BACKLOG: &str = "SELECT namespace, pool, agent, count(*), min(id) FROM task WHERE score IS NOT NULL \
+     GROUP BY namespace, pool, agent ORDER BY namespace, pool, agent";
 pub(super) const EXPIRED: &str = select!("WHERE lease_expires_at < ? ORDER BY lease_expires_at, id LIMIT ?");
 pub(super) const HELD: &str = select!("WHERE lease_worker = ? ORDER BY id");
 
@@ -274,6 +276,20 @@ impl Sqlite {
             })
         };
         found.iter().map(waiting).collect()
+    }
+
+    pub(super) async fn waiting_of_each(&self) -> Result<Vec<Backlog>> {
+        let found = query(BACKLOG).fetch_all(&self.readers).await?;
+        let backlog = |columns: &SqliteRow| {
+            Ok(Backlog {
+                namespace: Namespace(columns.try_get(0)?),
+                pool: columns.try_get(1)?,
+                agent: columns.try_get(2)?,
+                tasks: columns.try_get::<i64, _>(3)?.unsigned_abs(),
+                oldest: TaskId(uuid(columns.try_get(4)?)?),
+            })
+        };
+        found.iter().map(backlog).collect()
     }
 
     pub(super) async fn expired_rows(&self, before: Timestamp, limit: usize) -> Result<Vec<Row>> {

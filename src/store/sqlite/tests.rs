@@ -236,8 +236,9 @@ async fn commits_at_once_are_serialised() {
         created_at: Timestamp(0),
         expires_at: Timestamp(i64::MAX),
         created_by: String::new(),
+        bounds: Default::default(),
     };
-    let audit = Audit { principal: String::new(), action: "x", target: String::new(), result: String::new() };
+    let audit = Audit::done(Default::default(), String::new(), "x", String::new());
     store.put_token(token(5), audit).await.unwrap();
     let work = (0..10).map(|n| {
         let store = store.clone();

@@ -135,7 +135,15 @@ CREATE TABLE token (
     uses_left  bigint,
     created_at bigint NOT NULL,
     expires_at bigint NOT NULL,
-    created_by text   NOT NULL
+    created_by text   NOT NULL,
+    -- JSON; NULL: there are none.
+    bounds     text
+);
+
+-- What workers may say of themselves, as JSON: those that may not say just anything.
+CREATE TABLE bound (
+    identity text COLLATE "C" PRIMARY KEY,
+    bounds   text NOT NULL
 );
 
 CREATE TABLE certificate (
@@ -178,8 +186,11 @@ CREATE INDEX event_at ON event (at);
 CREATE TABLE audit (
     no        bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     at        bigint NOT NULL,
+    namespace text   COLLATE "C" NOT NULL,
     principal text   NOT NULL,
     action    text   NOT NULL,
     target    text   NOT NULL,
-    result    text   NOT NULL
+    result    text   NOT NULL,
+    count     bigint NOT NULL
 );
+CREATE INDEX audit_at ON audit (at);

@@ -101,7 +101,15 @@ CREATE TABLE token (
     uses_left  INTEGER,
     created_at INTEGER NOT NULL,
     expires_at INTEGER NOT NULL,
-    created_by TEXT    NOT NULL
+    created_by TEXT    NOT NULL,
+    -- JSON; NULL: there are none.
+    bounds     TEXT
+) STRICT;
+
+-- What workers may say of themselves, as JSON: those that may not say just anything.
+CREATE TABLE bound (
+    identity TEXT PRIMARY KEY,
+    bounds   TEXT NOT NULL
 ) STRICT;
 
 CREATE TABLE certificate (
@@ -141,11 +149,15 @@ CREATE TABLE event (
 ) STRICT;
 CREATE INDEX event_at ON event (at);
 
+-- AUTOINCREMENT: a line's number is never given twice.
 CREATE TABLE audit (
-    no        INTEGER PRIMARY KEY,
+    no        INTEGER PRIMARY KEY AUTOINCREMENT,
     at        INTEGER NOT NULL,
+    namespace TEXT    NOT NULL,
     principal TEXT    NOT NULL,
     action    TEXT    NOT NULL,
     target    TEXT    NOT NULL,
-    result    TEXT    NOT NULL
+    result    TEXT    NOT NULL,
+    count     INTEGER NOT NULL
 ) STRICT;
+CREATE INDEX audit_at ON audit (at);

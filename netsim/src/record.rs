@@ -1,0 +1,54 @@
+//! What happened to every packet, a line each, for pictures and for comparing runs.
+
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use crate::command::Way;
+use crate::link::{Event, What};
+
+/// Names the columns.
+pub const HEADER: &str = "link,way,number,size,came,at,what";
+
+/// A line of a record: link, direction, the packet's number and size, when it came and when this happened (seconds), and
+/// `delivered`, `copy`, `marked` or why it was dropped.
+pub fn line<T>(link: &str, way: Way, event: &Event<T>) -> String {
+    let what = match &event.what {
+        What::Delivered { copy: true, .. } => "copy",
+        What::Delivered { marked: true, .. } => "marked",
+        What::Delivered { .. } => "delivered",
+        What::Dropped(why) => why.name(),
+    };
+    let seconds = |at: Duration| format!("{}.{:09}", at.as_secs(), at.subsec_nanos());
+    let (came, at) = (seconds(event.came_at), seconds(event.at));
+    format!("{link},{},{},{},{came},{at},{what}", way.name(), event.number, event.size)
+}
+
+/// A file of such lines. Clones write to the same.
+#[derive(Debug, Clone)]
+pub struct Record(Arc<Mutex<BufWriter<File>>>);
+
+impl Record {
+    /// Begins a file.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn create(path: &Path) -> io::Result<Self> {
+        let mut file = BufWriter::new(File::create(path)?);
+        writeln!(file, "{HEADER}")?;
+        Ok(Self(Arc::new(Mutex::new(file))))
+    }
+
+    /// Adds a line. A disk that is full costs the record, not the run.
+    pub fn add<T>(&self, link: &str, way: Way, event: &Event<T>) {
+        let mut file = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let _ = writeln!(file, "{}", line(link, way, event));
+    }
+
+    /// Writes what is buffered.
+    pub fn flush(&self) {
+        let _ = self.0.lock().unwrap_or_else(PoisonError::into_inner).flush();
+    }
+}
