@@ -38,7 +38,7 @@ impl Log {
         };
         let make = move |now| {
             let decision = task::submit(task, submitted, now);
-            Written { row: Row { task: decision.task, lease: None }, records: decision.records, events: Vec::new() }
+            Some(Written { row: Row::new(decision.task, None), records: decision.records, events: Vec::new() })
         };
         commit(&*store, Change::Create { id: task, make: Box::new(make) }).await;
         let worker = WorkerId(env.uuid());
@@ -62,7 +62,7 @@ fn update(id: TaskId, command: Command) -> Change {
         let holder = decision.task.worker.clone().expect("it is claimed");
         let lease =
             Some(Lease { worker: holder.id, incarnation: Incarnation(holder.id.0), is_known: true, expires_at: now });
-        Ok(Written { row: Row { task: decision.task, lease }, records: decision.records, events: Vec::new() })
+        Ok(Written { row: Row::new(decision.task, lease), records: decision.records, events: Vec::new() })
     };
     Change::Update { id, decide: Box::new(decide) }
 }

@@ -113,6 +113,7 @@ mod tests {
             busy: 9 - free,
             draining: false,
             silent: false,
+            tripped: None,
         }
     }
 
