@@ -175,7 +175,9 @@ async fn place_waiting(shared: &Shared, mut source: Source, aside: &mut Aside) -
                 return source;
             }
         };
-        try_page(shared, page, aside).await;
+        let left = try_page(shared, page, aside).await;
+        // While slots are short, what comes first in order is looked at first again.
+        let to = to.filter(|_| left.is_empty());
         source = source.looked(to);
         if to.is_none() {
             break;
@@ -199,6 +201,10 @@ async fn try_page(shared: &Shared, page: Vec<Waiting>, aside: &mut Aside) -> Vec
             }
             let first = hints.drain(..hints.len().min(free + SPARE)).collect();
             claim(shared, fleet, class, first, aside).await;
+            // Slots were freed meanwhile. They are not for those further down, but for whom there was none before.
+            if give_fitting(shared, aside).await {
+                break;
+            }
         }
     }
     let of_class = |(class, hints): (Class, VecDeque<Hint>)| hints.into_iter().map(move |hint| (class.clone(), hint));
@@ -228,6 +234,8 @@ async fn place_hinted(shared: &Shared, aside: &mut Aside) -> Result<(), queue::E
             if !hints.is_empty() {
                 tried = true;
                 claim(shared, fleet, &class, hints, aside).await;
+                // Slots that were freed meanwhile are first for whom there was none before.
+                give_fitting(shared, aside).await;
             }
         }
         if !tried {
