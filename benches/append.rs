@@ -60,7 +60,8 @@ fn update(id: TaskId, command: Command) -> Change {
     let decide = move |row: &Row, now: ado_proto::Timestamp| {
         let decision = task::decide(&row.task, command, now, &Policy::default(), 0.5)?;
         let holder = decision.task.worker.clone().expect("it is claimed");
-        let lease = Some(Lease { worker: holder.id, incarnation: None, expires_at: now });
+        let lease =
+            Some(Lease { worker: holder.id, incarnation: Incarnation(holder.id.0), is_known: true, expires_at: now });
         Ok(Written { row: Row::new(decision.task, lease), records: decision.records, events: Vec::new() })
     };
     Change::Update { id, decide: Box::new(decide) }

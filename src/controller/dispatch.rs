@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use ado_proto::record::Desired;
 use ado_proto::session::Assignment;
-use ado_proto::{Audience, TaskId, Timestamp, WorkerId};
+use ado_proto::{Audience, Incarnation, TaskId, Timestamp, WorkerId};
 use tokio::time::Instant;
 
 use super::aside::Aside;
@@ -190,7 +190,9 @@ async fn place_waiting(shared: &Shared, mut source: Source, aside: &mut Aside) -
                 return source;
             }
         };
-        try_page(shared, page, aside).await;
+        let left = try_page(shared, page, aside).await;
+        // While slots are short, what comes first in order is looked at first again.
+        let to = to.filter(|_| left.is_empty());
         source = source.looked(to);
         if to.is_none() {
             break;
@@ -214,6 +216,10 @@ async fn try_page(shared: &Shared, page: Vec<Waiting>, aside: &mut Aside) -> Vec
             }
             let first = hints.drain(..hints.len().min(free + SPARE)).collect();
             claim(shared, fleet, class, first, aside).await;
+            // Slots were freed meanwhile. They are not for those further down, but for whom there was none before.
+            if give_fitting(shared, aside).await {
+                break;
+            }
         }
     }
     let of_class = |(class, hints): (Class, VecDeque<Hint>)| hints.into_iter().map(move |hint| (class.clone(), hint));
@@ -245,6 +251,8 @@ async fn place_hinted(shared: &Shared, aside: &mut Aside) -> Result<(), queue::E
             if !hints.is_empty() {
                 tried = true;
                 claim(shared, fleet, &class, hints, aside).await;
+                // Slots that were freed meanwhile are first for whom there was none before.
+                give_fitting(shared, aside).await;
             }
         }
         if !tried {
@@ -264,7 +272,7 @@ fn free_slots(fleet: &[Candidate], class: &Class) -> usize {
 async fn claim(shared: &Shared, fleet: Vec<Candidate>, class: &Class, hints: Vec<Hint>, aside: &mut Aside) {
     // Before the decisions: what is not due by this time was not due for them, or is tried again at once.
     let Ok(now) = shared.store.now().await else { return };
-    let placing = Arc::new(Mutex::new(Placing { fleet, waited: BTreeMap::new() }));
+    let placing = Arc::new(Mutex::new(Placing { fleet, starts: shared.fleet.starts(), waited: BTreeMap::new() }));
     // Leases of this commit begin after this.
     let begun = Instant::now();
     let changes = hints.iter().map(|hint| claim_one(shared, hint.task, placing.clone())).collect();
@@ -319,6 +327,8 @@ async fn claim(shared: &Shared, fleet: Vec<Candidate>, class: &Class, hints: Vec
 /// What the decisions of one claim share.
 struct Placing {
     fleet: Vec<Candidate>,
+    /// Which start of each is meant.
+    starts: BTreeMap<WorkerId, Incarnation>,
     /// How long the tasks that were placed had been due.
     waited: BTreeMap<TaskId, Duration>,
 }
@@ -333,6 +343,8 @@ fn claim_one(shared: &Shared, id: TaskId, placing: Arc<Mutex<Placing>>) -> Chang
         let chosen = scheduler::place(&mut placing.fleet, &Demand::of(&row.task.namespace, &row.task.spec));
         let chosen = chosen.filter(|_| breakers.pass(&row.task, now)).ok_or(Refusal::NotClaimable)?;
         let (worker, name) = (chosen.id, chosen.name.clone());
+        // It has left since.
+        let incarnation = *placing.starts.get(&worker).ok_or(Refusal::NotClaimable)?;
         let command = Command::Claim { worker: Holder { id: worker, name: name.clone() } };
         let decision = task::decide(&row.task, command, now, &policy, 0.0)?;
         if let State::Queued { not_before } = row.task.state {
@@ -345,7 +357,7 @@ fn claim_one(shared: &Shared, id: TaskId, placing: Arc<Mutex<Placing>>) -> Chang
             worker: Some(worker),
             text: format!("{} to {name}, attempt {}", id.short(), decision.task.attempt()),
         };
-        let lease = Lease { worker, incarnation: None, expires_at: now.after(lease) };
+        let lease = Lease { worker, incarnation, is_known: false, expires_at: now.after(lease) };
         Ok(Write { row: Row::new(decision.task, Some(lease)), records: decision.records, events: vec![event] })
     };
     Change::Update { id, decide: Box::new(decide) }
@@ -370,25 +382,31 @@ pub(super) fn assign(shared: &Shared, row: &Row, left: Duration, now: Timestamp)
         total_left_ms: task.total_ends().map(|end| u64::try_from(end.since(now).as_millis()).unwrap_or(u64::MAX)),
         secrets: Vec::new(),
     };
+    let (worker, start) = (lease.worker, lease.incarnation);
     if assignment.spec.secrets.is_empty() {
-        shared.fleet.tell(lease.worker, assignment);
+        shared.fleet.tell(worker, start, assignment);
     } else {
-        let (own, worker) = (shared.clone(), lease.worker);
-        shared
-            .tasks
-            .spawn_until_stop("secrets", async move { assign_with_secrets(&own, worker, assignment, left).await });
+        let own = shared.clone();
+        let assigning = async move { assign_with_secrets(&own, worker, start, assignment, left).await };
+        shared.tasks.spawn_until_stop("secrets", assigning);
     }
 }
 
 /// The same, with what its secrets are. While the store does not answer nothing is said: the worker's next heartbeat shows
 /// that it does not know of the task.
-async fn assign_with_secrets(shared: &Shared, worker: WorkerId, assignment: Assignment, left: Duration) {
+async fn assign_with_secrets(
+    shared: &Shared,
+    worker: WorkerId,
+    start: Incarnation,
+    assignment: Assignment,
+    left: Duration,
+) {
     let begun = Instant::now();
     match secrets::given(shared, &assignment.namespace, &assignment.spec.secrets).await {
         Ok(secrets) => {
             let left = left.saturating_sub(begun.elapsed());
             let lease_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
-            shared.fleet.tell(worker, Assignment { secrets, lease_ms, ..assignment });
+            shared.fleet.tell(worker, start, Assignment { secrets, lease_ms, ..assignment });
         }
         Err(error) => tracing::warn!(task = %assignment.task, %error, "not assigned yet: its secrets cannot be read"),
     }

@@ -259,11 +259,16 @@ impl Fleet {
         }
     }
 
-    /// Says something to a worker. Lost if it is not connected or does not keep up; see [`TO_WORKER`].
-    pub(super) fn tell(&self, id: WorkerId, message: impl Into<ToWorker>) {
-        if let Some(member) = self.lock().members.get(&id) {
+    /// Says something to this start of a worker. Lost if it is not connected or does not keep up; see [`TO_WORKER`].
+    pub(super) fn tell(&self, id: WorkerId, start: Incarnation, message: impl Into<ToWorker>) {
+        if let Some(member) = self.lock().members.get(&id).filter(|member| member.worker.incarnation == start) {
             let _ = member.messages.try_send(message.into());
         }
+    }
+
+    /// Which start of every worker is connected.
+    pub(super) fn starts(&self) -> BTreeMap<WorkerId, Incarnation> {
+        self.lock().members.iter().map(|(id, member)| (*id, member.worker.incarnation)).collect()
     }
 
     /// Whether any worker holds a task.
@@ -402,7 +407,9 @@ mod tests {
         let holder = Holder { id: worker(1).id, name: "w".into() };
         let claim = Command::Claim { worker: holder.clone() };
         let task = task::decide(&task, claim, Timestamp(0), &Policy::default(), 0.0).unwrap().task;
-        Row::new(task, Some(Lease { worker: holder.id, incarnation: None, expires_at: Timestamp(9) }))
+        let incarnation = worker(1).incarnation;
+        let lease = Lease { worker: holder.id, incarnation, is_known: false, expires_at: Timestamp(9) };
+        Row::new(task, Some(lease))
     }
 
     fn ended(mut row: Row) -> Row {

@@ -109,7 +109,7 @@ async fn tell_want(shared: &Shared, task: TaskId) -> store::Result<()> {
     if let Some(row) = shared.store.row(task).await?
         && let Some(lease) = &row.lease
     {
-        shared.fleet.tell(lease.worker, want(&row.task));
+        shared.fleet.tell(lease.worker, lease.incarnation, want(&row.task));
     }
     Ok(())
 }

@@ -71,7 +71,7 @@ async fn reap(shared: &Shared, grace: &mut Grace, lease: &mut Leased) -> store::
     }
     let expired = shared.store.expired(before(now, shared.timing.margin()), LIMIT).await?;
     if !expired.is_empty() {
-        let is_known = |row: &Row| row.lease.as_ref().is_some_and(|lease| lease.incarnation.is_some());
+        let is_known = |row: &Row| row.lease.as_ref().is_some_and(|lease| lease.is_known);
         let (known, unknown): (Vec<_>, Vec<_>) = expired.into_iter().partition(is_known);
         lose(shared, &known, Loss::Silent, false).await?;
         lose(shared, &unknown, Loss::NotDelivered, false).await?;
@@ -155,8 +155,9 @@ mod tests {
         let id = WorkerId(Uuid::from_u128(2));
         let claim = Command::Claim { worker: task::Holder { id, name: "w".into() } };
         let task = task::decide(&task, claim, Timestamp(0), &task::Policy::default(), 0.0).unwrap().task;
-        let incarnation = Some(Incarnation(Uuid::from_u128(3)));
-        Row::new(task, Some(Lease { worker: id, incarnation, expires_at: Timestamp(expires_at) }))
+        let incarnation = Incarnation(Uuid::from_u128(3));
+        let lease = Lease { worker: id, incarnation, is_known: true, expires_at: Timestamp(expires_at) };
+        Row::new(task, Some(lease))
     }
 
     #[test]

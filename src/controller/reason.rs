@@ -161,7 +161,7 @@ mod tests {
 
     use ado_proto::record::{Body, Exited, Loss, Paused, Started, Submitted};
     use ado_proto::spec::{Containment, Input, TaskSpec};
-    use ado_proto::{Namespace, TaskId, WorkerId};
+    use ado_proto::{Incarnation, Namespace, TaskId, WorkerId};
     use uuid::Uuid;
 
     use super::*;
@@ -213,7 +213,8 @@ mod tests {
             self.now = self.now.after(Duration::from_secs(1));
             self.row.task = task::decide(&self.row.task, command, self.now, &Policy::default(), 0.99).unwrap().task;
             let expires_at = self.now.after(Duration::from_secs(15));
-            let lease = Lease { worker: BOX, incarnation: None, expires_at };
+            let lease =
+                Lease { worker: BOX, incarnation: Incarnation(Uuid::from_u128(1)), is_known: false, expires_at };
             self.row.lease = self.row.task.is_held().then_some(lease);
             self
         }

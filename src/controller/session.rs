@@ -78,7 +78,7 @@ pub(super) async fn open(
     let former = shared.store.register(worker.clone()).await.map_err(unavailable)?;
     let restarted = former.as_ref().is_some_and(|former| former.incarnation != worker.incarnation);
     worker.draining = !restarted && former.as_ref().is_some_and(|former| former.draining);
-    end_former(shared, &worker, restarted).await.map_err(unavailable)?;
+    end_former(shared, &worker).await.map_err(unavailable)?;
     if former.is_none() || restarted {
         let text = format!("{} with {} slots", worker.name, worker.slots);
         shared.add_events(vec![event("worker.joined", &worker, text)]).await.map_err(unavailable)?;
@@ -125,18 +125,15 @@ pub(super) fn event(kind: &'static str, worker: &Worker, text: String) -> NewEve
 
 /// Ends what earlier starts of the worker held: it has proved them dead. The loss counts against a task that was the only
 /// one it ran.
-async fn end_former(shared: &Shared, worker: &Worker, restarted: bool) -> store::Result<()> {
+async fn end_former(shared: &Shared, worker: &Worker) -> store::Result<()> {
     let held = shared.store.held_by(worker.id).await?;
     let only = held.len() == 1;
-    // What no start has named may have been given to the former one, which may have started it.
-    let is_former = |row: &Row| {
-        let start = row.lease.as_ref().and_then(|lease| lease.incarnation);
-        start.map_or(restarted, |start| start != worker.incarnation)
-    };
+    // Known or not: it may have been started.
+    let is_former = |row: &Row| row.lease.as_ref().is_some_and(|lease| lease.incarnation != worker.incarnation);
     let dead: Vec<_> = held.into_iter().filter(is_former).collect();
     let charged = only && dead.first().is_some_and(|row| row.task.agent_started);
     reaper::lose(shared, &dead, Loss::Restarted, charged).await?;
-    if restarted && !charged && !dead.is_empty() {
+    if !charged && !dead.is_empty() {
         breakers::worker_died(shared, worker, dead.len()).await;
     }
     Ok(())
@@ -243,7 +240,7 @@ async fn beat(
     let now = if renewal.unnamed.is_empty() { Timestamp(0) } else { shared.store.now().await? };
     for row in &renewal.unnamed {
         // Only an attempt this start has never named can have got lost on the way.
-        if row.lease.as_ref().is_some_and(|lease| lease.incarnation.is_none()) {
+        if row.lease.as_ref().is_some_and(|lease| lease.incarnation == worker.incarnation && !lease.is_known) {
             let left = row.lease.as_ref().map_or(Duration::ZERO, |lease| lease.expires_at.since(now));
             dispatch::assign(shared, row, left, now);
         }
@@ -272,9 +269,7 @@ async fn hand_back(shared: &Shared, worker: &Worker, notice: Draining) -> store:
 
 /// Whether this start of a worker may speak for the row's current epoch.
 fn holds(row: &Row, worker: WorkerId, incarnation: Incarnation) -> bool {
-    row.lease
-        .as_ref()
-        .is_some_and(|lease| lease.worker == worker && lease.incarnation.is_none_or(|start| start == incarnation))
+    row.lease.as_ref().is_some_and(|lease| lease.worker == worker && lease.incarnation == incarnation)
 }
 
 // ---- an attempt's records ---------------------------------------------------------------------------------------

@@ -4,23 +4,23 @@
 use std::borrow::Cow;
 
 use ado_proto::record::{Body, Desired, Progress};
-use ado_proto::{Epoch, Incarnation, Offset, Seq, TaskId, Timestamp, WorkerId};
+use ado_proto::{Epoch, Offset, Seq, TaskId, Timestamp};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::{Error, Result, Row, log, score};
+use super::{Error, Lease, Result, Row, log, score};
 use crate::task::{Asked, Checkpoint, Holder, Settled, State, Task, Times};
 
 /// First byte of a stored fold; the rest is the fold in postcard form. Another form gets another byte.
 const FOLD: u8 = 1;
 
 /// The columns that are derived from a row and may change, as far as indexes need them.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub(super) struct Columns {
     pub(super) state: &'static str,
     pub(super) ended_at: Option<Timestamp>,
     pub(super) score: Option<i64>,
-    pub(super) lease: Option<(WorkerId, Option<Incarnation>, Timestamp)>,
+    pub(super) lease: Option<Lease>,
     pub(super) checkpoint: Option<Offset>,
     /// When a limit of time is over that a controller measures.
     pub(super) due_at: Option<Timestamp>,
@@ -41,7 +41,7 @@ impl Columns {
             state: task.state_word(),
             ended_at: task.ended_at,
             score,
-            lease: row.lease.as_ref().map(|lease| (lease.worker, lease.incarnation, lease.expires_at)),
+            lease: row.lease.clone(),
             checkpoint: task.checkpoint.as_ref().map(|checkpoint| checkpoint.offset),
             due_at: task.expires().map(|(at, _)| at),
             settled: row.settled.map(|settled| match settled {

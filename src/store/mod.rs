@@ -58,8 +58,10 @@ impl Row {
 pub struct Lease {
     /// Who holds it.
     pub worker: WorkerId,
-    /// Which start of it; `None` until that start has shown that it knows the attempt.
-    pub incarnation: Option<Incarnation>,
+    /// The start of it that was given the task: no other one may run this epoch.
+    pub incarnation: Incarnation,
+    /// Whether that start has shown that it knows the attempt. Until then it may be told again.
+    pub is_known: bool,
     /// End, on the store's clock. The task is not re-assigned before this and a margin.
     pub expires_at: Timestamp,
 }
@@ -533,8 +535,8 @@ pub trait Store: Send + Sync + 'static {
     /// former row.
     async fn register(&self, worker: Worker) -> Result<Option<Worker>>;
 
-    /// One heartbeat: extends leases of the named pairs by `lease` from now and binds them to this start, if the worker
-    /// still holds them and its registered start is this one; sets `seen_at` and `draining`.
+    /// One heartbeat: extends leases of the named pairs by `lease` from now and marks them as known, if they were given to
+    /// this start and it is the worker's registered one; sets `seen_at` and `draining`.
     /// `None`: the worker's registered start is another.
     async fn renew(
         &self,

@@ -71,8 +71,9 @@ pub(super) fn renewal(
 ) -> Renewal {
     let mut renewal = Renewal::default();
     for mut row in held {
-        if named.remove(&(row.task.id, row.task.epoch)) {
-            row.lease = row.lease.map(|lease| Lease { incarnation: Some(incarnation), expires_at, ..lease });
+        let is_given = row.lease.as_ref().is_some_and(|lease| lease.incarnation == incarnation);
+        if is_given && named.remove(&(row.task.id, row.task.epoch)) {
+            row.lease = row.lease.map(|lease| Lease { is_known: true, expires_at, ..lease });
             renewal.renewed.push(row);
         } else {
             renewal.unnamed.push(row);

@@ -12,6 +12,8 @@ mod inside;
 mod mesh;
 #[path = "../support/metrics.rs"]
 mod metrics_page;
+#[path = "../support/processes.rs"]
+mod processes;
 mod promises;
 mod redis;
 mod remote;

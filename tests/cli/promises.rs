@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::processes::marked;
 use crate::support::TestEnv;
 
 /// Far above what any step takes: a test that waits this long has failed.
@@ -81,17 +82,6 @@ impl Viewer {
 fn pid(env: &TestEnv, role: &str) -> Pid {
     let text = fs::read_to_string(env.home().join(role).join(format!("{role}.lock"))).expect("a lock file");
     Pid::from_raw(text.trim().parse().expect("a pid"))
-}
-
-/// Processes that carry this marker in their environment.
-pub(crate) fn marked(marker: &str) -> Vec<i32> {
-    let entries = fs::read_dir("/proc").expect("/proc").flatten();
-    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    let carries = |pid: &i32| {
-        let environ = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-        environ.split(|byte| *byte == 0).any(|variable| variable == marker.as_bytes())
-    };
-    pids.filter(carries).collect()
 }
 
 /// Most memory a process ever held, KiB.

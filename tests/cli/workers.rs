@@ -12,7 +12,8 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::metrics_page::{Samples, scrape};
-use crate::promises::{eventually, marked, peak_memory};
+use crate::processes::{is_frozen, marked};
+use crate::promises::{eventually, peak_memory};
 use crate::support::{Ran, TestEnv};
 
 /// Milliseconds: short, so that leases end within a test.
@@ -199,20 +200,6 @@ fn free_udp() -> u16 {
 
 fn free_tcp() -> u16 {
     TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a port").port()
-}
-
-/// Whether a process cannot run: stopped, or in a frozen control group.
-fn is_frozen(pid: i32) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    if stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T')) {
-        return true;
-    }
-    let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
-    let Some(group) = groups.lines().find_map(|line| line.strip_prefix("0::/")) else { return false };
-    ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"].into_iter().any(|mount| {
-        let events = Path::new(mount).join(group).join("cgroup.events");
-        fs::read_to_string(events).unwrap_or_default().lines().any(|line| line == "frozen 1")
-    })
 }
 
 fn lines(file: &Path) -> Vec<String> {

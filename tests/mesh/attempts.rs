@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use ado::store::Store;
 use ado_proto::record::{Body, Exited, Loss, Output, Started, Stream};
 use ado_proto::request::{ErrorCode, EventsFrom, GetTasks, ListEvents, ListWorkers, Submit, WorkerSession};
 use ado_proto::session::{Draining, FromWorker, ToAttempt, ToWorker};
@@ -9,7 +10,7 @@ use ado_proto::spec::{Containment, Exit};
 use ado_proto::{Epoch, Incarnation, Role};
 use bytes::Bytes;
 
-use crate::mesh::{Mesh, TIMING, ask, kinds, log, refusal, spec};
+use crate::mesh::{Mesh, TIMING, ask, call, kinds, log, refusal, session, spec};
 
 fn started() -> Body {
     Started { pid: 1, containment: Containment::Subreaper }.into()
@@ -361,4 +362,29 @@ async fn a_worker_that_could_not_be_logged_is_refused() {
     ] {
         refusal(link.open(&bad, crate::mesh::call()).await.map(drop), ErrorCode::Invalid);
     }
+}
+
+#[tokio::test]
+async fn what_a_start_was_given_and_did_not_live_to_name_is_never_run_by_the_next_one_in_its_epoch() {
+    let mesh = Mesh::start().await;
+    let (admin, mut worker) = (mesh.admin(), mesh.worker(4).await);
+    let task = mesh.submit(&admin, spec()).await;
+    let first = worker.assignment().await;
+    // It starts the agent and dies. The controller hears of the next start, and then fails: the disk is full, or it is killed.
+    let path = mesh.dir.path().join("controller/store.sqlite3");
+    let store = ado::store::Sqlite::open(&path, mesh.env.clone()).await.expect("the controller's store");
+    let registered = Store::workers(&store).await.expect("workers").remove(0);
+    let incarnation = Incarnation(mesh.env.uuid());
+    Store::register(&store, ado::store::Worker { incarnation, ..registered }).await.expect("it is registered");
+    drop(worker.channel);
+    let (_, channel) = worker.link.open(&session(incarnation, 4), call()).await.expect("the worker is accepted");
+    worker.channel = channel;
+    let second = worker.assignment().await;
+    assert_eq!((second.task, first.epoch, second.epoch), (task, Epoch(1), Epoch(2)));
+    worker.incarnation = incarnation;
+    let mut attempt = worker.output(task, second.epoch).await.expect("the epoch is current");
+    attempt.send(0, vec![started(), exited(0)]).await;
+    attempt.acknowledged().await;
+    let expected = ["Submitted", "Assigned", "WorkerLost", "Requeued", "Assigned", "Started", "Exited", "Ended"];
+    assert_eq!(kinds(&log(&admin, task).await), expected);
 }

@@ -10,6 +10,7 @@ use ado_proto::request::{Submit, Submitted};
 use ado_proto::spec::{Input, TaskSpec};
 use ado_proto::{GroupId, RequestId};
 use serde_json::json;
+use tokio::time::Instant;
 
 use super::Global;
 use super::error::{Error, Kind};
@@ -18,6 +19,7 @@ use super::session::App;
 use super::signals::Signals;
 use super::values;
 use super::watch::{MOST_TASKS, OnInterrupt, Watch, Watched, look};
+use crate::client::{self, Client};
 use crate::config::{Config, Flags};
 
 /// Run a task, or a group of them, and watch the output
@@ -86,6 +88,9 @@ pub(crate) struct Args {
     /// Submit once, however often this is repeated with the same key: a UUIDv7, good for 24 hours
     #[arg(long, value_name = "UUID")]
     idempotency_key: Option<RequestId>,
+    /// Keep trying to submit for this long while the mesh, or its store, does not answer
+    #[arg(long, value_name = "DURATION", value_parser = values::duration, default_value = "0s", hide_default_value = true)]
+    retry_for: Duration,
     /// Write bytes as they are, even to a terminal
     #[arg(long)]
     raw: bool,
@@ -93,6 +98,9 @@ pub(crate) struct Args {
     #[arg(long, value_enum, value_name = "WHAT")]
     on_interrupt: Option<OnInterrupt>,
 }
+
+/// Between two tries to submit: a try itself waits for whatever may be coming back.
+const BETWEEN_TRIES: Duration = Duration::from_millis(500);
 
 pub(crate) async fn run(global: Global, args: Args) -> Result<u8, Error> {
     let on_interrupt = OnInterrupt::resolve(args.on_interrupt, global.output)?;
@@ -113,7 +121,8 @@ pub(crate) async fn run(global: Global, args: Args) -> Result<u8, Error> {
     let request = Submit { name: args.name.clone(), specs, copies: args.workers };
     // Until here Ctrl-C ends the process as it always does: nothing is lost yet.
     let mut signals = Signals::catch()?;
-    let submit = session.client.submit(&request, key);
+    let people = app.global.output == Format::Text && !app.global.quiet;
+    let submit = submit(&session.client, &request, key, args.retry_for, people);
     let submitted = tokio::select! {
         biased;
         _ = signals.next() => return Err(Error::new(Kind::Interrupted, "stopped before the task was accepted").hint(session.command("list"))),
@@ -125,7 +134,6 @@ pub(crate) async fn run(global: Global, args: Args) -> Result<u8, Error> {
     let name = submitted.group.map_or_else(|| submitted.tasks[0].short(), GroupId::short);
     // This machine's own worker may only just have been started.
     let sure = session.is_local() && args.pool == "default" && args.label.is_empty();
-    let people = app.global.output == Format::Text && !app.global.quiet;
     if submitted.eligible_workers == 0 && !sure && people {
         let (them, wait) = if submitted.group.is_some() { ("its tasks", "they wait") } else { ("it", "it waits") };
         eprintln!("{name}: no worker can take {them} now; {wait} for one");
@@ -142,6 +150,33 @@ pub(crate) async fn run(global: Global, args: Args) -> Result<u8, Error> {
     let finish = watch.run(&mut signals).await?;
     session.close().await;
     Ok(finish.code())
+}
+
+/// Submits; while that fails in a way that may pass, again and again for this long. Under one key it happens once.
+async fn submit(
+    client: &Client,
+    request: &Submit,
+    key: RequestId,
+    retry_for: Duration,
+    people: bool,
+) -> Result<Submitted, client::Error> {
+    let until = Instant::now() + retry_for;
+    let mut told = !people;
+    loop {
+        match client.submit(request, key).await {
+            Err(error) if error.is_transient() && Instant::now() + BETWEEN_TRIES < until => {
+                if !std::mem::replace(&mut told, true) {
+                    eprint!(
+                        "trying for {}: {}",
+                        values::show_duration(retry_for),
+                        Error::from(error).render(Format::Text)
+                    );
+                }
+                tokio::time::sleep(BETWEEN_TRIES).await;
+            }
+            answered => return answered,
+        }
+    }
 }
 
 /// What is asked of each task.
@@ -184,10 +219,15 @@ fn detached(submitted: &Submitted) -> serde_json::Value {
 }
 
 /// When nobody knows whether the task was accepted, the same key finds out without running it twice.
-fn repeatable(error: crate::client::Error, key: RequestId) -> Error {
+fn repeatable(error: client::Error, key: RequestId) -> Error {
     let unknown = error.is_transient();
     let error = Error::from(error);
-    if unknown { error.hint(format!("repeat the command with --idempotency-key {key}: it runs once")) } else { error }
+    if !unknown {
+        return error;
+    }
+    error
+        .hint(format!("repeat the command with --idempotency-key {key}: it runs once"))
+        .hint("or let it wait by itself: --retry-for 60s")
 }
 
 /// All but what is asked.

@@ -200,7 +200,7 @@ impl Asked<'_> {
         for row in &held {
             if let Some(lease) = &row.lease {
                 if self.shared.fleet.is_connected(lease.worker) {
-                    self.shared.fleet.tell(lease.worker, want(&row.task));
+                    self.shared.fleet.tell(lease.worker, lease.incarnation, want(&row.task));
                 } else {
                     self.shared.say(Word::Wanted { task: row.task.id, worker: lease.worker });
                 }

@@ -38,10 +38,10 @@ pub(super) async fn a_heartbeat_renews_what_is_held(bed: Bed) {
     assert_eq!(ids(&renewal.unnamed), [task(2), task(3)]);
 
     let row = bed.row(task(1)).await;
-    let lease = Lease { worker: worker(1), incarnation: Some(incarnation(10)), expires_at: renewed_at.after(LEASE) };
+    let lease = Lease { is_known: true, ..given(worker(1), renewed_at) };
     assert_eq!(row.lease, Some(lease));
     assert_eq!(renewal.renewed[0], row);
-    assert_eq!(bed.row(task(3)).await.lease.unwrap().incarnation, None, "what it did not name is not bound");
+    assert!(!bed.row(task(3)).await.lease.unwrap().is_known, "what it did not name it does not know");
     let known = &bed.store.workers().await.unwrap()[0];
     assert_eq!((known.seen_at, known.draining), (renewed_at, true));
 
@@ -63,7 +63,9 @@ pub(super) async fn a_heartbeat_of_another_start_renews_nothing(bed: Bed) {
     bed.store.register(registered(1, 11)).await.unwrap();
     assert_eq!(renew(10).await, None, "restarted since");
     assert_eq!(bed.row(task(1)).await, before);
-    assert_eq!(renew(11).await.unwrap().renewed.len(), 1);
+    let renewal = renew(11).await.unwrap();
+    assert_eq!((ids(&renewal.unnamed), renewal.lost), (vec![task(1)], holds.to_vec()), "it was given to another start");
+    assert_eq!(bed.row(task(1)).await, before);
 }
 
 pub(super) async fn leases_expire(bed: Bed) {

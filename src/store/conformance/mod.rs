@@ -262,9 +262,15 @@ pub(super) fn update(id: TaskId, command: Command) -> Change {
     Change::Update { id, decide: Box::new(move |row, now| write(row, command, now)) }
 }
 
+/// The lease of a claim: it is given to the start that [`registered`] says, ten times the worker's number.
+pub(super) fn given(worker: WorkerId, now: Timestamp) -> Lease {
+    let incarnation = Incarnation(Uuid::from_u128(10 * worker.0.as_u128()));
+    Lease { worker, incarnation, is_known: false, expires_at: now.after(LEASE) }
+}
+
 fn write(row: &Row, command: Command, now: Timestamp) -> std::result::Result<Write, Refusal> {
     let claimed = match &command {
-        Command::Claim { worker } => Some(Lease { worker: worker.id, incarnation: None, expires_at: now.after(LEASE) }),
+        Command::Claim { worker } => Some(given(worker.id, now)),
         _ => None,
     };
     let decision = decide(&row.task, command, now, &Policy::default(), 0.5)?;

@@ -126,7 +126,7 @@ impl Model {
         for (row, _) in self.tasks.values_mut() {
             if let Some(lease) = row.lease.as_mut().filter(|lease| lease.worker == id) {
                 lease.expires_at = expires_at;
-                lease.incarnation = Some(incarnation(1));
+                lease.is_known = true;
             }
         }
     }

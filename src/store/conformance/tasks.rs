@@ -16,7 +16,7 @@ pub(super) async fn a_task_is_created_once_and_changed(bed: Bed) {
     let write = applied(&outcome);
     assert_eq!(write.records[0].time, bed.hand.time());
     assert_eq!(write.row, bed.row(task(1)).await);
-    let lease = Lease { worker: worker(1), incarnation: None, expires_at: bed.hand.time().after(LEASE) };
+    let lease = given(worker(1), bed.hand.time());
     assert_eq!(write.row.lease, Some(lease));
     assert_eq!(bed.log(task(1)).await.len(), 2);
 }

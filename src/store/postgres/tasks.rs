@@ -18,7 +18,7 @@ use super::{Postgres, scope, size, text};
 macro_rules! select {
     ($rest:literal) => {
         concat!(
-            "SELECT id, next_offset, fold, lease_worker, lease_incarnation, lease_expires_at, \
+            "SELECT id, next_offset, fold, lease_worker, lease_incarnation, lease_known, lease_expires_at, \
              (SELECT record FROM lifecycle WHERE lifecycle.task = task.id AND record_offset = 0), \
              (SELECT record FROM lifecycle WHERE lifecycle.task = task.id AND record_offset = checkpoint), settled FROM task ",
             $rest
@@ -38,7 +38,7 @@ macro_rules! select_locked {
             $how,
             ") SELECT ",
             reading!(),
-            ", id, next_offset, fold, lease_worker, lease_incarnation, lease_expires_at, \
+            ", id, next_offset, fold, lease_worker, lease_incarnation, lease_known, lease_expires_at, \
              (SELECT record FROM lifecycle WHERE lifecycle.task = locked.id AND record_offset = 0), \
              checkpoint, last_time, settled FROM locked"
         )
@@ -112,24 +112,27 @@ pub(super) struct Locked {
 fn task(columns: &PgRow, at: usize, checkpoint: Option<Vec<u8>>, settled: Option<Uuid>) -> Tried<Row> {
     let worker: Option<Uuid> = columns.try_get(at + 3)?;
     let incarnation: Option<Uuid> = columns.try_get(at + 4)?;
-    let expires_at: Option<i64> = columns.try_get(at + 5)?;
-    let lease = worker.zip(expires_at).map(|(worker, expires_at)| Lease {
+    let is_known: Option<bool> = columns.try_get(at + 5)?;
+    let expires_at: Option<i64> = columns.try_get(at + 6)?;
+    let lease = worker.zip(incarnation).zip(is_known.zip(expires_at));
+    let lease = lease.map(|((worker, incarnation), (is_known, expires_at))| Lease {
         worker: WorkerId(worker),
-        incarnation: incarnation.map(Incarnation),
+        incarnation: Incarnation(incarnation),
+        is_known,
         expires_at: Timestamp(expires_at),
     });
     let parts = Parts {
         id: TaskId(columns.try_get(at)?),
         next_offset: Offset(columns.try_get::<i64, _>(at + 1)?.unsigned_abs()),
         fold: columns.try_get(at + 2)?,
-        first: columns.try_get(at + 6)?,
+        first: columns.try_get(at + 7)?,
         checkpoint,
     };
     Ok(Row { task: fold::decode(parts)?, lease, settled: fold::settled(settled) })
 }
 
 pub(super) fn row(columns: &PgRow) -> Tried<Row> {
-    task(columns, 0, columns.try_get(7)?, columns.try_get(8)?)
+    task(columns, 0, columns.try_get(8)?, columns.try_get(9)?)
 }
 
 /// Locks those of the tasks that exist.
@@ -156,16 +159,16 @@ async fn locked(db: &mut PgConnection, lock: Query<'_, sqlx::Postgres, PgArgumen
     let found = lock.fetch_all(&mut *db).await?;
     let mut wanted = BTreeMap::new();
     for columns in &found {
-        if let Some(offset) = columns.try_get::<Option<i64>, _>(9)? {
+        if let Some(offset) = columns.try_get::<Option<i64>, _>(10)? {
             wanted.insert(columns.try_get::<Uuid, _>(2)?, offset);
         }
     }
     let mut checkpoints = checkpoints(db, wanted).await?;
     let mut locked = Locked { rows: Vec::with_capacity(found.len()), reading: None, last_time: Timestamp(0) };
     for columns in &found {
-        let row = task(columns, 2, checkpoints.remove(&columns.try_get(2)?), columns.try_get(11)?)?;
+        let row = task(columns, 2, checkpoints.remove(&columns.try_get(2)?), columns.try_get(12)?)?;
         locked.reading = Some(Reading::of(columns)?);
-        locked.last_time = locked.last_time.max(Timestamp(columns.try_get(10)?));
+        locked.last_time = locked.last_time.max(Timestamp(columns.try_get(11)?));
         locked.rows.push(row);
     }
     Ok(locked)
@@ -198,15 +201,15 @@ pub(super) async fn existing(
     Ok((Reading::of(&columns)?, there.into_iter().map(TaskId).collect()))
 }
 
-/// Extends leases and binds them to a worker's start.
+/// Extends leases and marks them as known.
 pub(super) async fn set_leases(db: &mut PgConnection, rows: &[Row]) -> Tried<()> {
     let leased = || rows.iter().filter_map(|row| Some((row.task.id, row.lease.as_ref()?)));
     query(
-        "UPDATE task SET lease_incarnation = new.incarnation, lease_expires_at = new.expires_at \
-         FROM unnest($1, $2, $3) AS new (id, incarnation, expires_at) WHERE task.id = new.id",
+        "UPDATE task SET lease_known = new.known, lease_expires_at = new.expires_at \
+         FROM unnest($1, $2, $3) AS new (id, known, expires_at) WHERE task.id = new.id",
     )
     .bind(leased().map(|(id, _)| id.0).collect::<Vec<_>>())
-    .bind(leased().map(|(_, lease)| lease.incarnation.map(|incarnation| incarnation.0)).collect::<Vec<_>>())
+    .bind(leased().map(|(_, lease)| lease.is_known).collect::<Vec<_>>())
     .bind(leased().map(|(_, lease)| lease.expires_at.0).collect::<Vec<_>>())
     .execute(db)
     .await?;

@@ -101,8 +101,8 @@ impl Writes {
         let groups = || self.created.iter().map(|row| row.task.group.as_ref());
         sql.push(
             ", created AS (INSERT INTO task (short, namespace, pool, agent, name, group_id, group_index, group_short, id, \
-             state, ended_at, score, lease_worker, lease_incarnation, lease_expires_at, checkpoint, due_at, settled, \
-             next_offset, fold, last_time) SELECT new.*, now FROM clock, unnest(",
+             state, ended_at, score, lease_worker, lease_incarnation, lease_known, lease_expires_at, checkpoint, due_at, \
+             settled, next_offset, fold, last_time) SELECT new.*, now FROM clock, unnest(",
         );
         let mut arrays = sql.separated(", ");
         arrays.push_bind(of(|row| tail(row.task.id.short())));
@@ -124,14 +124,14 @@ impl Writes {
         }
         sql.push(
             ", updated AS (UPDATE task SET state = new.state, ended_at = new.ended_at, score = new.score, \
-             lease_worker = new.lease_worker, lease_incarnation = new.lease_incarnation, \
+             lease_worker = new.lease_worker, lease_incarnation = new.lease_incarnation, lease_known = new.lease_known, \
              lease_expires_at = new.lease_expires_at, checkpoint = new.checkpoint, due_at = new.due_at, \
              settled = new.settled, next_offset = new.next_offset, fold = new.fold, last_time = now FROM clock, unnest(",
         );
         push_columns(sql, "", &self.updated);
         sql.push(
-            ") AS new (id, state, ended_at, score, lease_worker, lease_incarnation, lease_expires_at, checkpoint, \
-             due_at, settled, next_offset, fold) WHERE task.id = new.id)",
+            ") AS new (id, state, ended_at, score, lease_worker, lease_incarnation, lease_known, lease_expires_at, \
+             checkpoint, due_at, settled, next_offset, fold) WHERE task.id = new.id)",
         );
     }
 
@@ -199,8 +199,8 @@ impl Writes {
     }
 }
 
-/// Pushes the arrays `id, state, ended_at, score, lease_worker, lease_incarnation, lease_expires_at, checkpoint,
-/// due_at, settled, next_offset, fold` of rows.
+/// Pushes the arrays `id, state, ended_at, score, lease_worker, lease_incarnation, lease_known, lease_expires_at,
+/// checkpoint, due_at, settled, next_offset, fold` of rows.
 fn push_columns(sql: &mut Sql, before: &'static str, rows: &[Row]) {
     let columns: Vec<_> = rows.iter().map(Columns::of).collect();
     let longs = |column: fn(&Columns) -> Option<i64>| columns.iter().map(column).collect::<Vec<_>>();
@@ -211,9 +211,11 @@ fn push_columns(sql: &mut Sql, before: &'static str, rows: &[Row]) {
     arrays.push_bind(columns.iter().map(|columns| columns.state).collect::<Vec<_>>());
     arrays.push_bind(longs(|columns| columns.ended_at.map(|at| at.0)));
     arrays.push_bind(longs(|columns| columns.score));
-    arrays.push_bind(ids(|columns| columns.lease.map(|(worker, _, _)| worker.0)));
-    arrays.push_bind(ids(|columns| columns.lease.and_then(|(_, incarnation, _)| incarnation).map(|id| id.0)));
-    arrays.push_bind(longs(|columns| columns.lease.map(|(_, _, expires_at)| expires_at.0)));
+    arrays.push_bind(ids(|columns| columns.lease.as_ref().map(|lease| lease.worker.0)));
+    arrays.push_bind(ids(|columns| columns.lease.as_ref().map(|lease| lease.incarnation.0)));
+    let known = columns.iter().map(|columns| columns.lease.as_ref().map(|lease| lease.is_known));
+    arrays.push_bind(known.collect::<Vec<_>>());
+    arrays.push_bind(longs(|columns| columns.lease.as_ref().map(|lease| lease.expires_at.0)));
     arrays.push_bind(longs(|columns| columns.checkpoint.map(|offset| int(offset.0))));
     arrays.push_bind(longs(|columns| columns.due_at.map(|at| at.0)));
     arrays.push_bind(ids(|columns| columns.settled));

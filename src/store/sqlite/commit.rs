@@ -36,7 +36,7 @@ impl Sqlite {
         for staged in &changed {
             let no = match known.get(&staged.row.task.id) {
                 Some((no, before)) => {
-                    tasks::update(&mut tx.connection, *no, *before, &staged.row).await?;
+                    tasks::update(&mut tx.connection, *no, before, &staged.row).await?;
                     *no
                 }
                 None => tasks::insert(&mut tx.connection, &staged.row).await?,

@@ -20,7 +20,7 @@ const PAST_ALL_IDS: [u8; 17] = [0xff; 17];
 macro_rules! select {
     ($rest:literal) => {
         concat!(
-            "SELECT no, fold, lease_worker, lease_incarnation, lease_expires_at, id, next_offset, \
+            "SELECT no, fold, lease_worker, lease_incarnation, lease_known, lease_expires_at, id, next_offset, \
              (SELECT record FROM lifecycle WHERE task = no AND offset = 0), \
              (SELECT record FROM lifecycle WHERE task = no AND offset = checkpoint), settled FROM task ",
             $rest
@@ -83,27 +83,29 @@ pub(super) fn uuid(bytes: &[u8]) -> Result<Uuid> {
 
 fn task(columns: &SqliteRow) -> Result<Task> {
     fold::decode(fold::Parts {
-        id: TaskId(uuid(columns.try_get(5)?)?),
-        next_offset: Offset(columns.try_get::<i64, _>(6)?.unsigned_abs()),
+        id: TaskId(uuid(columns.try_get(6)?)?),
+        next_offset: Offset(columns.try_get::<i64, _>(7)?.unsigned_abs()),
         fold: columns.try_get(1)?,
-        first: columns.try_get(7)?,
-        checkpoint: columns.try_get(8)?,
+        first: columns.try_get(8)?,
+        checkpoint: columns.try_get(9)?,
     })
 }
 
 fn stored(columns: &SqliteRow) -> Result<Stored> {
     let worker: Option<&[u8]> = columns.try_get(2)?;
     let incarnation: Option<&[u8]> = columns.try_get(3)?;
-    let expires_at: Option<i64> = columns.try_get(4)?;
-    let lease = match (worker, expires_at) {
-        (Some(worker), Some(expires_at)) => Some(Lease {
+    let is_known: Option<bool> = columns.try_get(4)?;
+    let expires_at: Option<i64> = columns.try_get(5)?;
+    let lease = match (worker, incarnation, is_known, expires_at) {
+        (Some(worker), Some(incarnation), Some(is_known), Some(expires_at)) => Some(Lease {
             worker: WorkerId(uuid(worker)?),
-            incarnation: incarnation.map(uuid).transpose()?.map(Incarnation),
+            incarnation: Incarnation(uuid(incarnation)?),
+            is_known,
             expires_at: Timestamp(expires_at),
         }),
         _ => None,
     };
-    let settled = fold::settled(columns.try_get::<Option<&[u8]>, _>(9)?.map(uuid).transpose()?);
+    let settled = fold::settled(columns.try_get::<Option<&[u8]>, _>(10)?.map(uuid).transpose()?);
     Ok(Stored { no: columns.try_get(0)?, row: Row { task: task(columns)?, lease, settled } })
 }
 
@@ -126,8 +128,8 @@ pub(super) async fn insert(connection: &mut SqliteConnection, row: &Row) -> Resu
     let group = task.group.as_ref();
     let insert = query(
         "INSERT INTO task (id, short, namespace, pool, agent, name, group_id, group_index, group_short, state, \
-         ended_at, score, lease_worker, lease_incarnation, lease_expires_at, checkpoint, due_at, settled, next_offset, \
-         fold) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+         ended_at, score, lease_worker, lease_incarnation, lease_known, lease_expires_at, checkpoint, due_at, settled, \
+         next_offset, fold) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
     )
     .bind(blob(task.id.0))
     .bind(tail(task.id.short()))
@@ -141,9 +143,10 @@ pub(super) async fn insert(connection: &mut SqliteConnection, row: &Row) -> Resu
     .bind(columns.state)
     .bind(columns.ended_at.map(|at| at.0))
     .bind(columns.score)
-    .bind(columns.lease.map(|(worker, _, _)| blob(worker.0)))
-    .bind(columns.lease.and_then(|(_, incarnation, _)| incarnation).map(|incarnation| blob(incarnation.0)))
-    .bind(columns.lease.map(|(_, _, expires_at)| expires_at.0))
+    .bind(columns.lease.as_ref().map(|lease| blob(lease.worker.0)))
+    .bind(columns.lease.as_ref().map(|lease| blob(lease.incarnation.0)))
+    .bind(columns.lease.as_ref().map(|lease| lease.is_known))
+    .bind(columns.lease.as_ref().map(|lease| lease.expires_at.0))
     .bind(columns.checkpoint.map(|offset| int(offset.0)))
     .bind(columns.due_at.map(|at| at.0))
     .bind(columns.settled.map(blob))
@@ -153,10 +156,10 @@ pub(super) async fn insert(connection: &mut SqliteConnection, row: &Row) -> Resu
 }
 
 /// Writes a task that was `before`. Output moves only the log's length: then no index is touched.
-pub(super) async fn update(connection: &mut SqliteConnection, no: i64, before: Columns, row: &Row) -> Result<()> {
+pub(super) async fn update(connection: &mut SqliteConnection, no: i64, before: &Columns, row: &Row) -> Result<()> {
     let task = &row.task;
     let columns = Columns::of(row);
-    if columns == before {
+    if columns == *before {
         query("UPDATE task SET next_offset = ?, fold = ? WHERE no = ?")
             .bind(int(task.next_offset.0))
             .bind(fold::encode(task))
@@ -167,14 +170,15 @@ pub(super) async fn update(connection: &mut SqliteConnection, no: i64, before: C
     }
     query(
         "UPDATE task SET state = ?, ended_at = ?, score = ?, lease_worker = ?, lease_incarnation = ?, \
-         lease_expires_at = ?, checkpoint = ?, due_at = ?, settled = ?, next_offset = ?, fold = ? WHERE no = ?",
+         lease_known = ?, lease_expires_at = ?, checkpoint = ?, due_at = ?, settled = ?, next_offset = ?, fold = ? WHERE no = ?",
     )
     .bind(columns.state)
     .bind(columns.ended_at.map(|at| at.0))
     .bind(columns.score)
-    .bind(columns.lease.map(|(worker, _, _)| blob(worker.0)))
-    .bind(columns.lease.and_then(|(_, incarnation, _)| incarnation).map(|incarnation| blob(incarnation.0)))
-    .bind(columns.lease.map(|(_, _, expires_at)| expires_at.0))
+    .bind(columns.lease.as_ref().map(|lease| blob(lease.worker.0)))
+    .bind(columns.lease.as_ref().map(|lease| blob(lease.incarnation.0)))
+    .bind(columns.lease.as_ref().map(|lease| lease.is_known))
+    .bind(columns.lease.as_ref().map(|lease| lease.expires_at.0))
     .bind(columns.checkpoint.map(|offset| int(offset.0)))
     .bind(columns.due_at.map(|at| at.0))
     .bind(columns.settled.map(blob))
@@ -192,10 +196,10 @@ pub(super) async fn held_by(db: impl Executor<'_, Database = sqlx::Sqlite>, work
     held.iter().map(row).collect()
 }
 
-/// Extends a lease and binds it to a worker's start.
+/// Extends a lease and marks it as known.
 pub(super) async fn set_lease(connection: &mut SqliteConnection, id: TaskId, lease: &Lease) -> Result<()> {
-    query("UPDATE task SET lease_incarnation = ?, lease_expires_at = ? WHERE id = ?")
-        .bind(lease.incarnation.map(|incarnation| blob(incarnation.0)))
+    query("UPDATE task SET lease_known = ?, lease_expires_at = ? WHERE id = ?")
+        .bind(lease.is_known)
         .bind(lease.expires_at.0)
         .bind(blob(id.0))
         .execute(connection)

@@ -107,8 +107,14 @@ async fn connect(url: &str) -> sqlx::Result<PgConnection> {
 impl Cluster {
     /// A new cluster. `None`: skip the test.
     pub fn start() -> Option<Self> {
-        let programs = programs()?;
+        programs()?;
         let folder = tempfile::Builder::new().prefix("ado-pg-").tempdir().expect("a temporary folder").keep();
+        Self::start_in(folder)
+    }
+
+    /// A new cluster in this empty folder, which goes with it. `None`: skip the test.
+    pub fn start_in(folder: PathBuf) -> Option<Self> {
+        let programs = programs()?;
         let user = somebody();
         if let Some((user, group)) = user {
             chown(&folder, Some(user), Some(group)).expect("it is given away");
@@ -136,8 +142,9 @@ impl Cluster {
     pub fn launch(&mut self) {
         let postgres = programs().expect("it was there before").join("postgres");
         let (data, sockets) = (self.data(), self.folder.display().to_string());
-        let arguments =
-            ["-D", &data, "-k", &sockets, "-h", "", "-c", "max_connections=300", "-c", "shared_buffers=64MB"];
+        let settings = ["max_connections=300", "shared_buffers=64MB", "max_wal_size=128MB"];
+        let place = ["-D", &data, "-k", &sockets, "-h", ""];
+        let arguments: Vec<_> = place.into_iter().chain(settings.into_iter().flat_map(|one| ["-c", one])).collect();
         let keep = Keep { folder: &self.folder, signal: "QUIT", user: self.user };
         for look in 0..LOOKS {
             // After a kill the old processes may hold its memory for a moment: then it ends at once, and is started again.
@@ -163,7 +170,8 @@ impl Cluster {
         self.server.as_ref().expect("it was started").pid
     }
 
-    fn runs(&self) -> bool {
+    /// Whether the server is there.
+    pub fn runs(&self) -> bool {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap_or_default();
         stat.rsplit(") ").next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with('Z'))
     }
@@ -171,6 +179,18 @@ impl Cluster {
     /// Kills the server as a power cut would; its sessions are cut with it.
     pub fn crash(&self) {
         kill(Pid::from_raw(self.pid()), Signal::SIGKILL).expect("it runs");
+    }
+
+    /// Asks the server to end at once and in order, and waits for that.
+    pub fn shut_down(&self) {
+        kill(Pid::from_raw(self.pid()), Signal::SIGINT).expect("it runs");
+        for _ in 0..LOOKS {
+            if !self.runs() {
+                return;
+            }
+            std::thread::park_timeout(LOOK);
+        }
+        panic!("PostgreSQL does not end");
     }
 
     /// Where a database is.

@@ -67,12 +67,32 @@ impl Redis {
     }
 
     fn signal(&self, signal: Signal) {
-        kill(Pid::from_raw(self.server.as_ref().expect("it runs").pid), signal).expect("it runs");
+        if let Some(server) = &self.server {
+            kill(Pid::from_raw(server.pid), signal).expect("it runs");
+        }
     }
 
     /// Dies at once, with everything it held.
     pub fn kill(&mut self) {
         self.server = None;
+    }
+
+    /// Answers again, whatever was done to it: empty, if it had died.
+    pub fn revive(&mut self) {
+        match &self.server {
+            Some(_) => self.thaw(),
+            None => self.restart(),
+        }
+    }
+
+    /// Forgets everything. `false`: it does not answer.
+    pub fn flush(&self) -> bool {
+        let Ok(client) = redis::Client::open(self.url()) else { return false };
+        let answer = client.get_connection_with_timeout(LOOK).and_then(|mut connection| {
+            connection.set_read_timeout(Some(Duration::from_secs(1)))?;
+            redis::cmd("FLUSHALL").query::<String>(&mut connection)
+        });
+        answer.is_ok()
     }
 
     /// Another one in its place, empty.

@@ -37,6 +37,7 @@ CREATE TABLE task (
     score             bigint,
     lease_worker      uuid,
     lease_incarnation uuid,
+    lease_known       boolean,
     lease_expires_at  bigint,
     -- Offset of the newest checkpoint's record, which holds it.
     checkpoint        bigint,

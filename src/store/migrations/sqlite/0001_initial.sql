@@ -27,6 +27,7 @@ CREATE TABLE task (
     score             INTEGER,
     lease_worker      BLOB,
     lease_incarnation BLOB,
+    lease_known       INTEGER,
     lease_expires_at  INTEGER,
     -- Offset of the newest checkpoint's record, which holds it.
     checkpoint        INTEGER,
