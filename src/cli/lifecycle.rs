@@ -81,6 +81,8 @@ pub(crate) fn exit_code(outcome: Outcome, exit: Option<&Exit>) -> u8 {
             code => code,
         },
         (Outcome::Failed, Some(Exit::Signal(signal))) => u8::try_from(128 + signal).unwrap_or(ADO_ERROR),
+        // As if it had been killed by hand.
+        (Outcome::Failed, Some(Exit::OutOfMemory { .. })) => 137,
         (Outcome::Failed, Some(Exit::TimedOut)) => TIMED_OUT,
         (Outcome::Failed, Some(Exit::Cancelled)) => CANCELLED,
         (Outcome::Failed, Some(Exit::NotStarted { .. } | Exit::Lost { .. }) | None) => ADO_ERROR,
@@ -146,6 +148,7 @@ mod tests {
             (Outcome::Failed, Some(Exit::Signal(9)), 137),
             (Outcome::Failed, Some(Exit::Signal(1000)), 125),
             (Outcome::Failed, Some(Exit::TimedOut), 124),
+            (Outcome::Failed, Some(Exit::OutOfMemory { limit: 1 }), 137),
             (Outcome::Failed, Some(missing), 125),
             (Outcome::Failed, Some(lost), 125),
             (Outcome::Failed, None, 125),

@@ -272,7 +272,7 @@ async fn claim(shared: &Shared, fleet: Vec<Candidate>, class: &Class, hints: Vec
                     if not_before > now {
                         aside.early(not_before, class, hint);
                     } else {
-                        aside.unfit(class, row.task.spec.labels, hint);
+                        aside.unfit(class, row.task.spec.labels, row.task.spec.resources, hint);
                     }
                 }
                 // Claimed meanwhile, over, or not wanted: whoever wants it again gives another hint.

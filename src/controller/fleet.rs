@@ -1,16 +1,17 @@
 //! The workers connected to this controller, and what they hold.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use ado_proto::request::Load;
 use ado_proto::session::{ToWorker, Want};
+use ado_proto::spec::Resources;
 use ado_proto::{TaskId, WorkerId};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
-use crate::scheduler::Candidate;
+use crate::scheduler::{Candidate, Taken};
 use crate::store::{Row, Worker};
 use crate::task::Task;
 
@@ -46,7 +47,8 @@ pub(super) struct Session {
 struct Member {
     worker: Worker,
     session: u64,
-    holds: BTreeSet<TaskId>,
+    /// With what each may use.
+    holds: BTreeMap<TaskId, Resources>,
     /// The only sender: with the member the session ends.
     messages: mpsc::Sender<ToWorker>,
     reported_at: Instant,
@@ -97,7 +99,7 @@ impl Fleet {
         let member = Member {
             worker,
             session: session.number,
-            holds: BTreeSet::new(),
+            holds: BTreeMap::new(),
             messages,
             reported_at: Instant::now(),
             report: None,
@@ -150,10 +152,11 @@ impl Fleet {
 
     /// What a worker holds, read from the store with no commit between that and this.
     pub(super) fn recount(&self, id: WorkerId, held: &[Row]) {
-        let holds: BTreeSet<_> = held.iter().filter(|row| row.task.is_held()).map(|row| row.task.id).collect();
+        let held = held.iter().filter(|row| row.task.is_held());
+        let holds: BTreeMap<_, _> = held.map(|row| (row.task.id, row.task.spec.resources)).collect();
         let mut inner = self.lock();
         inner.holders.retain(|_, holder| *holder != id);
-        inner.holders.extend(holds.iter().map(|task| (*task, id)));
+        inner.holders.extend(holds.keys().map(|task| (*task, id)));
         if let Some(member) = inner.members.get_mut(&id) {
             member.holds = holds;
         }
@@ -176,7 +179,7 @@ impl Fleet {
                 member.holds.remove(&task.id);
             }
             if let Some(member) = holder.and_then(|id| inner.members.get_mut(&id)) {
-                member.holds.insert(task.id);
+                member.holds.insert(task.id, task.spec.resources);
             }
         }
         if holder.is_none() && former.is_some() {
@@ -205,7 +208,7 @@ impl Fleet {
     pub(super) fn seen(&self) -> BTreeMap<WorkerId, Seen> {
         let seen = |member: &Member| Seen {
             candidate: self.candidate(member),
-            holds: member.holds.iter().copied().collect(),
+            holds: member.holds.keys().copied().collect(),
             report: member.report,
         };
         self.lock().members.iter().map(|(id, member)| (*id, seen(member))).collect()
@@ -213,7 +216,7 @@ impl Fleet {
 
     fn candidate(&self, member: &Member) -> Candidate {
         let silent = member.reported_at.elapsed() > self.silent_after;
-        Candidate { silent, ..candidate(&member.worker, member.holds.len()) }
+        Candidate { silent, ..candidate(&member.worker, member.holds.values()) }
     }
 
     /// Resolves when something may be placeable.
@@ -234,7 +237,7 @@ impl Inner {
 }
 
 /// What placement would know of a worker that is heard.
-pub(super) fn candidate(worker: &Worker, holds: usize) -> Candidate {
+pub(super) fn candidate<'a>(worker: &Worker, holds: impl ExactSizeIterator<Item = &'a Resources>) -> Candidate {
     Candidate {
         id: worker.id,
         name: worker.name.clone(),
@@ -243,7 +246,9 @@ pub(super) fn candidate(worker: &Worker, holds: usize) -> Candidate {
         agents: worker.agents.clone(),
         labels: worker.labels.clone(),
         slots: worker.slots,
-        busy: u32::try_from(holds).unwrap_or(u32::MAX),
+        busy: u32::try_from(holds.len()).unwrap_or(u32::MAX),
+        resources: worker.resources,
+        taken: Taken::of(holds),
         draining: worker.draining,
         silent: false,
     }
@@ -276,6 +281,7 @@ mod tests {
             labels: BTreeMap::new(),
             containment: Containment::Group,
             build: String::new(),
+            resources: Resources::default(),
             draining: false,
             seen_at: Timestamp(0),
         }

@@ -42,6 +42,7 @@ pub fn exit(exit: &Exit) -> Value {
         Exit::Cancelled => json!({ "stopped": true }),
         Exit::NotStarted { error, permanent } => json!({ "notStarted": error, "permanent": permanent }),
         Exit::Lost { error } => json!({ "lost": error }),
+        Exit::OutOfMemory { limit } => json!({ "outOfMemory": limit }),
     }
 }
 

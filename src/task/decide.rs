@@ -6,7 +6,7 @@ use ado_proto::record::{
     Assigned, Body, Desired, DesiredChanged, Ended, FIRST_BULK_KIND, Loss, Outcome, Record, Requeued, Submitted,
     WorkerLost,
 };
-use ado_proto::spec::Exit;
+use ado_proto::spec::{Exit, Resource};
 use ado_proto::{Epoch, Origin, Seq, TaskId, Timestamp};
 
 use super::{FoldError, Holder, Policy, State, Task, backoff};
@@ -277,6 +277,9 @@ fn describe(exit: &Exit) -> String {
         Exit::Cancelled => "was stopped".into(),
         Exit::NotStarted { error, .. } => format!("could not be started: {error}"),
         Exit::Lost { error } => format!("its worker lost hold of it: {error}"),
+        Exit::OutOfMemory { limit } => {
+            format!("killed: it used more than its {} of memory", Resource::Memory.amount(*limit))
+        }
     }
 }
 

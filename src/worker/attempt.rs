@@ -229,6 +229,7 @@ impl Attempt {
             time_limit_ms: self.assignment.spec.time_limit_ms,
             lease: self.orders.borrow().lease,
             containment: self.place.containment,
+            limits: self.assignment.spec.resources,
         }
     }
 }

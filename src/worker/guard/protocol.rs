@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ado_proto::spec::{Containment, Exit};
+use ado_proto::spec::{Containment, Exit, Resources};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::BootTime;
@@ -57,6 +57,8 @@ pub struct Start {
     pub lease: BootTime,
     /// The strongest grade to try.
     pub containment: Containment,
+    /// What it may use at most.
+    pub limits: Resources,
 }
 
 /// Why an agent is frozen.

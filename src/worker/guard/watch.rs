@@ -172,6 +172,7 @@ mod tests {
             time_limit_ms: limit.map(|seconds| seconds * 1000),
             lease: at(lease),
             containment: Containment::Subreaper,
+            limits: ado_proto::spec::Resources::default(),
         };
         Watch::new(&start, at(0))
     }
