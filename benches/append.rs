@@ -38,7 +38,7 @@ impl Log {
         };
         let make = move |now| {
             let decision = task::submit(task, submitted, now);
-            Written { row: Row { task: decision.task, lease: None }, records: decision.records, events: Vec::new() }
+            Some(Written { row: Row::new(decision.task, None), records: decision.records, events: Vec::new() })
         };
         commit(&*store, Change::Create { id: task, make: Box::new(make) }).await;
         let worker = WorkerId(env.uuid());
@@ -61,7 +61,7 @@ fn update(id: TaskId, command: Command) -> Change {
         let decision = task::decide(&row.task, command, now, &Policy::default(), 0.5)?;
         let holder = decision.task.worker.clone().expect("it is claimed");
         let lease = Some(Lease { worker: holder.id, incarnation: None, expires_at: now });
-        Ok(Written { row: Row { task: decision.task, lease }, records: decision.records, events: Vec::new() })
+        Ok(Written { row: Row::new(decision.task, lease), records: decision.records, events: Vec::new() })
     };
     Change::Update { id, decide: Box::new(decide) }
 }

@@ -21,7 +21,7 @@ use ado::worker::outbox::{Outbox, SharedOutbox};
 use ado::worker::spool::{MEMORY_LIMIT, Spool};
 use ado_proto::record::{Body, Desired, MAX_CHECKPOINT, Progress, Stream};
 use ado_proto::session::Assignment;
-use ado_proto::spec::{Containment, Exit, Input, Resource, Resources, TaskSpec};
+use ado_proto::spec::{Containment, Exit, Input, Limit, Resource, Resources, TaskSpec};
 use ado_proto::{Epoch, Namespace, Seq, TaskId};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -131,6 +131,7 @@ impl Rig {
             lease_ms: 0,
             desired: Desired::Running,
             generation: 0,
+            total_left_ms: None,
         };
         let orders = watch::Sender::new(Orders::new(&assignment, BootTime::now().after(PATIENCE)));
         let attempt = Attempt { assignment, orders: orders.clone(), place: self.place.clone(), env: self.env.clone() };
@@ -750,6 +751,7 @@ impl Direct {
             env,
             cwd: "/".into(),
             time_limit_ms,
+            total_left_ms: None,
             lease,
             containment: rig.place.containment,
             limits: Resources::default(),
@@ -888,7 +890,7 @@ async fn the_time_limit_ends_it() {
         let rig = Rig::new(grade);
         let mut guard = Direct::start(&rig, "sleep 1000", later(), Some(100));
         guard.started();
-        assert_eq!(guard.hear(), FromGuard::Exited(Exit::TimedOut));
+        assert_eq!(guard.hear(), FromGuard::Exited(Exit::TimedOut(Limit::Attempt)));
         drop(guard);
         rig.assert_clean();
     }

@@ -5,6 +5,8 @@
 //! {"progress":{"percent":40,"message":"compiling"}}   ->   {"ok":{}}
 //! {"checkpoint":{"data":{"page":7}}}                  ->   {"ok":{"checkpointId":"0199..."}}   once it is durable
 //! {"log":{"message":"cache is cold"}}                 ->   {"error":{"message":"..."}}
+//! {"hopeless":{"message":"the input is no JSON"}}     ->   {"ok":{}}                           and then exit
+//! {"unavailable":{"message":"quota","retryAfterMs":60000}}
 //! ```
 
 use serde::{Deserialize, Serialize};
@@ -40,6 +42,20 @@ pub enum Say<Json> {
     Log {
         /// One line.
         message: String,
+    },
+    /// It is about to exit, has failed, and would fail again in the same way.
+    Hopeless {
+        /// Why: one line.
+        message: String,
+    },
+    /// It is about to exit, since what it needs is not to be had: it should be tried again later, at no cost to it.
+    #[serde(rename_all = "camelCase")]
+    Unavailable {
+        /// What, and why: one line.
+        message: String,
+        /// How long it is of no use to try again.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        retry_after_ms: Option<u64>,
     },
 }
 

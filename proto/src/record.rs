@@ -9,8 +9,8 @@ use bytes::{Buf, Bytes};
 use serde::{Deserialize, Serialize};
 
 use crate::payload::{Payload, payloads, postcard_payload, to_postcard};
-use crate::spec::{Containment, Exit, TaskSpec};
-use crate::{CheckpointId, DecodeError, Epoch, GroupId, Namespace, Offset, Seq, Timestamp, WorkerId};
+use crate::spec::{Containment, Exit, Limit, TaskSpec};
+use crate::{CheckpointId, DecodeError, Epoch, GroupId, Namespace, Offset, Seq, TaskId, Timestamp, WorkerId};
 
 /// Longest body of one record, bytes. Output records are at most [`MAX_OUTPUT`].
 pub const MAX_BODY: usize = 256 * 1024;
@@ -191,6 +191,10 @@ payloads! {
         13 / 1 => Checkpointed(Checkpointed),
         /// Output that the reader did not ask for; made up on reading, never stored.
         14 / 1 => Skipped(Skipped),
+        /// A limit of time is over that the controller measures; so is the epoch, if a worker holds one.
+        20 / 1 => Expired(Expired),
+        /// The task does another again that had failed for good.
+        21 / 1 => Retries(Retries),
         /// One read of the agent's stdout or stderr.
         100 / 1 => Output(Output),
         /// How far the task says it is.
@@ -405,6 +409,22 @@ pub struct Checkpointed {
     pub data: String,
 }
 
+/// See [`Body::Expired`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Expired {
+    /// Which.
+    pub limit: Limit,
+}
+
+/// See [`Body::Retries`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Retries {
+    /// The one that failed.
+    pub task: TaskId,
+    /// Who asked, as `role/name`.
+    pub by: String,
+}
+
 /// See [`Body::Skipped`]. Its offset is the last one it stands for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Skipped {
@@ -451,6 +471,8 @@ postcard_payload!(
     Checkpointed,
     Skipped,
     Progress,
+    Expired,
+    Retries,
 );
 
 /// Which of the agent's outputs.

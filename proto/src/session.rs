@@ -168,6 +168,8 @@ pub struct Assignment {
     pub desired: Desired,
     /// Its generation.
     pub generation: u64,
+    /// What is left of the time it may take as a whole, milliseconds, while it runs.
+    pub total_left_ms: Option<u64>,
 }
 
 /// Records laid end to end; see [`crate::record`].

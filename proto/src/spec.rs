@@ -1,6 +1,7 @@
 //! What a user asked for, and how it ended. Frozen parts of version-1 payloads.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -113,6 +114,12 @@ pub struct TaskSpec {
     pub pool: String,
     /// Labels a worker must have.
     pub labels: BTreeMap<String, String>,
+    /// Longest time from an assignment until the agent runs, in milliseconds.
+    pub setup_limit_ms: Option<u64>,
+    /// Longest time the agent may say nothing, in milliseconds: no output, progress, note or checkpoint.
+    pub silence_limit_ms: Option<u64>,
+    /// Longest time from the submission to the end, over all attempts and the waiting between them, in milliseconds.
+    pub total_limit_ms: Option<u64>,
     /// What it may use at most.
     pub resources: Resources,
 }
@@ -130,8 +137,22 @@ impl TaskSpec {
             priority: 0,
             pool: "default".into(),
             labels: BTreeMap::new(),
+            setup_limit_ms: None,
+            silence_limit_ms: None,
+            total_limit_ms: None,
             resources: Resources::default(),
         }
+    }
+
+    /// How long a limit is, if there is one. While a task is paused the time of none of them runs.
+    pub fn limit(&self, limit: Limit) -> Option<Duration> {
+        let milliseconds = match limit {
+            Limit::Attempt => self.time_limit_ms,
+            Limit::SetUp => self.setup_limit_ms,
+            Limit::Silence => self.silence_limit_ms,
+            Limit::Total => self.total_limit_ms,
+        };
+        milliseconds.map(Duration::from_millis)
     }
 
     /// Whether any worker anywhere could be asked this. A controller refuses what fails here.
@@ -158,6 +179,9 @@ impl TaskSpec {
         let all = texts.iter().chain(self.env.keys()).chain(self.env.values()).chain(&self.cwd);
         if let Some(text) = all.into_iter().find(|text| text.contains('\0')) {
             return Err(SpecError::Nul(text.replace('\0', "\\0")));
+        }
+        if let Some(limit) = Limit::ALL.into_iter().find(|limit| self.limit(*limit) == Some(Duration::ZERO)) {
+            return Err(SpecError::NoTime(limit));
         }
         if let Some((kind, _)) = self.resources.kinds().into_iter().find(|(_, amount)| *amount == Some(0)) {
             return Err(SpecError::Nothing(kind.as_str()));
@@ -196,6 +220,54 @@ pub enum SpecError {
     /// Text with a NUL byte, which no process can be given.
     #[error("`{0}` has a NUL byte in it")]
     Nul(String),
+    /// A limit of nothing.
+    #[error("a {} limit of 0 leaves no time: leave it out for none", .0.as_str())]
+    NoTime(Limit),
+}
+
+/// What may take too long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Limit {
+    /// One attempt: its agent ran too long.
+    Attempt,
+    /// Getting the agent to run.
+    SetUp,
+    /// The agent said nothing for too long.
+    Silence,
+    /// The whole, from the submission on.
+    Total,
+}
+
+impl Limit {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Attempt, Self::SetUp, Self::Silence, Self::Total];
+
+    /// The word people see, and programs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Attempt => "time",
+            Self::SetUp => "setup",
+            Self::Silence => "silence",
+            Self::Total => "total",
+        }
+    }
+
+    /// Whether another attempt may keep to it.
+    pub fn is_retryable(self) -> bool {
+        self != Self::Total
+    }
+}
+
+/// A duration as people type it: in the largest unit that leaves no rest.
+pub fn span(duration: Duration) -> String {
+    let ms = duration.as_millis();
+    match ms {
+        0 => "0s".into(),
+        ms if ms % 3_600_000 == 0 => format!("{}h", ms / 3_600_000),
+        ms if ms % 60_000 == 0 => format!("{}m", ms / 60_000),
+        ms if ms % 1_000 == 0 => format!("{}s", ms / 1_000),
+        ms => format!("{ms}ms"),
+    }
 }
 
 /// How an agent's process ended.
@@ -205,8 +277,8 @@ pub enum Exit {
     Code(i32),
     /// This signal killed it.
     Signal(i32),
-    /// It ran longer than its time limit and was killed.
-    TimedOut,
+    /// A limit of time was over, and it was killed.
+    TimedOut(Limit),
     /// It was killed because the task was cancelled.
     Cancelled,
     /// It could not be started. Permanent errors (no such program or directory) are not retried.
@@ -220,6 +292,20 @@ pub enum Exit {
     Lost {
         /// What happened.
         error: String,
+    },
+    /// What the agent needs was not to be had, for no fault of the task's: no attempt is charged.
+    Unavailable {
+        /// What, and why not.
+        what: String,
+        /// How long it is of no use to try again, milliseconds, if anybody said.
+        retry_after_ms: Option<u64>,
+    },
+    /// It exited, and says that it has failed and would fail again in the same way.
+    Hopeless {
+        /// Why.
+        error: String,
+        /// Its exit code.
+        code: i32,
     },
     /// It used more memory than it may, and was killed with all it had started.
     OutOfMemory {

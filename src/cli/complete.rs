@@ -5,7 +5,7 @@
 use std::ffi::OsString;
 use std::time::Duration;
 
-use ado_proto::request::{ListTasks, TaskFilter, TaskInfo};
+use ado_proto::request::{ListTasks, TaskInfo};
 use clap::Parser;
 use clap_complete::engine::{ArgValueCandidates, CompletionCandidate};
 
@@ -43,6 +43,11 @@ pub(crate) fn open_tasks() -> ArgValueCandidates {
     ArgValueCandidates::new(|| of_tasks(&OPEN, all_of))
 }
 
+/// Those that failed.
+pub(crate) fn failed_tasks() -> ArgValueCandidates {
+    ArgValueCandidates::new(|| of_tasks(&["failed"], all_of))
+}
+
 /// Groups.
 pub(crate) fn groups() -> ArgValueCandidates {
     ArgValueCandidates::new(|| of_tasks(&[], groups_of))
@@ -66,7 +71,7 @@ pub(crate) fn workers() -> ArgValueCandidates {
 
 fn of_tasks(states: &[&str], candidates: impl Fn(&[TaskInfo]) -> Vec<CompletionCandidate>) -> Vec<CompletionCandidate> {
     let states: Vec<String> = states.iter().map(|state| (*state).into()).collect();
-    let request = ListTasks { states: states.clone(), only: TaskFilter::default(), before: None, limit: MOST };
+    let request = ListTasks { states: states.clone(), limit: MOST, ..ListTasks::default() };
     let found = ask(async |session| session.client.list(&request).await.ok().map(|page| page.tasks));
     candidates(&found.or_else(|| remembered(&states)).unwrap_or_default())
 }

@@ -1,6 +1,6 @@
 //! `ado detach`: send viewers away; the tasks go on.
 
-use ado_proto::request::{ListTasks, TaskFilter};
+use ado_proto::request::ListTasks;
 use serde_json::json;
 
 use super::Global;
@@ -50,7 +50,7 @@ pub(crate) async fn run(global: Global, args: Args) -> Result<u8, Error> {
 /// Tasks that have not ended: others have no viewers that stay.
 async fn open_tasks(session: &Session) -> Result<Vec<String>, Error> {
     let states = ["queued", "starting", "running", "paused", "waiting"].map(Into::into).to_vec();
-    let mut request = ListTasks { states, only: TaskFilter::default(), before: None, limit: 1000 };
+    let mut request = ListTasks { states, limit: 1000, ..ListTasks::default() };
     let mut found = Vec::new();
     loop {
         let page = session.client.list(&request).await?;

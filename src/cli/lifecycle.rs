@@ -45,6 +45,10 @@ pub(crate) fn words(record: &Record) -> Option<(String, bool)> {
         Body::Truncated(gap) => (true, format!("{} bytes of its log are no longer kept", gap.bytes)),
         Body::Note(note) => (true, one_line(&note.text, WIDTH)),
         Body::Checkpointed(_) => (false, "checkpoint".into()),
+        Body::Expired(expired) => (true, format!("timed out: its {} limit is over", expired.limit.as_str())),
+        Body::Retries(retries) => {
+            (false, format!("does {} again, asked for by {}", retries.task.short(), one_line(&retries.by, WIDTH)))
+        }
         // Progress is a status line's to show.
         Body::Started(_)
         | Body::Exited(_)
@@ -76,22 +80,25 @@ pub(crate) fn exit_code(outcome: Outcome, exit: Option<&Exit>) -> u8 {
         (Outcome::Completed, _) => 0,
         (Outcome::Cancelled, _) => CANCELLED,
         // What the kernel keeps of an exit code. A failure never looks like success.
-        (Outcome::Failed, Some(Exit::Code(code))) => match (*code & 0xff) as u8 {
+        (Outcome::Failed, Some(Exit::Code(code) | Exit::Hopeless { code, .. })) => match (*code & 0xff) as u8 {
             0 => ADO_ERROR,
             code => code,
         },
         (Outcome::Failed, Some(Exit::Signal(signal))) => u8::try_from(128 + signal).unwrap_or(ADO_ERROR),
         // As if it had been killed by hand.
         (Outcome::Failed, Some(Exit::OutOfMemory { .. })) => 137,
-        (Outcome::Failed, Some(Exit::TimedOut)) => TIMED_OUT,
+        (Outcome::Failed, Some(Exit::TimedOut(_))) => TIMED_OUT,
         (Outcome::Failed, Some(Exit::Cancelled)) => CANCELLED,
-        (Outcome::Failed, Some(Exit::NotStarted { .. } | Exit::Lost { .. }) | None) => ADO_ERROR,
+        (Outcome::Failed, Some(Exit::NotStarted { .. } | Exit::Lost { .. } | Exit::Unavailable { .. }) | None) => {
+            ADO_ERROR
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use ado_proto::record::{Assigned, Note, Requeued, WorkerLost};
+    use ado_proto::spec::Limit;
     use ado_proto::{Epoch, Offset, Origin, Timestamp, WorkerId};
     use uuid::Uuid;
 
@@ -130,8 +137,8 @@ mod tests {
             Some(("failed: exited with code 3", false)),
         );
         check(
-            ended(Outcome::Failed, Some(Exit::TimedOut), Some("ran longer than its time limit")),
-            Some(("failed: ran longer than its time limit", true)),
+            ended(Outcome::Failed, Some(Exit::TimedOut(Limit::Attempt)), Some("timed out: ran for 1s")),
+            Some(("failed: timed out: ran for 1s", true)),
         );
         check(ended(Outcome::Cancelled, None, None), Some(("cancelled", false)));
     }
@@ -147,7 +154,8 @@ mod tests {
             (Outcome::Failed, Some(Exit::Code(-1)), 255),
             (Outcome::Failed, Some(Exit::Signal(9)), 137),
             (Outcome::Failed, Some(Exit::Signal(1000)), 125),
-            (Outcome::Failed, Some(Exit::TimedOut), 124),
+            (Outcome::Failed, Some(Exit::TimedOut(Limit::Attempt)), 124),
+            (Outcome::Failed, Some(Exit::TimedOut(Limit::Total)), 124),
             (Outcome::Failed, Some(Exit::OutOfMemory { limit: 1 }), 137),
             (Outcome::Failed, Some(missing), 125),
             (Outcome::Failed, Some(lost), 125),

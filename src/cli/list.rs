@@ -31,6 +31,31 @@ pub(crate) struct Args {
     /// Only tasks in one of these states
     #[arg(long, value_name = "STATE", value_delimiter = ',', value_parser = STATES)]
     state: Vec<String>,
+    #[command(flatten)]
+    only: Only,
+    /// At most this many
+    #[arg(long, short = 'n', value_name = "N", default_value_t = 50)]
+    limit: u32,
+    /// All of them
+    #[arg(long, conflicts_with = "limit")]
+    all: bool,
+    /// Show what this machine has seen, without asking the mesh
+    #[arg(long)]
+    cached: bool,
+    /// Show these columns
+    #[arg(long, value_name = "COLUMN", value_delimiter = ',', value_parser = columns::names(&COLUMNS))]
+    columns: Vec<String>,
+    /// Leave out the line with the names of the columns
+    #[arg(long)]
+    no_headers: bool,
+    /// Print only ids, one a line
+    #[arg(long, conflicts_with_all = ["columns", "no_headers"])]
+    ids: bool,
+}
+
+/// Which tasks are meant.
+#[derive(Debug, Clone, clap::Args)]
+pub(super) struct Only {
     /// Only tasks of this group
     #[arg(long, add = complete::groups())]
     group: Option<String>,
@@ -55,24 +80,21 @@ pub(crate) struct Args {
     /// Only tasks submitted this long ago (10m) or since this instant (RFC 3339)
     #[arg(long, value_name = "TIME", value_parser = values::since)]
     since: Option<Since>,
-    /// At most this many
-    #[arg(long, short = 'n', value_name = "N", default_value_t = 50)]
-    limit: u32,
-    /// All of them
-    #[arg(long, conflicts_with = "limit")]
-    all: bool,
-    /// Show what this machine has seen, without asking the mesh
-    #[arg(long)]
-    cached: bool,
-    /// Show these columns
-    #[arg(long, value_name = "COLUMN", value_delimiter = ',', value_parser = columns::names(&COLUMNS))]
-    columns: Vec<String>,
-    /// Leave out the line with the names of the columns
-    #[arg(long)]
-    no_headers: bool,
-    /// Print only ids, one a line
-    #[arg(long, conflicts_with_all = ["columns", "no_headers"])]
-    ids: bool,
+}
+
+impl Only {
+    pub(super) fn filter(&self, now: Timestamp) -> TaskFilter {
+        TaskFilter {
+            group: self.group.clone(),
+            name: self.name.clone(),
+            owner: self.owner.clone(),
+            agent: self.agent.clone(),
+            pool: self.pool.clone(),
+            worker: self.worker.clone(),
+            labels: self.label.iter().cloned().collect(),
+            since: self.since.map(|since| since.at(now)),
+        }
+    }
 }
 
 const STATES: [&str; 8] = ["queued", "starting", "running", "paused", "waiting", "completed", "failed", "cancelled"];
@@ -81,7 +103,7 @@ const STATES: [&str; 8] = ["queued", "starting", "running", "paused", "waiting",
 pub(super) const DEFAULT: [&str; 6] = ["task", "state", "progress", "age", "worker", "command"];
 
 /// Columns of a table of tasks.
-pub(super) static COLUMNS: [Column<TaskInfo>; 20] = [
+pub(super) static COLUMNS: [Column<TaskInfo>; 22] = [
     column("task", "TASK", Side::Left, 15, 15, 0, |task, _| task.id.short()),
     column("id", "ID", Side::Left, 36, 36, 9, |task, _| task.id.to_string()),
     column("name", "NAME", Side::Left, 6, 24, 6, |task, _| or_dash(task.name.as_deref())),
@@ -102,6 +124,9 @@ pub(super) static COLUMNS: [Column<TaskInfo>; 20] = [
         or_dash(task.progress.as_ref().and_then(|progress| progress.message.as_deref()))
     }),
     column("age", "AGE", Side::Right, 4, 4, 1, |task, now| age(now.since(task.created_at))),
+    column("ended", "ENDED", Side::Right, 5, 5, 3, |task, now| {
+        or_dash(task.ended_at.map(|ended| age(now.since(ended))).as_deref())
+    }),
     column("time", "TIME", Side::Right, 4, 8, 4, |task, now| or_dash(ran(task, now).map(span).as_deref())),
     column("worker", "WORKER", Side::Left, 6, 20, 3, |task, _| or_dash(task.worker_name.as_deref())),
     column("pool", "POOL", Side::Left, 6, 20, 6, |task, _| task.spec.pool.clone()),
@@ -117,6 +142,7 @@ pub(super) static COLUMNS: [Column<TaskInfo>; 20] = [
     }),
     column("priority", "PRIO", Side::Right, 4, 8, 8, |task, _| task.spec.priority.to_string()),
     column("labels", "LABELS", Side::Left, 6, 30, 8, |task, _| labels(&task.spec.labels)),
+    column("error", "ERROR", Side::Left, 10, 60, 2, |task, _| or_dash(task.error.as_deref())),
     column("why", "WHY", Side::Left, 10, 60, 2, |task, _| or_dash(task.reason.as_deref())),
     column("command", "COMMAND", Side::Left, 10, 200, 0, |task, _| what(task)),
 ];
@@ -171,20 +197,10 @@ impl Args {
 }
 
 fn request(args: &Args, now: Timestamp) -> ListTasks {
-    let only = TaskFilter {
-        group: args.group.clone(),
-        name: args.name.clone(),
-        owner: args.owner.clone(),
-        agent: args.agent.clone(),
-        pool: args.pool.clone(),
-        worker: args.worker.clone(),
-        labels: args.label.iter().cloned().collect(),
-        since: args.since.map(|since| since.at(now)),
-    };
-    ListTasks { states: args.state.clone(), only, before: None, limit: PAGE }
+    ListTasks { states: args.state.clone(), only: args.only.filter(now), limit: PAGE, ..ListTasks::default() }
 }
 
-async fn fetch(session: &Session, mut request: ListTasks, wanted: usize) -> Result<Vec<TaskInfo>, Error> {
+pub(super) async fn fetch(session: &Session, mut request: ListTasks, wanted: usize) -> Result<Vec<TaskInfo>, Error> {
     let mut tasks: Vec<TaskInfo> = Vec::new();
     while tasks.len() < wanted {
         request.limit = u32::try_from(wanted - tasks.len()).unwrap_or(u32::MAX).min(PAGE);
@@ -198,7 +214,7 @@ async fn fetch(session: &Session, mut request: ListTasks, wanted: usize) -> Resu
     Ok(tasks)
 }
 
-fn ids(tasks: &[TaskInfo]) -> String {
+pub(super) fn ids(tasks: &[TaskInfo]) -> String {
     tasks.iter().map(|task| format!("{}\n", task.id.short())).collect()
 }
 

@@ -11,6 +11,7 @@ mod complete;
 mod completions;
 mod config;
 mod controller;
+mod dead;
 mod detach;
 mod down;
 mod error;
@@ -69,7 +70,7 @@ pub struct Cli {
 /// What people want to do, and the commands for it.
 const GROUPS: [(&str, &[&str]); 6] = [
     ("Run and watch", &["run", "attach", "logs", "wait"]),
-    ("Steer", &["pause", "resume", "detach", "cancel"]),
+    ("Steer", &["pause", "resume", "detach", "cancel", "dead"]),
     ("Look", &["list", "status", "events", "workers", "top", "bench"]),
     ("From inside a task", &["task"]),
     ("Machines", &["up", "down", "controller", "worker", "join", "token", "audit"]),
@@ -85,7 +86,7 @@ Examples:
 
 A TASK is an id (task-7k2m9x0qvb), the beginning of one, a name (--name) or a
 group. Exit codes of commands that watch a task: the task's own; 128 + n when
-signal n killed it; 124 when it ran longer than its time limit; 125 when ado
+signal n killed it; 124 when a limit of its time was over; 125 when ado
 itself failed; 130 when it was cancelled; 0 after detaching.
 
 More on a command: ado COMMAND --help";
@@ -154,6 +155,7 @@ enum Command {
     Detach(detach::Args),
     #[command(alias = "stop")]
     Cancel(cancel::Args),
+    Dead(dead::Args),
     #[command(alias = "ls")]
     List(list::Args),
     Status(status::Args),
@@ -267,6 +269,7 @@ impl Cli {
             Command::Resume(args) => resume::run(global, args).await,
             Command::Detach(args) => detach::run(global, args).await,
             Command::Cancel(args) => cancel::run(global, args).await,
+            Command::Dead(args) => dead::run(global, args).await,
             Command::List(args) => list::run(global, args).await,
             Command::Status(args) => status::run(global, args).await,
             Command::Events(args) => events::run(global, args).await,

@@ -227,6 +227,8 @@ pub(crate) mod tests {
             progress: None,
             checkpoint: None,
             reason: Some("no worker has a free slot".into()),
+            retry_of: None,
+            settled: None,
         }
     }
 

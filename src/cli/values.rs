@@ -31,16 +31,7 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
 }
 
 /// A duration as [`duration`] reads it.
-pub(crate) fn show_duration(span: Duration) -> String {
-    let ms = span.as_millis();
-    match ms {
-        0 => "0s".into(),
-        ms if ms % 3_600_000 == 0 => format!("{}h", ms / 3_600_000),
-        ms if ms % 60_000 == 0 => format!("{}m", ms / 60_000),
-        ms if ms % 1_000 == 0 => format!("{}s", ms / 1_000),
-        ms => format!("{ms}ms"),
-    }
-}
+pub(crate) use ado_proto::spec::span as show_duration;
 
 /// `NAME=VALUE`; the value may be empty and may hold more `=`.
 pub(crate) fn pair(text: &str) -> Result<(String, String), String> {

@@ -161,6 +161,7 @@ mod tests {
             rtt_us: Some(340),
             holds: vec![TaskId(Uuid::from_u128(7))],
             ineligible: None,
+            breaker: None,
         }
     }
 

@@ -13,9 +13,10 @@ use std::time::Duration;
 use ado_certs::{ClientTls, Clock, Identity, JoinString, KeyRequest};
 use ado_proto::record::Desired;
 use ado_proto::request::{
-    AuditLine, CreateToken, CreatedToken, DesiredSet, Detach, DetachedViewers, Enrol, Events, GetTasks, Hello,
-    ListAudit, ListEvents, ListTasks, ListTokens, ListWorkers, Request, RevokeIdentity, RevokeToken, RevokedIdentity,
-    SetDesired, StartAt, Submit, Submitted, TaskInfo, TaskPage, TokenInfo, Welcome, WorkerInfo,
+    AuditLine, CreateToken, CreatedToken, DeadOnes, DesiredSet, Detach, DetachedViewers, Enrol, Events, GetTasks,
+    Hello, ListAudit, ListEvents, ListTasks, ListTokens, ListWorkers, PurgeDead, Request, RetryDead, RevokeIdentity,
+    RevokeToken, RevokedIdentity, SetDesired, SettledDead, StartAt, Submit, Submitted, TaskInfo, TaskPage, TokenInfo,
+    Welcome, WorkerInfo,
 };
 use ado_proto::{Namespace, RequestId, TaskId};
 use rustls::pki_types::CertificateDer;
@@ -161,6 +162,16 @@ impl Client {
     /// Asks for another state of the tasks a reference means.
     pub async fn set_desired(&self, reference: &str, desired: Desired, force: bool) -> Result<Vec<DesiredSet>, Error> {
         self.change(&SetDesired { reference: reference.into(), desired, force }, self.request_id()).await
+    }
+
+    /// Does tasks of the dead letter again.
+    pub async fn retry_dead(&self, which: &DeadOnes, fresh: bool, id: RequestId) -> Result<SettledDead, Error> {
+        self.change(&RetryDead { which: which.clone(), fresh }, id).await
+    }
+
+    /// Takes tasks out of the dead letter.
+    pub async fn purge_dead(&self, which: &DeadOnes) -> Result<SettledDead, Error> {
+        self.change(&PurgeDead { which: which.clone() }, self.request_id()).await
     }
 
     /// Ends the caller's viewers of the tasks a reference means, or everybody's.

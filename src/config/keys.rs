@@ -224,6 +224,12 @@ keys! {
     task_agent: Name = "task.agent", Some("ADO_AGENT"), Some("shell"), "claude-code";
     /// Longest time a task may run. Milliseconds. Unset: no limit.
     task_time_limit: Millis = "task.timeLimit", Some("ADO_TIME_LIMIT"), None, "2h";
+    /// Longest time from an assignment until the agent runs. Milliseconds. Unset: no limit.
+    task_setup_limit: Millis = "task.setupLimit", Some("ADO_SETUP_LIMIT"), None, "5m";
+    /// Longest time an agent may say nothing: no output, no progress. Milliseconds. Unset: no limit.
+    task_silence_limit: Millis = "task.silenceLimit", Some("ADO_SILENCE_LIMIT"), None, "10m";
+    /// Longest time from a task's submission to its end, over all attempts. Milliseconds. Unset: no limit.
+    task_total_limit: Millis = "task.totalLimit", Some("ADO_TOTAL_LIMIT"), None, "24h";
     /// How often a failed attempt is tried again, whatever the agent. Unset: see `distributed.failover.maxRetries`.
     task_retries: u32 = "task.retries", Some("ADO_RETRIES"), None, "1";
 }

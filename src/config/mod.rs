@@ -244,6 +244,12 @@ pub struct TaskDefaults {
     pub agent: String,
     /// Longest time it may run.
     pub time_limit: Option<Duration>,
+    /// Longest time until its agent runs.
+    pub setup_limit: Option<Duration>,
+    /// Longest time it may say nothing.
+    pub silence_limit: Option<Duration>,
+    /// Longest time from its submission to its end.
+    pub total_limit: Option<Duration>,
     /// See [`Config::max_retries`].
     pub retries: Option<u32>,
 }
@@ -375,6 +381,9 @@ impl Config {
             task: TaskDefaults {
                 agent: given(raw.task_agent).0,
                 time_limit: raw.task_time_limit.map(|limit| limit.value.0),
+                setup_limit: raw.task_setup_limit.map(|limit| limit.value.0),
+                silence_limit: raw.task_silence_limit.map(|limit| limit.value.0),
+                total_limit: raw.task_total_limit.map(|limit| limit.value.0),
                 retries: raw.task_retries.map(|retries| retries.value),
             },
             home,

@@ -5,8 +5,8 @@
 
 use ado_proto::request::{
     CreateToken, Detach, Enrol, ErrorCode, ErrorReply, Follow, GetTasks, Header, Hello, KNOWN, ListAudit, ListEvents,
-    ListTasks, ListTokens, ListWorkers, Renew, Request, RevokeIdentity, RevokeToken, Safety, SetDesired, Submit,
-    TaskOutput, WorkerSession,
+    ListTasks, ListTokens, ListWorkers, PurgeDead, Renew, Request, RetryDead, RevokeIdentity, RevokeToken, Safety,
+    SetDesired, Submit, TaskOutput, WorkerSession,
 };
 use ado_proto::{Audience, Namespace, Principal, Role, ids};
 
@@ -42,6 +42,8 @@ const TABLE: &[Rule] = &[
     (GetTasks::KIND, READERS, Seen),
     (ListTasks::KIND, READERS, Seen),
     (SetDesired::KIND, &[Role::Admin, Role::User], Own),
+    (RetryDead::KIND, &[Role::Admin, Role::User], Own),
+    (PurgeDead::KIND, &[Role::Admin, Role::User], Own),
     (Follow::KIND, READERS, Seen),
     // Everybody may end viewers of their own; others' are for administrators, which the request itself checks.
     (Detach::KIND, READERS, Seen),
@@ -127,6 +129,11 @@ pub(super) fn check(principal: &Principal, header: &Header) -> Result<Access, Er
 }
 
 impl Access {
+    /// Whether the request may be about a task that the caller may see.
+    pub(super) fn reaches(&self, row: &Row) -> bool {
+        self.reach == Seen || self.reach == Own && row.task.owner == self.owner
+    }
+
     /// Those of the tasks found, all of which the caller may see, that the request may be about. What is one's own comes
     /// before what has the same name and is somebody else's.
     ///
@@ -140,7 +147,7 @@ impl Access {
             Nothing => "this request is about no task".to_owned(),
             Own => format!("{name} belongs to {}: only they and administrators may change it", first.task.owner),
         };
-        found.retain(|row| self.reach == Own && row.task.owner == self.owner);
+        found.retain(|row| self.reaches(row));
         if found.is_empty() { Err(ErrorReply::new(ErrorCode::Denied, message)) } else { Ok(found) }
     }
 }
@@ -187,7 +194,7 @@ mod tests {
             group: None,
             spec: TaskSpec::new("noop", Input::Text(String::new())),
         };
-        Row { task: task::submit(TaskId(Uuid::from_u128(7)), submitted, Timestamp(0)).task, lease: None }
+        Row::new(task::submit(TaskId(Uuid::from_u128(7)), submitted, Timestamp(0)).task, None)
     }
 
     /// What a role gets that asks in a namespace: `.` for nothing; for requests that name no task `+`; else one letter for
@@ -232,6 +239,8 @@ mod tests {
             "SetDesired ox o . . . | ox . . . .",
             "Follow ox ox ox . . | ox . . . .",
             "Detach ox ox ox . . | ox . . . .",
+            "RetryDead ox o . . . | ox . . . .",
+            "PurgeDead ox o . . . | ox . . . .",
             "ListWorkers ox ox ox . . | ox . . . .",
             "ListEvents + + + . . | + . . . .",
             "ListAudit + . . . . | + . . . .",

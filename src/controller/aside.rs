@@ -117,6 +117,7 @@ mod tests {
             taken: crate::scheduler::Taken::default(),
             draining: false,
             silent: false,
+            tripped: None,
         }
     }
 

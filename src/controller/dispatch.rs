@@ -264,11 +264,13 @@ async fn claim(shared: &Shared, fleet: Vec<Candidate>, class: &Class, hints: Vec
             Outcome::Applied(write) => {
                 let waited = placing.lock().unwrap_or_else(PoisonError::into_inner).waited.remove(&hint.task);
                 shared.metrics.dispatched(waited.unwrap_or_default());
-                assign(shared, &write.row, shared.timing.lease().saturating_sub(begun.elapsed()));
+                assign(shared, &write.row, shared.timing.lease().saturating_sub(begun.elapsed()), now);
             }
             Outcome::Locked => aside.early(now.after(RETRY), class, hint),
             Outcome::Refused(Refusal::NotClaimable, row) => match row.task.state {
                 State::Queued { not_before } if row.task.desired == Desired::Running => {
+                    let away = shared.breakers.of_task(&row.task).map(|open| open.probe_at.max(now.after(RETRY)));
+                    let not_before = not_before.max(away.unwrap_or(not_before));
                     if not_before > now {
                         aside.early(not_before, class, hint);
                     } else {
@@ -292,14 +294,14 @@ struct Placing {
 }
 
 fn claim_one(shared: &Shared, id: TaskId, placing: Arc<Mutex<Placing>>) -> Change {
-    let (policy, lease) = (shared.policy, shared.timing.lease());
+    let (policy, lease, breakers) = (shared.policy, shared.timing.lease(), shared.breakers.clone());
     let decide = move |row: &Row, now| {
         if !store::is_claimable(&row.task, now) {
             return Err(Refusal::NotClaimable);
         }
         let mut placing = placing.lock().unwrap_or_else(PoisonError::into_inner);
         let chosen = scheduler::place(&mut placing.fleet, &Demand::of(&row.task.namespace, &row.task.spec));
-        let chosen = chosen.ok_or(Refusal::NotClaimable)?;
+        let chosen = chosen.filter(|_| breakers.pass(&row.task, now)).ok_or(Refusal::NotClaimable)?;
         let (worker, name) = (chosen.id, chosen.name.clone());
         let command = Command::Claim { worker: Holder { id: worker, name: name.clone() } };
         let decision = task::decide(&row.task, command, now, &policy, 0.0)?;
@@ -314,18 +316,14 @@ fn claim_one(shared: &Shared, id: TaskId, placing: Arc<Mutex<Placing>>) -> Chang
             text: format!("{} to {name}, attempt {}", id.short(), decision.task.attempt()),
         };
         let lease = Lease { worker, incarnation: None, expires_at: now.after(lease) };
-        Ok(Write {
-            row: Row { task: decision.task, lease: Some(lease) },
-            records: decision.records,
-            events: vec![event],
-        })
+        Ok(Write { row: Row::new(decision.task, Some(lease)), records: decision.records, events: vec![event] })
     };
     Change::Update { id, decide: Box::new(decide) }
 }
 
 /// Tells a worker that it holds a task, by a lease that is good for `left` from now. It may be said again: the worker knows
 /// the epoch then.
-pub(super) fn assign(shared: &Shared, row: &Row, left: Duration) {
+pub(super) fn assign(shared: &Shared, row: &Row, left: Duration, now: Timestamp) {
     let (task, Some(lease)) = (&row.task, &row.lease) else { return };
     let assignment = Assignment {
         task: task.id,
@@ -339,6 +337,7 @@ pub(super) fn assign(shared: &Shared, row: &Row, left: Duration) {
         lease_ms: u64::try_from(left.as_millis()).unwrap_or(u64::MAX),
         desired: task.desired,
         generation: task.generation,
+        total_left_ms: task.total_ends().map(|end| u64::try_from(end.since(now).as_millis()).unwrap_or(u64::MAX)),
     };
     shared.fleet.tell(lease.worker, assignment);
 }

@@ -11,7 +11,7 @@ use ado_proto::{TaskId, WorkerId};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
-use crate::scheduler::{Candidate, Taken};
+use crate::scheduler::{Candidate, Taken, Tripped};
 use crate::store::{Row, Worker};
 use crate::task::Task;
 
@@ -35,6 +35,8 @@ struct Inner {
     holders: BTreeMap<TaskId, WorkerId>,
     /// Sessions so far.
     sessions: u64,
+    /// Workers whose breakers are not closed.
+    tripped: BTreeMap<WorkerId, Tripped>,
 }
 
 /// One session of a worker. A newer one replaces it: what the older says about the worker counts no more.
@@ -53,6 +55,8 @@ struct Member {
     messages: mpsc::Sender<ToWorker>,
     reported_at: Instant,
     report: Option<Report>,
+    /// The attempt that was let through its breaker.
+    probe: Option<TaskId>,
 }
 
 /// What a worker's last heartbeat told about it.
@@ -103,6 +107,7 @@ impl Fleet {
             messages,
             reported_at: Instant::now(),
             report: None,
+            probe: None,
         };
         inner.members.insert(id, member);
         drop(inner);
@@ -178,8 +183,12 @@ impl Fleet {
             if let Some(member) = former.and_then(|id| inner.members.get_mut(&id)) {
                 member.holds.remove(&task.id);
             }
-            if let Some(member) = holder.and_then(|id| inner.members.get_mut(&id)) {
+            if let Some((id, member)) = holder.and_then(|id| Some((id, inner.members.get_mut(&id)?))) {
                 member.holds.insert(task.id, task.spec.resources);
+                let may_probe = inner.tripped.get(&id).is_some_and(|tripped| tripped.probe);
+                if may_probe && member.probe.is_none_or(|probe| !member.holds.contains_key(&probe)) {
+                    member.probe = Some(task.id);
+                }
             }
         }
         if holder.is_none() && former.is_some() {
@@ -194,6 +203,22 @@ impl Fleet {
         }
     }
 
+    /// Whether any worker holds a task.
+    pub(super) fn is_held(&self, task: TaskId) -> bool {
+        self.lock().holders.contains_key(&task)
+    }
+
+    /// Workers whose breakers are not closed, all of them.
+    pub(super) fn trip(&self, tripped: BTreeMap<WorkerId, Tripped>) {
+        let mut inner = self.lock();
+        let changed = inner.tripped != tripped;
+        inner.tripped = tripped;
+        drop(inner);
+        if changed {
+            self.chance.notify_one();
+        }
+    }
+
     /// Tasks that workers hold, whether connected or not.
     pub(super) fn leases(&self) -> usize {
         self.lock().holders.len()
@@ -201,22 +226,28 @@ impl Fleet {
 
     /// What placement knows of everybody.
     pub(super) fn candidates(&self) -> Vec<Candidate> {
-        self.lock().members.values().map(|member| self.candidate(member)).collect()
+        let inner = self.lock();
+        inner.members.values().map(|member| self.candidate(member, &inner.tripped)).collect()
     }
 
     /// Everybody who is connected, for people.
     pub(super) fn seen(&self) -> BTreeMap<WorkerId, Seen> {
+        let inner = self.lock();
         let seen = |member: &Member| Seen {
-            candidate: self.candidate(member),
+            candidate: self.candidate(member, &inner.tripped),
             holds: member.holds.keys().copied().collect(),
             report: member.report,
         };
-        self.lock().members.iter().map(|(id, member)| (*id, seen(member))).collect()
+        inner.members.iter().map(|(id, member)| (*id, seen(member))).collect()
     }
 
-    fn candidate(&self, member: &Member) -> Candidate {
+    fn candidate(&self, member: &Member, tripped: &BTreeMap<WorkerId, Tripped>) -> Candidate {
         let silent = member.reported_at.elapsed() > self.silent_after;
-        Candidate { silent, ..candidate(&member.worker, member.holds.values()) }
+        // One at a time: while the one that was let through is there, no other is.
+        let is_tried = member.probe.is_some_and(|probe| member.holds.contains_key(&probe));
+        let tripped = tripped.get(&member.worker.id).cloned();
+        let tripped = tripped.map(|tripped| Tripped { probe: tripped.probe && !is_tried, ..tripped });
+        Candidate { silent, tripped, ..candidate(&member.worker, member.holds.values()) }
     }
 
     /// Resolves when something may be placeable.
@@ -251,6 +282,7 @@ pub(super) fn candidate<'a>(worker: &Worker, holds: impl ExactSizeIterator<Item 
         taken: Taken::of(holds),
         draining: worker.draining,
         silent: false,
+        tripped: None,
     }
 }
 
@@ -300,7 +332,7 @@ mod tests {
         let holder = Holder { id: worker(1).id, name: "w".into() };
         let claim = Command::Claim { worker: holder.clone() };
         let task = task::decide(&task, claim, Timestamp(0), &Policy::default(), 0.0).unwrap().task;
-        Row { task, lease: Some(Lease { worker: holder.id, incarnation: None, expires_at: Timestamp(9) }) }
+        Row::new(task, Some(Lease { worker: holder.id, incarnation: None, expires_at: Timestamp(9) }))
     }
 
     fn ended(mut row: Row) -> Row {
@@ -333,6 +365,27 @@ mod tests {
         fleet.drain(newer);
         assert_eq!(fleet.leave(newer), Some(Left { draining: true, holds: 1 }));
         assert!(fleet.candidates().is_empty());
+    }
+
+    #[test]
+    fn a_probe_is_alone_until_it_has_gone() {
+        let fleet = fleet();
+        let (tx, _inbox) = mpsc::channel(1);
+        fleet.join(worker(4), &[held(1)], tx);
+        let tripped = |probe| BTreeMap::from([(worker(4).id, Tripped { probe, why: "x".into() })]);
+        let free = || fleet.candidates()[0].free();
+        fleet.trip(tripped(false));
+        assert_eq!(free(), 0);
+        fleet.trip(tripped(true));
+        assert_eq!(free(), 1, "what it held before is no probe");
+        fleet.observe(&held(2));
+        assert_eq!(free(), 0);
+        fleet.observe(&ended(held(1)));
+        assert_eq!(free(), 0);
+        fleet.observe(&ended(held(2)));
+        assert_eq!(free(), 1);
+        fleet.trip(BTreeMap::new());
+        assert_eq!(free(), 4);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use super::commit::Committer;
 use super::fleet::Fleet;
 use super::hub::Hub;
 use super::metrics::{self, Metrics};
-use super::{Config, Error, Shared, dispatch, others, reaper, refusals, requests};
+use super::{Config, Error, Shared, breakers, deadlines, dispatch, others, reaper, refusals, requests};
 use crate::env::Env;
 use crate::gateway;
 use crate::net::{Server, ServerConfig, ServerKeys};
@@ -180,6 +180,7 @@ pub async fn start_with(config: Config, parts: Parts, env: Env) -> Result<Handle
         hub,
         fleet,
         viewers: Arc::default(),
+        breakers: Arc::default(),
         metrics,
         refusals: Arc::default(),
         authority,
@@ -253,6 +254,8 @@ fn spawn_loops(shared: &Shared, config: &Config) {
     tasks.spawn("dispatch", dispatch::run(shared.clone()));
     tasks.spawn("refusals", refusals::run(shared.clone()));
     tasks.spawn_until_stop("reaper", reaper::run(shared.clone()));
+    tasks.spawn_until_stop("breakers", breakers::run(shared.clone()));
+    tasks.spawn_until_stop("deadlines", deadlines::run(shared.clone()));
     tasks.spawn_until_stop("certificates", look_after_certificates(shared.clone(), config.local.clone()));
     let store = shared.store.clone();
     tasks.spawn_until_stop("retention", async move {

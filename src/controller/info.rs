@@ -11,7 +11,7 @@ use super::fleet::{self, Seen};
 use super::reason::reason;
 use crate::scheduler::{Candidate, Presence};
 use crate::store::{Row, Worker};
-use crate::task::{Checkpoint, State};
+use crate::task::{Checkpoint, Open, State};
 
 /// Most bytes of an answer; a frame's limit is a little more.
 const ANSWER: usize = 960 * 1024;
@@ -51,7 +51,13 @@ pub(super) fn shorten(mut tasks: Vec<TaskInfo>) -> Vec<TaskInfo> {
             spec.cwd = spec.cwd.take().map(|text| cut(text, most));
             task.error = task.error.take().map(|text| cut(text, most));
             task.reason = task.reason.take().map(|text| cut(text, most));
-            if let Some(Exit::NotStarted { error, .. } | Exit::Lost { error }) = &mut task.exit {
+            if let Some(
+                Exit::NotStarted { error, .. }
+                | Exit::Lost { error }
+                | Exit::Unavailable { what: error, .. }
+                | Exit::Hopeless { error, .. },
+            ) = &mut task.exit
+            {
                 *error = cut(std::mem::take(error), 0);
             }
         }
@@ -68,7 +74,7 @@ fn cut(mut text: String, most: usize) -> String {
 }
 
 /// A task as callers see it.
-pub(super) fn task(row: &Row, fleet: &[Candidate], now: Timestamp) -> TaskInfo {
+pub(super) fn task(row: &Row, fleet: &[Candidate], away: Option<&Open>, now: Timestamp) -> TaskInfo {
     let task = &row.task;
     let (outcome, exit, error) = match &task.state {
         State::Ended { outcome, exit, error } => (Some(*outcome), exit.clone(), error.clone()),
@@ -102,7 +108,9 @@ pub(super) fn task(row: &Row, fleet: &[Candidate], now: Timestamp) -> TaskInfo {
         next_offset: task.next_offset,
         progress: task.progress.clone(),
         checkpoint: task.checkpoint.as_ref().map(checkpoint),
-        reason: reason(row, fleet, now),
+        reason: reason(row, fleet, away, now),
+        retry_of: task.retry_of,
+        settled: row.settled,
     }
 }
 
@@ -150,6 +158,7 @@ pub(super) fn worker(member: Member, presence: Presence, now: Timestamp) -> Work
         Presence::Lost => "lost",
         _ if is_draining => "draining",
         Presence::Disconnected => "disconnected",
+        Presence::Connected if seen.as_ref().is_some_and(|seen| seen.candidate.tripped.is_some()) => "cordoned",
         Presence::Connected => "ready",
     };
     let report = seen.and_then(|seen| seen.report);
@@ -171,6 +180,7 @@ pub(super) fn worker(member: Member, presence: Presence, now: Timestamp) -> Work
         rtt_us: report.map(|report| u64::try_from(report.rtt.as_micros()).unwrap_or(u64::MAX)),
         holds,
         ineligible: None,
+        breaker: None,
     }
 }
 

@@ -352,6 +352,8 @@ fn fleet(registry: &mut Registry, shared: &Shared) {
     }
     registry.register("workers", "Workers connected to this controller, by state", workers);
     registry.register("slots", "Slots of these workers that take tasks now, and those that are taken", slots);
+    let help = "Workers and agents left alone for a while since they failed too often, in the whole mesh";
+    gauge(registry, "breakers_open", help, shared.breakers.open());
     gauge(registry, "leases", "Tasks held by workers, as far as this controller knows", shared.fleet.leases());
 }
 

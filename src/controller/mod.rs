@@ -7,7 +7,9 @@ mod access;
 mod aside;
 mod authority;
 mod bounds;
+mod breakers;
 mod commit;
+mod deadlines;
 mod dispatch;
 mod enrol;
 mod filter;
@@ -42,6 +44,7 @@ use crate::task;
 use crate::tasks::Tasks;
 
 use authority::Authority;
+use breakers::Breakers;
 use commit::Committer;
 use fleet::Fleet;
 use hub::Hub;
@@ -140,6 +143,7 @@ struct Shared {
     hub: Arc<Hub>,
     fleet: Arc<Fleet>,
     viewers: Arc<Viewers>,
+    breakers: Arc<Breakers>,
     metrics: Arc<Metrics>,
     refusals: Arc<Refusals>,
     authority: Arc<Authority>,

@@ -119,7 +119,7 @@ fn lose_one(policy: task::Policy, row: &Row, why: Loss, charged: bool) -> Change
             worker: lease.as_ref().map(|lease| lease.worker),
             text: format!("{}: {why:?}", id.short()),
         };
-        Ok(Write { row: Row { task: decision.task, lease: None }, records: decision.records, events: vec![event] })
+        Ok(Write { row: Row::new(decision.task, None), records: decision.records, events: vec![event] })
     };
     Change::Update { id, decide: Box::new(decide) }
 }
@@ -148,7 +148,7 @@ mod tests {
         let claim = Command::Claim { worker: task::Holder { id, name: "w".into() } };
         let task = task::decide(&task, claim, Timestamp(0), &task::Policy::default(), 0.0).unwrap().task;
         let incarnation = Some(Incarnation(Uuid::from_u128(3)));
-        Row { task, lease: Some(Lease { worker: id, incarnation, expires_at: Timestamp(expires_at) }) }
+        Row::new(task, Some(Lease { worker: id, incarnation, expires_at: Timestamp(expires_at) }))
     }
 
     #[test]

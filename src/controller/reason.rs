@@ -4,27 +4,32 @@ use std::time::Duration;
 
 use ado_proto::Timestamp;
 use ado_proto::record::{Desired, Outcome};
-use ado_proto::spec::Exit;
+use ado_proto::spec::{Exit, Limit};
 
 use crate::scheduler::{self, Candidate, Demand};
 use crate::store::Row;
-use crate::task::{State, Task};
+use crate::task::{Open, Settled, State, Task};
 
 /// `None`: all is as it should be.
-pub(super) fn reason(row: &Row, fleet: &[Candidate], now: Timestamp) -> Option<String> {
+pub(super) fn reason(row: &Row, fleet: &[Candidate], away: Option<&Open>, now: Timestamp) -> Option<String> {
     let task = &row.task;
     match &task.state {
-        State::Queued { not_before } => Some(queued(task, *not_before, fleet, now)),
+        State::Queued { not_before } => Some(queued(task, *not_before, fleet, away, now)),
         State::Starting | State::Running | State::Paused => held(row, fleet, now),
         State::Ended { outcome: Outcome::Completed, .. } => None,
         State::Ended { outcome: Outcome::Cancelled, .. } => Some(format!("cancelled{}", asked(task, now))),
-        State::Ended { outcome: Outcome::Failed, exit, error } => Some(failed(task, exit.as_ref(), error.as_deref())),
+        State::Ended { outcome: Outcome::Failed, exit, error } => Some(match row.settled {
+            Some(Settled::Retried(again)) => {
+                format!("{}, and done again as {}", error.as_deref().unwrap_or("it failed"), again.short())
+            }
+            _ => failed(task, exit.as_ref(), error.as_deref()),
+        }),
         // These do not last: the next record comes in the same commit.
         State::Exited(_) | State::Lost => None,
     }
 }
 
-fn queued(task: &Task, not_before: Timestamp, fleet: &[Candidate], now: Timestamp) -> String {
+fn queued(task: &Task, not_before: Timestamp, fleet: &[Candidate], away: Option<&Open>, now: Timestamp) -> String {
     let short = task.id.short();
     match task.desired {
         Desired::Paused => {
@@ -35,7 +40,15 @@ fn queued(task: &Task, not_before: Timestamp, fleet: &[Candidate], now: Timestam
             let wait = brief(not_before.since(now));
             format!("tried again in {wait}, after {}: `ado logs {short}` shows what happened", so_far(task))
         }
-        _ => scheduler::why_waiting(fleet, &Demand::of(&task.namespace, &task.spec)),
+        _ => match away {
+            Some(Open { why, probe_at, .. }) if *probe_at > now => {
+                let (agent, wait) = (&task.spec.agent, brief(probe_at.since(now)));
+                format!(
+                    "what {agent} needs is not available ({why}): a task tries it in {wait}, and none loses an attempt"
+                )
+            }
+            _ => scheduler::why_waiting(fleet, &Demand::of(&task.namespace, &task.spec)),
+        },
     }
 }
 
@@ -88,15 +101,19 @@ fn failed(task: &Task, exit: Option<&Exit>, error: Option<&str>) -> String {
         Some(Exit::Code(_) | Exit::Signal(_) | Exit::Cancelled) => {
             format!("{error}{often}: `ado logs {short}` shows what it wrote{once}")
         }
-        Some(Exit::TimedOut) => {
-            let limit = task
-                .spec
-                .time_limit_ms
-                .map_or_else(String::new, |ms| format!(" of {}", brief(Duration::from_millis(ms))));
-            format!(
-                "{error}{limit}{often}: submit it with a longer `--time-limit`, or see where it was with `ado logs {short}`"
-            )
+        Some(Exit::TimedOut(limit)) => {
+            let flag = match limit {
+                Limit::Attempt => "a longer `--time-limit`",
+                Limit::SetUp => "a longer `--setup-limit`",
+                Limit::Silence => "a longer `--silence-limit`",
+                Limit::Total => "a longer `--total-limit`",
+            };
+            format!("{error}{often}: submit it with {flag}, or see where it was with `ado logs {short}`")
         }
+        Some(Exit::Hopeless { .. }) => {
+            format!("{error}: it says that no retry could mend that; `ado logs {short}` shows more")
+        }
+        Some(Exit::Unavailable { .. }) => format!("{error}: submit it again when it is back"),
         Some(Exit::OutOfMemory { .. }) => {
             format!("{error}{often}: submit it with a larger `--memory`; `ado logs {short}` shows how far it got{once}")
         }
@@ -161,6 +178,7 @@ mod tests {
         row: Row,
         now: Timestamp,
         fleet: Vec<Candidate>,
+        away: Option<Open>,
     }
 
     fn story(spec: TaskSpec) -> Story {
@@ -181,8 +199,9 @@ mod tests {
             taken: scheduler::Taken::default(),
             draining: false,
             silent: false,
+            tripped: None,
         };
-        Story { row: Row { task, lease: None }, now, fleet: vec![worker] }
+        Story { row: Row::new(task, None), now, fleet: vec![worker], away: None }
     }
 
     fn spec() -> TaskSpec {
@@ -241,7 +260,7 @@ mod tests {
 
         fn says(self, expected: &str) {
             let now = self.now.after(Duration::from_secs(3));
-            let said = reason(&self.row, &self.fleet, now).unwrap_or_default();
+            let said = reason(&self.row, &self.fleet, self.away.as_ref(), now).unwrap_or_default();
             assert_eq!(said, expected, "{:?}", self.row.task.state);
         }
     }
@@ -261,6 +280,12 @@ mod tests {
             .says("every worker that could run it is shutting down: start another with `ado worker`");
         story(spec()).fleet(|fleet| fleet[0].silent = true).says(
             "no worker that could run it has reported lately: it starts when one does, or start another with `ado worker`",
+        );
+        let mut away = story(TaskSpec { agent: "claude-code".into(), ..spec() });
+        let probe_at = away.now.after(Duration::from_secs(48));
+        away.away = Some(Open { why: "401 unauthorized".into(), since: away.now, probe_at });
+        away.says(
+            "what claude-code needs is not available (401 unauthorized): a task tries it in 45 s, and none loses an attempt",
         );
         story(TaskSpec { pool: "gpu".into(), ..spec() }).says(
             "the only connected worker cannot run it: box-1 is of pool default, not gpu; start one with \
@@ -283,7 +308,7 @@ mod tests {
             ref state => panic!("{state:?}"),
         });
         assert_eq!(
-            reason(&row, &fleet, now).unwrap(),
+            reason(&row, &fleet, None, now).unwrap(),
             "tried again in 5 s, after 3 failed attempts: `ado logs task-0000000007` shows what happened"
         );
         let losses = story(spec()).running().loses(false).running().loses(false);
@@ -370,8 +395,8 @@ mod tests {
             "killed: it used more than its 256 MiB of memory: submit it with a larger `--memory`; `ado logs task-0000000007` \
              shows how far it got; `--retries N` tries a failed task again",
         );
-        over(TaskSpec { time_limit_ms: Some(90_000), ..spec() }, Exit::TimedOut).says(
-            "ran longer than its time limit of 1 min: submit it with a longer `--time-limit`, or see where it was with \
+        over(TaskSpec { time_limit_ms: Some(90_000), ..spec() }, Exit::TimedOut(Limit::Attempt)).says(
+            "timed out: ran for 90s: submit it with a longer `--time-limit`, or see where it was with \
              `ado logs task-0000000007`",
         );
         over(retried(3), Exit::NotStarted { error: "no such file".into(), permanent: true }).says(

@@ -1,5 +1,6 @@
 //! Requests to answers.
 
+mod dead;
 mod detach;
 mod events;
 mod list;
@@ -15,8 +16,8 @@ use ado_proto::Namespace;
 use ado_proto::frame::Limits;
 use ado_proto::request::{
     AuditLine, CreateToken, Detach, Enrol, ErrorCode, ErrorReply, Follow, GetTasks, Header, Hello, ListAudit,
-    ListEvents, ListTasks, ListTokens, ListWorkers, Renew, Request, RevokeIdentity, RevokeToken, SetDesired, Submit,
-    TaskOutput, Welcome, WorkerSession, decode_body, encode_response,
+    ListEvents, ListTasks, ListTokens, ListWorkers, PurgeDead, Renew, Request, RetryDead, RevokeIdentity, RevokeToken,
+    SetDesired, Submit, TaskOutput, Welcome, WorkerSession, decode_body, encode_response,
 };
 use bytes::Bytes;
 use tokio::time::Instant;
@@ -246,6 +247,8 @@ impl Asked<'_> {
             GetTasks::KIND => reply::<GetTasks>(self.get_tasks(self.decode()?).await?),
             ListTasks::KIND => reply::<ListTasks>(self.list_tasks(self.decode()?).await?),
             SetDesired::KIND => self.set_desired(self.decode()?).await,
+            RetryDead::KIND => self.retry_dead(self.decode()?).await,
+            PurgeDead::KIND => self.purge_dead(self.decode()?).await,
             Detach::KIND => self.detach(self.decode()?).await,
             ListWorkers::KIND => reply::<ListWorkers>(self.list_workers(self.decode()?).await?),
             ListAudit::KIND => reply::<ListAudit>(self.list_audit(self.decode()?).await?),

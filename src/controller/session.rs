@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use super::fleet::{Report, Session, TO_WORKER, want};
 use super::requests::unavailable;
-use super::{Shared, bounds, dispatch, reaper};
+use super::{Shared, bounds, breakers, dispatch, reaper};
 use crate::net::{self, Channel, Connection, Receiver, Sender};
 use crate::store::{self, Change, NewEvent, Outcome, Row, Worker, Write};
 use crate::task::{self, Command, Refusal};
@@ -130,7 +130,11 @@ async fn end_former(shared: &Shared, worker: &Worker, restarted: bool) -> store:
     };
     let dead: Vec<_> = held.into_iter().filter(is_former).collect();
     let charged = only && dead.first().is_some_and(|row| row.task.agent_started);
-    reaper::lose(shared, &dead, Loss::Restarted, charged).await
+    reaper::lose(shared, &dead, Loss::Restarted, charged).await?;
+    if restarted && !charged && !dead.is_empty() {
+        breakers::worker_died(shared, worker, dead.len()).await;
+    }
+    Ok(())
 }
 
 fn millis(duration: Duration) -> u64 {
@@ -230,7 +234,7 @@ async fn beat(
         // Only an attempt this start has never named can have got lost on the way.
         if row.lease.as_ref().is_some_and(|lease| lease.incarnation.is_none()) {
             let left = row.lease.as_ref().map_or(Duration::ZERO, |lease| lease.expires_at.since(now));
-            dispatch::assign(shared, row, left);
+            dispatch::assign(shared, row, left, now);
         }
     }
     let answer = HeartbeatAnswer {
@@ -360,6 +364,7 @@ async fn append(
         match shared.committer.update(change).await {
             Ok(Outcome::Applied(write)) => {
                 shared.metrics.appended(begun.elapsed());
+                breakers::heed(shared, &write).await;
                 let row = write.row;
                 if matches!(row.task.state, task::State::Queued { .. }) {
                     dispatch::give_hints(shared, std::slice::from_ref(&row)).await;
@@ -399,7 +404,7 @@ fn append_change(shared: &Shared, worker: WorkerId, output: &TaskOutput, first: 
         let decision = task::decide(&row.task, Command::Append { epoch, first, bodies }, now, &policy, jitter)?;
         let lease = row.lease.clone().filter(|_| decision.task.is_held());
         let events = decision.records.iter().filter_map(|record| event_of(id, &decision.task, record)).collect();
-        Ok(Write { row: Row { task: decision.task, lease }, records: decision.records, events })
+        Ok(Write { row: Row::new(decision.task, lease), records: decision.records, events })
     };
     Change::Update { id, decide: Box::new(decide) }
 }
@@ -408,6 +413,9 @@ fn append_change(shared: &Shared, worker: WorkerId, output: &TaskOutput, first: 
 pub(super) fn event_of(id: TaskId, task: &task::Task, record: &Record) -> Option<NewEvent> {
     let (kind, text) = match &record.body {
         Body::Started(_) => ("task.started", id.short()),
+        Body::Expired(expired) => {
+            ("task.timed_out", format!("{}: its {} limit is over", id.short(), expired.limit.as_str()))
+        }
         Body::Requeued(requeued) => ("task.requeued", format!("{}: {}", id.short(), requeued.why)),
         Body::Ended(ended) => ("task.ended", format!("{} {}", id.short(), task.state_word()) + &suffix(&ended.error)),
         _ => return None,

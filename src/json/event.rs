@@ -135,6 +135,8 @@ impl Events {
             Body::Skipped(gap) => {
                 json!({ "type": "skipped", "from": gap.from.0, "to": gap.to.0, "bytes": gap.bytes })
             }
+            Body::Expired(expired) => json!({ "type": "timed_out", "limit": expired.limit.as_str() }),
+            Body::Retries(retries) => json!({ "type": "retries", "retryOf": retries.task, "by": retries.by }),
             Body::Note(note) => json!({ "type": "note", "message": note.text }),
             Body::Checkpointed(made) => {
                 // The worker has checked that it is JSON; what it is else is nobody's loss but the task's.

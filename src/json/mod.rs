@@ -38,10 +38,12 @@ pub fn exit(exit: &Exit) -> Value {
     match exit {
         Exit::Code(code) => json!({ "exitCode": code }),
         Exit::Signal(signal) => json!({ "signal": signal }),
-        Exit::TimedOut => json!({ "timedOut": true }),
+        Exit::TimedOut(limit) => json!({ "timedOut": true, "limit": limit.as_str() }),
         Exit::Cancelled => json!({ "stopped": true }),
         Exit::NotStarted { error, permanent } => json!({ "notStarted": error, "permanent": permanent }),
         Exit::Lost { error } => json!({ "lost": error }),
+        Exit::Unavailable { what, retry_after_ms } => json!({ "unavailable": what, "retryAfterMs": retry_after_ms }),
+        Exit::Hopeless { error, code } => json!({ "hopeless": error, "permanent": true, "exitCode": code }),
         Exit::OutOfMemory { limit } => json!({ "outOfMemory": limit }),
     }
 }

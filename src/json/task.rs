@@ -1,7 +1,7 @@
 //! A task as one JSON object. Pure.
 
 use ado_proto::record::Outcome;
-use ado_proto::request::TaskInfo;
+use ado_proto::request::{Settled, TaskInfo};
 use serde_json::{Value, json};
 
 use super::{desired_word, result, rfc3339};
@@ -44,6 +44,15 @@ pub fn task(task: &TaskInfo) -> Value {
         "pool": task.spec.pool,
         "labels": task.spec.labels,
         "timeLimitMs": task.spec.time_limit_ms,
+        "setupLimitMs": task.spec.setup_limit_ms,
+        "silenceLimitMs": task.spec.silence_limit_ms,
+        "totalLimitMs": task.spec.total_limit_ms,
+        "retryOf": task.retry_of,
+        "retriedAs": match task.settled {
+            Some(Settled::Retried(again)) => Some(again),
+            Some(Settled::Purged) | None => None,
+        },
+        "deadLetter": task.outcome == Some(Outcome::Failed) && task.settled.is_none(),
     })
 }
 
@@ -108,6 +117,8 @@ mod tests {
             progress: None,
             checkpoint: None,
             reason: Some("no worker has a free slot".into()),
+            retry_of: None,
+            settled: None,
         }
     }
 

@@ -29,6 +29,11 @@ pub fn worker(worker: &WorkerInfo) -> Value {
         "rttMs": worker.rtt_us.map(milliseconds),
         "tasks": worker.holds,
         "ineligible": worker.ineligible,
+        "breaker": worker.breaker.as_ref().map(|breaker| json!({
+            "why": breaker.why,
+            "openedAt": rfc3339(breaker.opened_at),
+            "probeAt": rfc3339(breaker.probe_at),
+        })),
     })
 }
 

@@ -110,6 +110,10 @@ pub fn ineligible(worker: &Candidate, presence: Presence, demand: Option<&Demand
         Presence::Connected if worker.silent => {
             "has not reported lately: it gets work again once it does, and is given up if it does not".into()
         }
+        Presence::Connected if worker.tripped.is_some() => {
+            let why = worker.tripped.as_ref().map_or("", |tripped| tripped.why.as_str());
+            format!("failed too often and gets no work for now ({why}): mend it; it is tried again by itself")
+        }
         Presence::Connected if worker.free() == 0 => {
             let slots =
                 if worker.slots == 1 { "its slot is".into() } else { format!("all its {} slots are", worker.slots) };
@@ -131,6 +135,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
+    use crate::scheduler::Tripped;
 
     fn worker() -> Candidate {
         Candidate {
@@ -146,6 +151,7 @@ mod tests {
             taken: crate::scheduler::Taken::default(),
             draining: false,
             silent: false,
+            tripped: None,
         }
     }
 
@@ -171,6 +177,11 @@ mod tests {
             Connected,
             &|worker| worker.silent = true,
             Some("has not reported lately: it gets work again once it does, and is given up if it does not"),
+        );
+        check(
+            Connected,
+            &|worker| worker.tripped = Some(Tripped { probe: false, why: "no space left".into() }),
+            Some("failed too often and gets no work for now (no space left): mend it; it is tried again by itself"),
         );
         check(
             Connected,

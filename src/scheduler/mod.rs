@@ -38,6 +38,17 @@ pub struct Candidate {
     pub draining: bool,
     /// Connected, but has not reported for longer than a lease: it may be dead.
     pub silent: bool,
+    /// Its breaker, unless that is closed.
+    pub tripped: Option<Tripped>,
+}
+
+/// A worker that failed again and again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tripped {
+    /// Whether one attempt may pass.
+    pub probe: bool,
+    /// What went wrong last.
+    pub why: String,
 }
 
 /// The sum of what tasks ask for.
@@ -99,7 +110,11 @@ impl<'a> Demand<'a> {
 impl Candidate {
     /// Slots that are free for new work.
     pub fn free(&self) -> u32 {
-        if self.draining || self.silent { 0 } else { self.slots.saturating_sub(self.busy) }
+        let free = if self.draining || self.silent { 0 } else { self.slots.saturating_sub(self.busy) };
+        match &self.tripped {
+            None => free,
+            Some(tripped) => free.min(u32::from(tripped.probe)),
+        }
     }
 
     /// How many such tasks it has room for now, if it can run them at all.
@@ -148,6 +163,9 @@ pub fn place<'a>(fleet: &'a mut [Candidate], demand: &Demand<'_>) -> Option<&'a 
         .filter(|worker| worker.unfit(demand).is_none() && worker.room(demand) > 0)
         .max_by_key(|worker| (worker.free(), std::cmp::Reverse(worker.id)))?;
     best.busy += 1;
+    if let Some(tripped) = &mut best.tripped {
+        tripped.probe = false;
+    }
     best.taken.add(&demand.resources);
     Some(best)
 }
@@ -182,6 +200,16 @@ pub fn why_waiting(fleet: &[Candidate], demand: &Demand<'_>) -> String {
     }
     if fit.iter().all(|worker| worker.draining) {
         return "every worker that could run it is shutting down: start another with `ado worker`".into();
+    }
+    if let Some(tripped) = fit.iter().find_map(|worker| worker.tripped.as_ref().map(|tripped| (worker, tripped)))
+        && fit.iter().all(|worker| worker.draining || worker.silent || worker.tripped.is_some())
+    {
+        let (worker, Tripped { why, .. }) = tripped;
+        return format!(
+            "every worker that could run it failed too often and gets no work for now ({}: {why}): mend it, or start \
+             another with `ado worker`; it is tried again by itself",
+            worker.name
+        );
     }
     if fit.iter().all(|worker| worker.draining || worker.silent) {
         return "no worker that could run it has reported lately: it starts when one does, or start another with \
@@ -237,7 +265,26 @@ mod tests {
             taken: Taken::default(),
             draining: false,
             silent: false,
+            tripped: None,
         }
+    }
+
+    #[test]
+    fn a_worker_that_failed_too_often_is_tried_with_one() {
+        let tripped = |probe| Some(Tripped { probe, why: "no space left".into() });
+        let demand = |fleet: &mut [Candidate]| {
+            place(fleet, &Demand::of(&Namespace::default(), &spec())).map(|chosen| chosen.name.clone())
+        };
+        let mut fleet = [Candidate { tripped: tripped(false), ..worker(1, 4, 0) }];
+        assert_eq!(demand(&mut fleet), None);
+        let why = why_waiting(&fleet, &Demand::of(&Namespace::default(), &spec()));
+        assert!(why.contains("failed too often and gets no work for now (w1: no space left)"), "{why}");
+        fleet[0].tripped = tripped(true);
+        assert_eq!(demand(&mut fleet).as_deref(), Some("w1"));
+        assert_eq!(demand(&mut fleet), None, "one at a time");
+        let mut both = [Candidate { tripped: tripped(true), ..worker(1, 4, 0) }, worker(2, 2, 0)];
+        let order: Vec<_> = std::iter::from_fn(|| demand(&mut both)).collect();
+        assert_eq!(order, ["w2", "w1", "w2"]);
     }
 
     fn spec() -> TaskSpec {

@@ -68,7 +68,10 @@ impl Batch {
                 Some(staged) => {
                     Outcome::Refused(Refusal::Fold(FoldError::NotTheBeginning), Box::new(staged.row.clone()))
                 }
-                None => self.stage(id, make(self.now)),
+                None => match make(self.now) {
+                    Some(write) => self.stage(id, write),
+                    None => Outcome::Missing,
+                },
             },
             Change::Update { id, decide } => match self.staged.get(&id) {
                 Some(staged) => match decide(&staged.row, self.now) {

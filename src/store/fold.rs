@@ -6,9 +6,10 @@ use std::borrow::Cow;
 use ado_proto::record::{Body, Desired, Progress};
 use ado_proto::{Epoch, Incarnation, Offset, Seq, TaskId, Timestamp, WorkerId};
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use super::{Error, Result, Row, log, score};
-use crate::task::{Asked, Checkpoint, Holder, State, Task};
+use crate::task::{Asked, Checkpoint, Holder, Settled, State, Task, Times};
 
 /// First byte of a stored fold; the rest is the fold in postcard form. Another form gets another byte.
 const FOLD: u8 = 1;
@@ -21,6 +22,10 @@ pub(super) struct Columns {
     pub(super) score: Option<i64>,
     pub(super) lease: Option<(WorkerId, Option<Incarnation>, Timestamp)>,
     pub(super) checkpoint: Option<Offset>,
+    /// When a limit of time is over that a controller measures.
+    pub(super) due_at: Option<Timestamp>,
+    /// See [`settled`].
+    pub(super) settled: Option<Uuid>,
 }
 
 impl Columns {
@@ -38,8 +43,18 @@ impl Columns {
             score,
             lease: row.lease.as_ref().map(|lease| (lease.worker, lease.incarnation, lease.expires_at)),
             checkpoint: task.checkpoint.as_ref().map(|checkpoint| checkpoint.offset),
+            due_at: task.expires().map(|(at, _)| at),
+            settled: row.settled.map(|settled| match settled {
+                Settled::Retried(task) => task.0,
+                Settled::Purged => Uuid::nil(),
+            }),
         }
     }
+}
+
+/// What a column says that names the task which does this one again; nobody has the nil id.
+pub(super) fn settled(column: Option<Uuid>) -> Option<Settled> {
+    column.map(|id| if id.is_nil() { Settled::Purged } else { Settled::Retried(TaskId(id)) })
 }
 
 /// A short id without `task-` or `group-`.
@@ -90,6 +105,9 @@ pub(super) fn decode(parts: Parts<'_>) -> Result<Task> {
         created_at,
         started_at: fold.started_at,
         ended_at: fold.ended_at,
+        retry_of: fold.retry_of,
+        deferrals: fold.deferrals,
+        times: fold.times,
     })
 }
 
@@ -117,6 +135,9 @@ struct Fold<'a> {
     agent_started: bool,
     started_at: Option<Timestamp>,
     ended_at: Option<Timestamp>,
+    retry_of: Option<TaskId>,
+    deferrals: u32,
+    times: Times,
 }
 
 /// The fold of a task as stored.
@@ -137,6 +158,9 @@ pub(super) fn encode(task: &Task) -> Vec<u8> {
         agent_started: task.agent_started,
         started_at: task.started_at,
         ended_at: task.ended_at,
+        retry_of: task.retry_of,
+        deferrals: task.deferrals,
+        times: task.times,
     };
     postcard::to_extend(&fold, vec![FOLD]).expect("serialising to memory cannot fail")
 }

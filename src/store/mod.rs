@@ -32,7 +32,7 @@ pub use memory::Memory;
 pub use postgres::Postgres;
 pub use sqlite::Sqlite;
 
-use crate::task::{Refusal, Task};
+use crate::task::{Breaker, Refusal, Scope, Settled, Task};
 
 /// What a store keeps of a task beside its log.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,6 +41,15 @@ pub struct Row {
     pub task: Task,
     /// The right to act for it, while a worker holds it.
     pub lease: Option<Lease>,
+    /// What became of it once it had failed for good; `None` of a failed task: it is in the dead letter.
+    pub settled: Option<Settled>,
+}
+
+impl Row {
+    /// Of a task that has not ended, or only now.
+    pub fn new(task: Task, lease: Option<Lease>) -> Self {
+        Self { task, lease, settled: None }
+    }
 }
 
 /// The right to act for (task, epoch) until a deadline. The epoch is the task's.
@@ -60,8 +69,12 @@ pub type Decide = Box<dyn FnOnce(&Row, Timestamp) -> std::result::Result<Write, 
 /// Says what happened to a worker.
 pub type WorkerEvent<'a> = &'a (dyn Fn(&Worker) -> NewEvent + Send + Sync);
 
-/// Makes a task with the store's clock.
-pub type Make = Box<dyn FnOnce(Timestamp) -> Write + Send>;
+/// Changes a breaker, which is new if there was none, under its lock and with the store's clock: what it is then, and what
+/// happened.
+pub type ChangeBreaker = Box<dyn FnOnce(&Breaker, Timestamp) -> (Breaker, Vec<NewEvent>) + Send>;
+
+/// Makes a task with the store's clock; `None`: it is not to be made after all, as an earlier change of the unit showed.
+pub type Make = Box<dyn FnOnce(Timestamp) -> Option<Write> + Send>;
 
 /// What a decision writes.
 #[derive(Debug, Clone, PartialEq)]
@@ -211,6 +224,8 @@ pub struct ListFilter {
     pub group: Option<GroupId>,
     /// Only those with this label.
     pub name: Option<String>,
+    /// Only those in the dead letter.
+    pub dead: bool,
     /// Only tasks with a lower id.
     pub before: Option<TaskId>,
     /// At most this many.
@@ -424,6 +439,9 @@ pub trait Store: Send + Sync + 'static {
     /// Held tasks whose lease ended before `before`.
     async fn expired(&self, before: Timestamp, limit: usize) -> Result<Vec<Row>>;
 
+    /// Tasks of which a limit of time is over, see [`Task::expires`]: the longest first.
+    async fn overdue(&self, now: Timestamp, limit: usize) -> Result<Vec<Row>>;
+
     /// Held tasks of a worker.
     async fn held_by(&self, worker: WorkerId) -> Result<Vec<Row>>;
 
@@ -451,6 +469,12 @@ pub trait Store: Send + Sync + 'static {
 
     /// Forgets a worker.
     async fn remove_worker(&self, id: WorkerId) -> Result<()>;
+
+    /// Breakers about which anything is known.
+    async fn breakers(&self) -> Result<BTreeMap<Scope, Breaker>>;
+
+    /// Changes a breaker. A new one is not kept. Returns it as it is then.
+    async fn change_breaker(&self, scope: &Scope, change: ChangeBreaker) -> Result<Breaker>;
 
     /// Takes or keeps the lease of a loop for `ttl`. Returns its term, which rises with every new holder; `None` while
     /// another holds it.
@@ -502,8 +526,8 @@ pub trait Store: Send + Sync + 'static {
     /// The audit log, newest first; at most `limit` lines of it.
     async fn audit(&self, audience: &Audience, wanted: &ListAudit) -> Result<Vec<AuditLine>>;
 
-    /// Deletes what has outlived its retention: idempotency keys (24 h), events and lost workers that hold nothing
-    /// (7 days), expired tokens and certificates.
+    /// Deletes what has outlived its retention: idempotency keys (24 h), events, breakers and lost workers that hold
+    /// nothing (7 days), expired tokens and certificates.
     async fn sweep(&self) -> Result<()>;
 
     /// Whether the store answers: for `/ready`.

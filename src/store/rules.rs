@@ -8,6 +8,7 @@ use ado_proto::{Audience, Epoch, Incarnation, Namespace, TaskId, Timestamp};
 
 use super::{Error, Lease, Renewal, Row, Token, TokenRefusal, Worker};
 use crate::env::Env;
+use crate::task::{Breaker, Scope};
 
 /// A new generation id: random, not zero, and small enough for a signed column.
 pub(super) fn generation(env: &Env) -> u64 {
@@ -22,6 +23,22 @@ pub(super) fn sees(audience: &Audience, namespace: &Namespace) -> bool {
         Audience::Everywhere => true,
         Audience::Namespace(own) => own == namespace,
     }
+}
+
+/// A breaker as it is kept, and back.
+pub(super) fn encode_breaker(breaker: &Breaker) -> String {
+    serde_json::to_string(breaker).expect("a breaker is numbers and texts")
+}
+
+pub(super) fn decode_breaker(scope: &str, breaker: &str) -> super::Result<(Scope, Breaker)> {
+    let damaged = |error: &dyn std::fmt::Display| Error::Damaged(format!("the breaker of {scope}: {error}"));
+    let breaker = serde_json::from_str::<Breaker>(breaker).map_err(|error| damaged(&error))?;
+    Ok((scope.parse::<Scope>().map_err(|error| damaged(&error))?, breaker))
+}
+
+/// Whether a task is in the dead letter.
+pub(super) fn is_dead(row: &Row) -> bool {
+    crate::task::settle(&row.task, row.settled).is_ok()
 }
 
 /// Whether a reader may see an event. What belongs to no namespace is about the mesh itself: for administrators.

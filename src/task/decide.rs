@@ -3,16 +3,20 @@
 use std::time::Duration;
 
 use ado_proto::record::{
-    Assigned, Body, Desired, DesiredChanged, Ended, FIRST_BULK_KIND, Loss, Outcome, Record, Requeued, Submitted,
-    WorkerLost,
+    Assigned, Body, Desired, DesiredChanged, Ended, Expired, FIRST_BULK_KIND, Loss, Outcome, Record, Requeued,
+    Submitted, WorkerLost,
 };
-use ado_proto::spec::{Exit, Resource};
+use ado_proto::request::Settled;
+use ado_proto::spec::{Exit, Limit, Resource, TaskSpec, span};
 use ado_proto::{Epoch, Origin, Seq, TaskId, Timestamp};
 
 use super::{FoldError, Holder, Policy, State, Task, backoff};
 
 /// Most bytes of a worker's own words in the records that conclude an attempt. Its `Exited` record has all of them.
 const MAX_ERROR: usize = 4096;
+
+/// Longest wait that somebody may ask for because something is away.
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(24 * 3600);
 
 /// First wait after a task lost a worker for the second time.
 const LOSS_BASE: Duration = Duration::from_millis(100);
@@ -54,6 +58,8 @@ pub enum Command {
         /// Whether it counts against the task.
         charged: bool,
     },
+    /// A limit of time is over; see [`Task::expires`].
+    Expire,
 }
 
 /// Why a command changes nothing.
@@ -91,6 +97,15 @@ pub enum Refusal {
     /// A cancelled task cannot be wanted otherwise.
     #[error("being cancelled")]
     Cancelling,
+    /// No limit of time is over.
+    #[error("no limit of its time is over")]
+    NotExpired,
+    /// It has not ended.
+    #[error("not over yet")]
+    NotOver,
+    /// It has been taken out of the dead letter.
+    #[error("{}", settled_words(*.0))]
+    Settled(Settled),
     /// The log is not what it should be.
     #[error(transparent)]
     Fold(#[from] FoldError),
@@ -101,6 +116,13 @@ fn outcome_word(outcome: Outcome) -> &'static str {
         Outcome::Completed => "completed",
         Outcome::Failed => "failed",
         Outcome::Cancelled => "cancelled",
+    }
+}
+
+fn settled_words(settled: Settled) -> String {
+    match settled {
+        Settled::Retried(task) => format!("already done again as {}", task.short()),
+        Settled::Purged => "already purged".into(),
     }
 }
 
@@ -125,7 +147,7 @@ impl Decision {
         Ok(())
     }
 
-    fn own(&mut self, now: Timestamp, body: impl Into<Body>) -> Result<(), Refusal> {
+    pub(super) fn own(&mut self, now: Timestamp, body: impl Into<Body>) -> Result<(), Refusal> {
         self.push(Origin::Controller, now, body)
     }
 }
@@ -153,6 +175,7 @@ pub fn decide(
         Command::Append { epoch, first, bodies } => append(task, epoch, first, bodies, now, policy, jitter),
         Command::Desire { desired, by, force } => desire(task, desired, by, force, now),
         Command::Lose { epoch, why, charged } => lose(task, epoch, why, charged, now, policy),
+        Command::Expire => expire(task, now, policy, jitter),
     }
 }
 
@@ -245,14 +268,27 @@ fn conclude(
     if exit.is_success() {
         return decision.own(now, Ended { outcome: Outcome::Completed, exit: Some(exit), error: None });
     }
-    let error = describe(&exit);
-    let permanent = matches!(exit, Exit::NotStarted { permanent: true, .. });
-    // That a worker lost hold of it is no answer of the agent's: it is tried again as often as after a worker's death.
+    let error = describe(&exit, &task.spec);
+    if let Exit::Unavailable { retry_after_ms, .. } = &exit {
+        // Nobody's attempt: what it needs is away. It comes back later each time, and not before it is said to be of use.
+        let wait = backoff(policy.backoff_base, policy.backoff_cap, task.deferrals, jitter);
+        let wait = wait.max(Duration::from_millis(retry_after_ms.unwrap_or(0)).min(MAX_RETRY_AFTER));
+        return decision.own(now, Requeued { not_before: now.after(wait), charged: false, why: error });
+    }
+    let hopeless = match &exit {
+        Exit::NotStarted { permanent, .. } => *permanent,
+        Exit::TimedOut(limit) => !limit.is_retryable(),
+        Exit::Hopeless { .. } => true,
+        _ => false,
+    };
+    // What its worker could not do is no answer of the agent's: it is tried again as often as after a worker's death.
     let retries = match exit {
-        Exit::Lost { .. } => task.spec.max_retries.max(policy.max_charged_losses.saturating_sub(1)),
+        Exit::Lost { .. } | Exit::NotStarted { .. } => {
+            task.spec.max_retries.max(policy.max_charged_losses.saturating_sub(1))
+        }
         _ => task.spec.max_retries,
     };
-    if permanent || task.failures >= retries {
+    if hopeless || task.failures >= retries {
         return decision.own(now, Ended { outcome: Outcome::Failed, exit: Some(exit), error: Some(error) });
     }
     let wait = backoff(policy.backoff_base, policy.backoff_cap, task.failures, jitter);
@@ -261,7 +297,10 @@ fn conclude(
 
 /// Keeps a worker's words to a length that is fit for a row, and for a record that holds them twice.
 fn shorten(exit: &mut Exit) {
-    if let Exit::NotStarted { error, .. } | Exit::Lost { error } = exit
+    if let Exit::NotStarted { error, .. }
+    | Exit::Lost { error }
+    | Exit::Unavailable { what: error, .. }
+    | Exit::Hopeless { error, .. } = exit
         && error.len() > MAX_ERROR
     {
         error.truncate(error.floor_char_boundary(MAX_ERROR));
@@ -269,14 +308,24 @@ fn shorten(exit: &mut Exit) {
     }
 }
 
-fn describe(exit: &Exit) -> String {
+fn describe(exit: &Exit, spec: &TaskSpec) -> String {
     match exit {
         Exit::Code(code) => format!("exited with code {code}"),
         Exit::Signal(signal) => format!("killed by signal {signal}"),
-        Exit::TimedOut => "ran longer than its time limit".into(),
+        Exit::TimedOut(limit) => {
+            let long = spec.limit(*limit).map_or_else(|| "its limit".into(), span);
+            match limit {
+                Limit::Attempt => format!("timed out: ran for {long}"),
+                Limit::SetUp => format!("timed out: not started within {long}"),
+                Limit::Silence => format!("timed out: silent for {long}"),
+                Limit::Total => format!("timed out: not over within {long} of its submission"),
+            }
+        }
         Exit::Cancelled => "was stopped".into(),
         Exit::NotStarted { error, .. } => format!("could not be started: {error}"),
         Exit::Lost { error } => format!("its worker lost hold of it: {error}"),
+        Exit::Unavailable { what, .. } => format!("not available: {what}"),
+        Exit::Hopeless { error, .. } => error.clone(),
         Exit::OutOfMemory { limit } => {
             format!("killed: it used more than its {} of memory", Resource::Memory.amount(*limit))
         }
@@ -332,5 +381,14 @@ fn lose(
         };
         decision.own(now, Requeued { not_before: now.after(wait), charged: false, why: why.into() })?;
     }
+    Ok(decision)
+}
+
+/// The controller's own limits. Whoever holds the task holds it no more.
+fn expire(task: &Task, now: Timestamp, policy: &Policy, jitter: f64) -> Result<Decision, Refusal> {
+    let Some((_, limit)) = task.expires().filter(|(at, _)| *at <= now) else { return Err(Refusal::NotExpired) };
+    let mut decision = Decision::from(task);
+    decision.own(now, Expired { limit })?;
+    conclude(&mut decision, Exit::TimedOut(limit), now, policy, jitter)?;
     Ok(decision)
 }

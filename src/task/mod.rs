@@ -1,11 +1,13 @@
 //! What a task is and how it changes. A task is a log: its state is the fold of its records.
 //!
-//! Owns: states, the conflict table, retry arithmetic.
+//! Owns: states, the conflict table, retry arithmetic, the dead letter, circuit breakers.
 //! Must never know: stores, networks, the clock, a generator of random numbers. Callers pass `now` and a jitter.
 //!
 //! Two functions carry it all: [`decide()`] turns a command into records or a [`Refusal`]; [`Task::apply`] folds one record.
 //! A decision's new state *is* the fold of its records, so the row a store keeps beside the log cannot differ from it.
 
+mod breaker;
+mod dead;
 mod decide;
 mod retry;
 #[cfg(test)]
@@ -15,10 +17,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ado_proto::record::{Body, Desired, Member, Outcome, Progress, Record};
-use ado_proto::spec::{Exit, TaskSpec};
+use ado_proto::spec::{Exit, Limit, TaskSpec};
 use ado_proto::{CheckpointId, Epoch, Namespace, Offset, Origin, Seq, TaskId, Timestamp, WorkerId};
 use serde::{Deserialize, Serialize};
 
+pub use ado_proto::request::Settled;
+pub use breaker::{Breaker, BreakerPolicy, Gate, Open, Scope, Signal};
+pub use dead::{again, settle};
 pub use decide::{Command, Decision, Refusal, decide, submit};
 pub use retry::backoff;
 
@@ -73,6 +78,23 @@ pub struct Task {
     pub started_at: Option<Timestamp>,
     /// When it ended.
     pub ended_at: Option<Timestamp>,
+    /// The task that it does again.
+    pub retry_of: Option<TaskId>,
+    /// Attempts that did not count, since what they needed was not to be had.
+    pub deferrals: u32,
+    /// For the limits that are not its worker's to measure.
+    pub times: Times,
+}
+
+/// What limits of time are counted with, all on the store's clock.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Times {
+    /// The last assignment; later by as long as it has been paused since, before its agent ran.
+    pub assigned_at: Option<Timestamp>,
+    /// Since when it is paused.
+    pub paused_at: Option<Timestamp>,
+    /// How long it was paused before.
+    pub paused_for: Duration,
 }
 
 /// A worker, as a log names it.
@@ -154,11 +176,18 @@ pub struct Policy {
     pub backoff_cap: Duration,
     /// This many charged losses end a task.
     pub max_charged_losses: u32,
+    /// When workers, and what agents need, are left alone for a while.
+    pub breaker: BreakerPolicy,
 }
 
 impl Default for Policy {
     fn default() -> Self {
-        Self { backoff_base: Duration::from_secs(1), backoff_cap: Duration::from_secs(300), max_charged_losses: 3 }
+        Self {
+            backoff_base: Duration::from_secs(1),
+            backoff_cap: Duration::from_secs(300),
+            max_charged_losses: 3,
+            breaker: BreakerPolicy::USUAL,
+        }
     }
 }
 
@@ -234,6 +263,9 @@ impl Task {
             created_at: record.time,
             started_at: None,
             ended_at: None,
+            retry_of: None,
+            deferrals: 0,
+            times: Times::default(),
         })
     }
 
@@ -259,9 +291,24 @@ impl Task {
             (_, Origin::Worker { seq, .. }) => self.next_seq = seq.next(),
             (_, Origin::Controller) => {}
         }
+        let was_paused = self.is_paused();
         self.fold(record);
+        self.count(was_paused, record.time);
         self.next_offset = record.offset.next();
         Ok(())
+    }
+
+    /// While it is paused, no limit's time runs.
+    fn count(&mut self, was_paused: bool, now: Timestamp) {
+        match (was_paused, self.is_paused()) {
+            (false, true) => self.times.paused_at = Some(now),
+            (true, false) => {
+                let paused = self.times.paused_at.take().map_or(Duration::ZERO, |at| now.since(at));
+                self.times.paused_for += paused;
+                self.times.assigned_at = self.times.assigned_at.map(|at| at.after(paused));
+            }
+            (false, false) | (true, true) => {}
+        }
     }
 
     fn fold(&mut self, record: &Record) {
@@ -272,6 +319,7 @@ impl Task {
                 self.next_seq = Seq(0);
                 self.agent_started = false;
                 self.progress = None;
+                self.times.assigned_at = Some(record.time);
                 self.state = State::Starting;
             }
             Body::Started(_) => {
@@ -301,6 +349,8 @@ impl Task {
             Body::Requeued(requeued) => {
                 if requeued.charged {
                     self.failures = self.failures.saturating_add(1);
+                } else if matches!(self.state, State::Exited(_)) {
+                    self.deferrals = self.deferrals.saturating_add(1);
                 }
                 self.state = State::Queued { not_before: requeued.not_before };
             }
@@ -309,6 +359,8 @@ impl Task {
                 self.state =
                     State::Ended { outcome: ended.outcome, exit: ended.exit.clone(), error: ended.error.clone() };
             }
+            Body::Expired(expired) => self.state = State::Exited(Exit::TimedOut(expired.limit)),
+            Body::Retries(retries) => self.retry_of = Some(retries.task),
             Body::Checkpointed(_) => self.checkpoint = Checkpoint::of(record),
             Body::Progress(progress) => {
                 self.progress.get_or_insert_default().take(progress);
@@ -337,16 +389,42 @@ impl Task {
         matches!(self.state, State::Starting | State::Running | State::Paused)
     }
 
+    /// Whether it stands still because a user asked.
+    pub fn is_paused(&self) -> bool {
+        matches!((&self.state, self.desired), (State::Queued { .. }, Desired::Paused) | (State::Paused, _))
+    }
+
+    /// When the first limit is over that a controller measures, if nothing happens until then: the agent's own time is its
+    /// worker's to measure while it runs.
+    pub fn expires(&self) -> Option<(Timestamp, Limit)> {
+        if self.is_paused() || self.desired == Desired::Cancelled {
+            return None;
+        }
+        let total = || Some((self.total_ends()?, Limit::Total));
+        let set_up = || Some((self.times.assigned_at?.after(self.spec.limit(Limit::SetUp)?), Limit::SetUp));
+        match self.state {
+            State::Queued { .. } => total(),
+            State::Starting => total().into_iter().chain(set_up()).min_by_key(|(at, _)| *at),
+            _ => None,
+        }
+    }
+
+    /// When the time it may take as a whole is over, if it is not paused until then.
+    pub fn total_ends(&self) -> Option<Timestamp> {
+        Some(self.created_at.after(self.spec.limit(Limit::Total)?).after(self.times.paused_for))
+    }
+
     /// The word people see: a queued task that shall be paused is paused.
     pub fn state_word(&self) -> &'static str {
-        match (&self.state, self.desired) {
-            (State::Queued { .. }, Desired::Paused) | (State::Paused, _) => "paused",
-            (State::Queued { .. } | State::Lost, _) => "queued",
-            (State::Starting, _) => "starting",
-            (State::Running | State::Exited(_), _) => "running",
-            (State::Ended { outcome: Outcome::Completed, .. }, _) => "completed",
-            (State::Ended { outcome: Outcome::Failed, .. }, _) => "failed",
-            (State::Ended { outcome: Outcome::Cancelled, .. }, _) => "cancelled",
+        match &self.state {
+            State::Queued { .. } if self.is_paused() => "paused",
+            State::Paused => "paused",
+            State::Queued { .. } | State::Lost => "queued",
+            State::Starting => "starting",
+            State::Running | State::Exited(_) => "running",
+            State::Ended { outcome: Outcome::Completed, .. } => "completed",
+            State::Ended { outcome: Outcome::Failed, .. } => "failed",
+            State::Ended { outcome: Outcome::Cancelled, .. } => "cancelled",
         }
     }
 }

@@ -4,7 +4,7 @@ use ado_proto::record::{
     Body, Desired, Ended, Exited, FIRST_BULK_KIND, Loss, Note, Outcome, Output, Paused, Record, Resumed, Started,
     Stream, Submitted, Truncated, decode_all, encode_all,
 };
-use ado_proto::spec::{Containment, Exit, Input, TaskSpec};
+use ado_proto::spec::{Containment, Exit, Input, Limit, TaskSpec};
 use ado_proto::{Epoch, Namespace, Offset, Origin, Seq, TaskId, Timestamp, WorkerId};
 use bytes::Bytes;
 use proptest::prelude::*;
@@ -35,11 +35,20 @@ enum Event {
     Duplicate,
     /// An append that leaves out a seq.
     Gap,
+    /// The worker says that the time for the whole was over.
+    RanOut,
+    /// What the agent needs is away.
+    Away,
+    /// A controller looks whether a limit of time is over.
+    Expire,
+    /// From the dead letter: again, and out.
+    Again,
+    Purge,
 }
 
 use Event::*;
 
-const ALL: [Event; 17] = [
+const ALL: [Event; 22] = [
     Claim,
     Started,
     Output,
@@ -57,18 +66,36 @@ const ALL: [Event; 17] = [
     Stale,
     Duplicate,
     Gap,
+    RanOut,
+    Away,
+    Expire,
+    Again,
+    Purge,
 ];
 
 /// Those that move a task along, for longer orders.
-const CORE: [Event; 8] = [Claim, Started, ExitedOk, ExitedFail, Pause, Resume, Cancel, LoseCharged];
+const CORE: [Event; 9] = [Claim, Started, ExitedOk, ExitedFail, Pause, Resume, Cancel, LoseCharged, Expire];
 
-const POLICY: Policy =
-    Policy { backoff_base: Duration::from_secs(1), backoff_cap: Duration::from_secs(3), max_charged_losses: 2 };
+const POLICY: Policy = Policy {
+    backoff_base: Duration::from_secs(1),
+    backoff_cap: Duration::from_secs(3),
+    max_charged_losses: 2,
+    breaker: BreakerPolicy::USUAL,
+};
 const MAX_RETRIES: u32 = 1;
 const STEP: Duration = Duration::from_millis(700);
+/// Over with the second step after a claim.
+const SET_UP: Duration = Duration::from_millis(1300);
+/// Over with the seventh step.
+const TOTAL: Duration = Duration::from_millis(4500);
 
 fn submitted() -> Submitted {
-    let spec = TaskSpec { max_retries: MAX_RETRIES, ..TaskSpec::new("shell", Input::Text("true".into())) };
+    let spec = TaskSpec {
+        max_retries: MAX_RETRIES,
+        setup_limit_ms: Some(SET_UP.as_millis() as u64),
+        total_limit_ms: Some(TOTAL.as_millis() as u64),
+        ..TaskSpec::new("shell", Input::Text("true".into()))
+    };
     Submitted { namespace: Namespace::default(), owner: "user/ann".into(), name: None, group: None, spec }
 }
 
@@ -109,6 +136,11 @@ struct Model {
     failures: u32,
     charged: u32,
     uncharged: u32,
+    /// How long it has been, while it was not paused.
+    alive: Duration,
+    /// How long its agent has not run since the claim, while it was not paused.
+    setting_up: Duration,
+    settled: bool,
 }
 
 impl Model {
@@ -121,15 +153,47 @@ impl Model {
         failures: 0,
         charged: 0,
         uncharged: 0,
+        alive: Duration::ZERO,
+        setting_up: Duration::ZERO,
+        settled: false,
     };
 
     fn held(&self) -> bool {
         matches!(self.place, Place::Starting | Place::Running | Place::Frozen)
     }
 
+    fn paused(&self) -> bool {
+        self.place == Place::Frozen || self.place == Place::Queued && self.desired == Desired::Paused
+    }
+
+    /// Which limit was over first, if one is.
+    fn expired(&self) -> Option<Limit> {
+        let waits = matches!(self.place, Place::Queued | Place::Starting);
+        if !waits || self.paused() || self.desired == Desired::Cancelled {
+            return None;
+        }
+        let since = |spent: Duration, limit| spent.checked_sub(limit);
+        let set_up = since(self.setting_up, SET_UP).filter(|_| self.place == Place::Starting);
+        match (since(self.alive, TOTAL), set_up) {
+            (Some(total), Some(set_up)) if set_up > total => Some(Limit::SetUp),
+            (Some(_), _) => Some(Limit::Total),
+            (None, set_up) => set_up.map(|_| Limit::SetUp),
+        }
+    }
+
+    fn fail(&mut self, again: bool) {
+        let again = again && self.failures < MAX_RETRIES;
+        self.failures += u32::from(again);
+        self.place = if again { Place::Queued } else { Place::Over(Outcome::Failed) };
+    }
+
     /// Carries the event out; `false` when it must be refused.
     fn step(&mut self, event: Event, due: bool) -> bool {
         let held = self.held();
+        if !self.paused() {
+            self.alive += STEP;
+            self.setting_up += STEP;
+        }
         match event {
             Claim => {
                 let takes = self.place == Place::Queued && self.desired == Desired::Running && due;
@@ -137,6 +201,7 @@ impl Model {
                     self.place = Place::Starting;
                     self.epoch += 1;
                     self.started = false;
+                    self.setting_up = Duration::ZERO;
                 }
                 takes
             }
@@ -148,15 +213,26 @@ impl Model {
                 true
             }
             Output => held,
-            ExitedOk | ExitedFail | NeverStarts if held => {
-                self.place = match (self.desired, event) {
-                    (Desired::Cancelled, _) => Place::Over(Outcome::Cancelled),
-                    (_, ExitedOk) => Place::Over(Outcome::Completed),
-                    (_, ExitedFail) if self.failures < MAX_RETRIES => Place::Queued,
-                    _ => Place::Over(Outcome::Failed),
-                };
-                self.failures += u32::from(self.place == Place::Queued);
+            ExitedOk | ExitedFail | NeverStarts | RanOut | Away if held => {
+                match (self.desired, event) {
+                    (Desired::Cancelled, _) => self.place = Place::Over(Outcome::Cancelled),
+                    (_, ExitedOk) => self.place = Place::Over(Outcome::Completed),
+                    (_, Away) => self.place = Place::Queued,
+                    _ => self.fail(event == ExitedFail),
+                }
                 true
+            }
+            Expire => match self.expired() {
+                Some(limit) => {
+                    self.fail(limit == Limit::SetUp);
+                    true
+                }
+                None => false,
+            },
+            Again | Purge => {
+                let takes = self.place == Place::Over(Outcome::Failed) && !self.settled;
+                self.settled |= takes;
+                takes
             }
             Frozen if held && self.place != Place::Frozen => {
                 self.place = Place::Frozen;
@@ -206,13 +282,14 @@ struct Run {
     model: Model,
     now: Timestamp,
     last: Option<Command>,
+    settled: Option<Settled>,
 }
 
 impl Run {
     fn new() -> Self {
         let now = Timestamp(1_000_000);
         let decision = submit(TaskId(Uuid::from_u128(1)), submitted(), now);
-        Self { task: decision.task, log: decision.records, model: Model::NEW, now, last: None }
+        Self { task: decision.task, log: decision.records, model: Model::NEW, now, last: None, settled: None }
     }
 
     fn after(events: &[Event]) -> Self {
@@ -243,6 +320,10 @@ impl Run {
             Kill => desire(Desired::Cancelled, true),
             LoseCharged => lose(true),
             LoseUncharged => lose(false),
+            RanOut => append(vec![exited(Exit::TimedOut(Limit::Total))]),
+            Away => append(vec![exited(Exit::Unavailable { what: "quota".into(), retry_after_ms: None })]),
+            Expire => Command::Expire,
+            Again | Purge => panic!("{event:?} is not for the log"),
             Stale => Command::Append {
                 epoch: Epoch(self.task.epoch.0.saturating_sub(1)),
                 first: Seq(0),
@@ -260,6 +341,9 @@ impl Run {
     /// Does one event and checks everything that must hold.
     fn step(&mut self, event: Event, jitter: f64) {
         self.now = self.now.after(STEP);
+        if let Again | Purge = event {
+            return self.settle(event);
+        }
         let command = self.command(event);
         let before = self.task.clone();
         let due = !matches!(before.state, State::Queued { not_before } if not_before > self.now);
@@ -281,6 +365,29 @@ impl Run {
         }
         self.check_state(&before);
         check_log(&self.log, &self.task);
+    }
+
+    /// What becomes of a task after its end changes nothing of it, and happens once.
+    fn settle(&mut self, event: Event) {
+        let takes = self.model.step(event, false);
+        let settled = settle(&self.task, self.settled);
+        assert_eq!(settled.is_ok(), takes, "{settled:?}");
+        if settled.is_err() {
+            return;
+        }
+        let id = TaskId(Uuid::from_u128(2));
+        self.settled = Some(if event == Purge { Settled::Purged } else { Settled::Retried(id) });
+        for fresh in [false, true] {
+            let new = again(&self.task, id, self.task.group, "user/bob".into(), fresh, self.now).expect("a new task");
+            check_log(&new.records, &new.task);
+            let new = new.task;
+            assert_eq!((new.attempt(), new.epoch, new.retry_of), (1, Epoch(0), Some(self.task.id)));
+            assert_eq!((&new.spec, &new.owner, &new.name), (&self.task.spec, &self.task.owner, &self.task.name));
+            assert_eq!(new.total_ends(), Some(self.now.after(TOTAL)), "its time begins anew");
+            let data = |task: &Task| task.checkpoint.as_ref().map(|checkpoint| checkpoint.data.clone());
+            assert_eq!(data(&new), data(&self.task).filter(|_| !fresh));
+            assert!(decide(&new, Command::Claim { worker: holder() }, self.now, &POLICY, 0.5).is_ok());
+        }
     }
 
     fn check_state(&self, before: &Task) {
@@ -327,9 +434,10 @@ fn check_refusal(before: &Task, event: Event, refusal: &Refusal) {
         (Duplicate, Refusal::Known | Refusal::Stale { .. }) => true,
         // Nothing came before the first epoch: this is then just an append nobody may make.
         (Stale, Refusal::Stale { current, .. }) => *current == before.epoch,
+        (Expire, Refusal::NotExpired) => true,
         (Gap, Refusal::Gap { expected }) => before.is_held() && *expected == before.next_seq,
         (Started | Frozen | Thawed, Refusal::Misplaced(_)) => before.is_held(),
-        (Claim | Pause | Resume | Cancel | Kill | Duplicate | Stale, _) => false,
+        (Claim | Pause | Resume | Cancel | Kill | Duplicate | Stale | Expire, _) => false,
         (_, Refusal::Stale { .. }) => !before.is_held(),
         _ => false,
     };
@@ -380,13 +488,15 @@ fn explore(run: &Run, events: &[Event], depth: usize, path: &mut Vec<Event>) {
 
 #[test]
 fn all_short_orders_obey_the_table() {
-    let beginnings: [&[Event]; 6] = [
+    let beginnings: [&[Event]; 8] = [
         &[],
         &[Claim],
         &[Claim, Started],
         &[Claim, Started, Pause, Frozen],
         &[Claim, Started, ExitedFail, Claim, Started],
         &[Claim, Started, LoseCharged, Claim, Cancel],
+        &[Claim, Pause, Frozen, Output, Resume, Thawed],
+        &[Claim, NeverStarts],
     ];
     for beginning in beginnings {
         explore(&Run::after(beginning), &ALL, 4, &mut beginning.to_vec());
@@ -541,4 +651,105 @@ fn the_fold_refuses_what_cannot_follow() {
     assert_eq!(refused(3, at(0, 1), output()), FoldError::Origin { epoch: Epoch(0), seq: Seq(1) });
     let again = run.log[1].body.clone();
     assert_eq!(refused(3, Origin::Controller, again), FoldError::Epoch { found: Epoch(1), current: Epoch(1) });
+}
+
+/// The exit of a started attempt, and what it says then.
+fn concluded(spec: impl FnOnce(&mut TaskSpec), exit: Exit) -> Task {
+    let mut run = Run::after(&[Claim, Started]);
+    spec(&mut run.task.spec);
+    append(&run, 1, vec![exited(exit)]).expect("an exit").task
+}
+
+fn error_of(task: &Task) -> &str {
+    match &task.state {
+        State::Ended { outcome: Outcome::Failed, error: Some(error), .. } => error,
+        state => panic!("{state:?} is no failure"),
+    }
+}
+
+#[test]
+fn every_limit_is_reported_as_such_and_the_total_is_final() {
+    for (limit, words) in [
+        (Limit::Attempt, "timed out: ran for 1h"),
+        (Limit::SetUp, "timed out: not started within 5m"),
+        (Limit::Silence, "timed out: silent for 10m"),
+        (Limit::Total, "timed out: not over within 90s of its submission"),
+    ] {
+        let spec = |max_retries| {
+            move |spec: &mut TaskSpec| {
+                spec.max_retries = max_retries;
+                spec.time_limit_ms = Some(3_600_000);
+                spec.setup_limit_ms = Some(300_000);
+                spec.silence_limit_ms = Some(600_000);
+                spec.total_limit_ms = Some(90_000);
+            }
+        };
+        assert_eq!(error_of(&concluded(spec(0), Exit::TimedOut(limit))), words);
+        let again = concluded(spec(9), Exit::TimedOut(limit));
+        assert_eq!(again.is_ended(), limit == Limit::Total, "{limit:?}");
+        assert_eq!(limit.is_retryable(), !again.is_ended());
+    }
+}
+
+#[test]
+fn what_says_that_it_is_hopeless_is_not_tried_again() {
+    let hopeless = Exit::Hopeless { error: "the input is no JSON".into(), code: 1 };
+    assert_eq!(error_of(&concluded(|spec| spec.max_retries = 9, hopeless)), "the input is no JSON");
+}
+
+#[test]
+fn what_is_away_costs_no_attempt_and_is_asked_for_less_and_less() {
+    let mut run = Run::after(&[Claim, Started]);
+    run.task.spec.max_retries = 0;
+    run.task.spec.total_limit_ms = None;
+    let mut waits = Vec::new();
+    for retry_after_ms in [None, None, None, Some(60_000), Some(u64::MAX)] {
+        (run.task.state, run.task.next_seq) = (State::Running, Seq(1));
+        let away = Exit::Unavailable { what: "quota".into(), retry_after_ms };
+        let command = Command::Append { epoch: run.task.epoch, first: Seq(1), bodies: vec![exited(away)] };
+        run.task = decide(&run.task, command, run.now, &POLICY, 0.999_999).expect("an exit").task;
+        let State::Queued { not_before } = run.task.state else { panic!("it is tried again") };
+        waits.push(not_before.since(run.now).as_secs_f64().round());
+        assert_eq!((run.task.attempt(), run.task.failures), (1, 0));
+    }
+    assert_eq!(waits, [1.0, 2.0, 3.0, 60.0, 86_400.0], "and never for more than a day");
+}
+
+#[test]
+fn what_a_worker_could_not_start_may_start_elsewhere() {
+    let mut run = Run::after(&[Claim]);
+    run.task.spec.max_retries = 0;
+    let full = || exited(Exit::NotStarted { error: "no space left on device".into(), permanent: false });
+    for left in (0..POLICY.max_charged_losses).rev() {
+        (run.task.state, run.task.next_seq) = (State::Starting, Seq(0));
+        run.task = append(&run, 0, vec![full()]).expect("an exit").task;
+        assert_eq!(run.task.is_ended(), left == 0, "{left} tries left");
+    }
+}
+
+#[test]
+fn no_time_runs_while_it_is_paused() {
+    let mut task = Run::after(&[]).task;
+    (task.spec.setup_limit_ms, task.spec.total_limit_ms) = (Some(10_000), Some(100_000));
+    let submitted_at = task.created_at;
+    let at = |seconds| submitted_at.after(Duration::from_secs(seconds));
+    let mut next = |seconds, command| {
+        task = decide(&task, command, at(seconds), &POLICY, 0.5).expect("nothing stands against it").task;
+        task.expires().map(|(end, limit)| (end.since(submitted_at).as_secs(), limit))
+    };
+    let desire = |desired| Command::Desire { desired, by: "user/ann".into(), force: false };
+    let say = |first, body| Command::Append { epoch: Epoch(1), first: Seq(first), bodies: vec![body] };
+    assert_eq!(next(10, desire(Desired::Paused)), None);
+    assert_eq!(next(30, desire(Desired::Running)), Some((120, Limit::Total)), "paused for 20 s");
+    assert_eq!(next(40, Command::Claim { worker: holder() }), Some((50, Limit::SetUp)));
+    assert_eq!(next(44, desire(Desired::Paused)), Some((50, Limit::SetUp)), "it is not frozen yet");
+    assert_eq!(next(45, say(0, Paused { generation: 3 }.into())), None);
+    assert_eq!(next(60, desire(Desired::Running)), None, "it is still frozen");
+    assert_eq!(next(65, say(1, Resumed { generation: 4 }.into())), Some((70, Limit::SetUp)), "5 s are left");
+    assert_eq!(next(66, say(2, started())), None, "its worker measures now");
+    assert_eq!(
+        next(67, Command::Lose { epoch: Epoch(1), why: Loss::Silent, charged: false }),
+        Some((140, Limit::Total))
+    );
+    assert_eq!(next(68, desire(Desired::Cancelled)), None);
 }

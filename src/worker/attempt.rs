@@ -15,7 +15,7 @@ use ado_proto::Seq;
 use ado_proto::inside::{CHECKPOINT, SOCKET};
 use ado_proto::record::{Body, Exited, Started};
 use ado_proto::session::Assignment;
-use ado_proto::spec::{Containment, Exit};
+use ado_proto::spec::{Containment, Exit, Limit};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 
@@ -26,6 +26,7 @@ use super::inside::{Reply, Server, Sockets, Voice};
 use super::keeper::Keeper;
 use super::outbox::SharedOutbox;
 use super::pipes::{Mark, Pipes};
+use super::silence::Silence;
 use super::{former, removal};
 use crate::agents::{self, Plan};
 use crate::env::Env;
@@ -227,6 +228,7 @@ impl Attempt {
             env: environment(&self.place, server.map(Server::path), &self.assignment),
             cwd: cwd.display().to_string(),
             time_limit_ms: self.assignment.spec.time_limit_ms,
+            total_left_ms: self.assignment.total_left_ms,
             lease: self.orders.borrow().lease,
             containment: self.place.containment,
             limits: self.assignment.spec.resources,
@@ -265,6 +267,7 @@ struct Agent<'a> {
     /// The one thing it said whose turn has not come.
     due: Option<Due>,
     guard_lives: bool,
+    silence: Silence,
     /// Set by the end of the guard.
     close_pipes_at: Option<Instant>,
 }
@@ -284,6 +287,7 @@ enum Step {
     Told((Body, Option<Reply>)),
     Output(Option<ado_proto::record::Output>),
     PipesLate,
+    Silent,
 }
 
 impl<'a> Agent<'a> {
@@ -299,6 +303,7 @@ impl<'a> Agent<'a> {
             voice,
             due: None,
             guard_lives: true,
+            silence: Silence::new(attempt.assignment.spec.limit(Limit::Silence)),
             close_pipes_at: None,
         }
     }
@@ -322,12 +327,27 @@ impl<'a> Agent<'a> {
                 Step::Said(Some(report)) => {
                     self.begun = true;
                     reported |= matches!(report, FromGuard::Exited(_) | FromGuard::NotStarted { .. });
+                    match &report {
+                        FromGuard::Started { .. } | FromGuard::Thawed { .. } => self.silence.runs(Instant::now()),
+                        _ => self.silence.stands(Instant::now()),
+                    }
                     self.backlog.extend(course.hear(report));
                 }
                 Step::Said(None) => self.guard_died(reported).await,
-                Step::Room => {}
-                Step::Told((body, reply)) => self.due = Some(Due { after: self.pipes.mark(), body, reply }),
-                Step::Output(output) => self.backlog.extend(output.map(Body::from)),
+                // What it could not say meanwhile is no silence.
+                Step::Room => self.silence.broken(Instant::now()),
+                Step::Told((body, reply)) => {
+                    self.silence.broken(Instant::now());
+                    self.due = Some(Due { after: self.pipes.mark(), body, reply });
+                }
+                Step::Output(output) => {
+                    self.silence.broken(Instant::now());
+                    self.backlog.extend(output.map(Body::from));
+                }
+                Step::Silent => {
+                    self.silence.stands(Instant::now());
+                    self.tell(vec![ToGuard::TimeOut(Limit::Silence)]).await;
+                }
                 Step::PipesLate => {
                     self.close_pipes_at = None;
                     self.pipes.last_call();
@@ -343,12 +363,18 @@ impl<'a> Agent<'a> {
         }
         self.keeper.gone().await;
         let give_up = course.give_up();
-        self.backlog.extend(course.last_words());
+        let last = course.last_words().map(|body| match body {
+            Body::Exited(Exited { exit }) => Exited { exit: self.voice.judge(exit) }.into(),
+            other => other,
+        });
+        self.backlog.extend(last);
         (self.backlog, give_up)
     }
 
     async fn next(&mut self) -> Step {
         let late = self.close_pipes_at.unwrap_or_else(Instant::now);
+        let silence = self.silence.ends_at();
+        let silent = silence.unwrap_or(late);
         tokio::select! {
             biased;
             Ok(()) = self.orders.changed() => Step::Ordered,
@@ -360,6 +386,8 @@ impl<'a> Agent<'a> {
             output = self.pipes.next(), if self.begun && self.backlog.is_empty() && !self.pipes.is_ended() => {
                 Step::Output(output)
             }
+            // Last: what it has said is looked at before its silence.
+            () = sleep_until(silent), if silence.is_some() && self.backlog.is_empty() => Step::Silent,
         }
     }
 
@@ -493,6 +521,7 @@ mod tests {
             lease_ms: 1000,
             desired: Desired::Running,
             generation: 0,
+            total_left_ms: None,
         };
         let place = Place {
             executable: "/opt/ado".into(),

@@ -19,6 +19,7 @@ mod pipes;
 mod removal;
 mod roster;
 mod session;
+mod silence;
 pub mod spool;
 mod uplink;
 

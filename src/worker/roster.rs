@@ -234,6 +234,7 @@ mod tests {
             lease_ms: 20_000,
             desired: Desired::Running,
             generation: 0,
+            total_left_ms: None,
         }
     }
 

@@ -4,6 +4,7 @@ mod bench;
 mod cached;
 mod commands;
 mod completions;
+mod failures;
 mod groups;
 mod inside;
 mod mesh;
@@ -67,7 +68,7 @@ fn exit_codes_are_the_tasks_own() {
     let slow = env.ado(["run", "--time-limit", "300ms", "echo begun; sleep 600"]);
     slow.assert_code(124);
     assert_eq!(slow.stdout(), "begun\n");
-    assert!(slow.stderr().contains("ran longer than its time limit"), "{}", slow.stderr());
+    assert!(slow.stderr().contains("timed out: ran for 300ms"), "{}", slow.stderr());
     let missing = env.ado(["run", "--", "no-such-program"]);
     missing.assert_code(125);
     assert!(missing.stderr().contains("no-such-program"), "{}", missing.stderr());

@@ -2,10 +2,10 @@
 
 use ado::json::Events;
 use ado_proto::record::{
-    Assigned, Body, Checkpointed, Desired, DesiredChanged, Ended, Exited, Loss, Note, Outcome, Output, Paused,
-    Progress, Requeued, Resumed, Skipped, Started, Stream, Submitted, Truncated, WorkerLost,
+    Assigned, Body, Checkpointed, Desired, DesiredChanged, Ended, Exited, Expired, Loss, Note, Outcome, Output, Paused,
+    Progress, Requeued, Resumed, Retries, Skipped, Started, Stream, Submitted, Truncated, WorkerLost,
 };
-use ado_proto::spec::{Containment, Exit, Input, TaskSpec};
+use ado_proto::spec::{Containment, Exit, Input, Limit, TaskSpec};
 use ado_proto::{CheckpointId, Epoch, Namespace, Offset, Origin, Record, Seq, TaskId, Timestamp, WorkerId};
 use bytes::Bytes;
 use serde_json::{Value, json};
@@ -92,7 +92,9 @@ fn every_record_is_an_event_of_the_schema() {
     let exits = [
         Exit::Code(3),
         Exit::Signal(9),
-        Exit::TimedOut,
+        Exit::TimedOut(Limit::Silence),
+        Exit::Unavailable { what: "no".into(), retry_after_ms: Some(1) },
+        Exit::Hopeless { error: "no".into(), code: 2 },
         Exit::Cancelled,
         Exit::NotStarted { error: "no".into(), permanent: true },
         Exit::Lost { error: "no".into() },
@@ -116,6 +118,9 @@ fn every_record_is_an_event_of_the_schema() {
         Requeued { not_before: Timestamp(1), charged: true, why: "exited with code 3".into() }.into(),
         Truncated { from: Offset(1), to: Offset(2), bytes: 3 }.into(),
         Skipped { from: Offset(1), to: Offset(2), bytes: 3 }.into(),
+        Expired { limit: Limit::SetUp }.into(),
+        Retries { task, by: "user/ann".into() }.into(),
+        Checkpointed { id: CheckpointId(Uuid::from_u128(3)), data: "{}".into() }.into(),
         Note { text: "x".into() }.into(),
         Ended { outcome: Outcome::Completed, exit: Some(Exit::Code(0)), error: None }.into(),
         Ended { outcome: Outcome::Failed, exit: None, error: Some("gone".into()) }.into(),

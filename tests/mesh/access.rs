@@ -7,9 +7,9 @@ use ado::net::{Call, Error, Link};
 use ado_certs::{Ca, ClientTls, KeyRequest};
 use ado_proto::record::{Desired, Note};
 use ado_proto::request::{
-    CreateToken, Detach, Enrol, ErrorCode, EventsFrom, Follow, GetTasks, Hello, KNOWN, ListAudit, ListEvents,
-    ListTasks, ListTokens, ListWorkers, Renew, Request, RevokeIdentity, RevokeToken, SetDesired, StartAt, Submit,
-    TaskOutput, WorkerBounds, WorkerSession,
+    CreateToken, DeadOnes, Detach, Enrol, ErrorCode, EventsFrom, Follow, GetTasks, Hello, KNOWN, ListAudit, ListEvents,
+    ListTasks, ListTokens, ListWorkers, PurgeDead, Renew, Request, RetryDead, RevokeIdentity, RevokeToken, SetDesired,
+    StartAt, Submit, TaskOutput, WorkerBounds, WorkerSession,
 };
 use ado_proto::session::ToAttempt;
 use ado_proto::spec::Input;
@@ -184,6 +184,8 @@ async fn allowed(link: &Link, namespace: Option<&str>) -> Vec<&'static str> {
         GetTasks { reference: reference() };
         ListTasks { limit: 1, ..ListTasks::default() };
         SetDesired { reference: reference(), desired: Desired::Paused, force: false };
+        RetryDead { which: DeadOnes::Named(reference()), fresh: false };
+        PurgeDead { which: DeadOnes::Named(reference()) };
         Follow { task, from: StartAt::Tail(1), follow: false, without_output: false, generation: None };
         Detach { reference: reference(), all: false };
         ListWorkers { task: None };
@@ -203,9 +205,10 @@ async fn every_request_of_every_role_goes_through_the_table() {
     let mesh = Mesh::start().await;
     let ca = Ca::open_or_create(&mesh.dir.path().join("controller"), mesh.env.now()).unwrap();
     let reads = "GetTasks ListTasks Follow Detach ListWorkers ListEvents";
-    let user = "Hello Renew Submit GetTasks ListTasks SetDesired Follow Detach ListWorkers ListEvents";
+    let user = "Hello Renew Submit GetTasks ListTasks SetDesired RetryDead PurgeDead Follow Detach ListWorkers \
+                ListEvents";
     let admin = "Hello Renew CreateToken ListTokens RevokeToken RevokeIdentity Submit GetTasks ListTasks SetDesired \
-                 Follow Detach ListWorkers ListEvents ListAudit";
+                 RetryDead PurgeDead Follow Detach ListWorkers ListEvents ListAudit";
     for (role, own, elsewhere) in [
         (Role::Admin, admin, admin),
         (Role::User, user, ""),

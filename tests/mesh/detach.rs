@@ -106,6 +106,8 @@ async fn everybodys_viewers_are_for_administrators_and_attempts_are_audited() {
         detaches,
         [
             "ado://default/user/ann Detach: only administrators may detach everybody's viewers",
+            "ado://elsewhere/user/eve Detach: it is of another namespace",
+            &format!("ado://elsewhere/user/eve Detach: there is no task `{}`", task.short()),
             "ado://default/admin/local Detach: ok"
         ]
     );

@@ -9,7 +9,7 @@ use crate::mesh::{Mesh, ask, refusal, spec};
 
 async fn page(link: &Link, only: &TaskFilter, states: &[&str], before: Option<TaskId>, limit: u32) -> TaskPage {
     let states = states.iter().map(|state| (*state).to_owned()).collect();
-    ask(link, ListTasks { states, only: only.clone(), before, limit }).await.expect("a page")
+    ask(link, ListTasks { states, only: only.clone(), before, limit, dead: false }).await.expect("a page")
 }
 
 /// All pages: the tasks, and how many answers it took.

@@ -13,6 +13,7 @@ mod access;
 mod attempts;
 mod detach;
 mod events;
+mod failures;
 mod lists;
 mod metrics;
 mod queue;

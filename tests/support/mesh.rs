@@ -37,6 +37,15 @@ impl Mesh {
         Self { dir, controller, env, tasks: Tasks::new() }
     }
 
+    /// A controller with these numbers of retries and breakers.
+    pub async fn with_policy(policy: ado::task::Policy) -> Self {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let env = Env::system();
+        let config = Config { policy, ..config(&dir) };
+        let controller = controller::start(config, env.clone()).await.expect("the controller starts");
+        Self { dir, controller, env, tasks: Tasks::new() }
+    }
+
     /// A controller on these parts, with the usual numbers of liveness.
     pub async fn on(parts: controller::Parts) -> Self {
         let dir = tempfile::tempdir().expect("a temporary folder");

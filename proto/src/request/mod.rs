@@ -17,10 +17,13 @@ pub use admin::{
     WorkerBounds,
 };
 pub use task::{
-    CheckpointInfo, DesiredSet, Detach, DetachedViewers, Follow, Following, GetTasks, ListTasks, SetDesired, StartAt,
-    Submit, Submitted, TaskFilter, TaskInfo, TaskPage,
+    CheckpointInfo, DeadOnes, DesiredSet, Detach, DetachedViewers, Follow, Following, GetTasks, ListTasks, PurgeDead,
+    RetryDead, SetDesired, Settled, SettledDead, SettledTask, StartAt, Submit, Submitted, TaskFilter, TaskInfo,
+    TaskPage,
 };
-pub use worker::{ListWorkers, Load, OutputAccepted, TaskOutput, WorkerAccepted, WorkerInfo, WorkerSession};
+pub use worker::{
+    BreakerInfo, ListWorkers, Load, OutputAccepted, TaskOutput, WorkerAccepted, WorkerInfo, WorkerSession,
+};
 
 /// What repeating a request may do: whether it may travel as 0-RTT data, and whether a client may resend it by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -196,6 +199,8 @@ requests! {
     SetDesired: 23/1, Idempotent => Vec<DesiredSet>;
     Follow: 24/1, Read => Following;
     Detach: 25/1, Idempotent => DetachedViewers;
+    RetryDead: 26/1, Idempotent => SettledDead;
+    PurgeDead: 27/1, Idempotent => SettledDead;
     ListWorkers: 30/1, Read => Vec<WorkerInfo>;
     ListEvents: 40/1, Read => Events;
     ListAudit: 45/1, Read => Vec<AuditLine>;

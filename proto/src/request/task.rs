@@ -48,6 +48,8 @@ pub struct ListTasks {
     pub before: Option<TaskId>,
     /// At most this many (capped at 1,000).
     pub limit: u32,
+    /// Only tasks in the dead letter.
+    pub dead: bool,
 }
 
 /// Which tasks are meant. What is `None` or empty fits all.
@@ -132,6 +134,71 @@ pub struct TaskInfo {
     pub checkpoint: Option<CheckpointInfo>,
     /// One sentence: why it is where it is, and what to do.
     pub reason: Option<String>,
+    /// The task that it does again.
+    pub retry_of: Option<TaskId>,
+    /// What became of it after it had failed for good; `None` of a failed task: it is in the dead letter.
+    pub settled: Option<Settled>,
+}
+
+/// What was done about a task in the dead letter. Its log has ended and stays as it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Settled {
+    /// This task does it again.
+    Retried(TaskId),
+    /// It was taken out.
+    Purged,
+}
+
+/// Which tasks of the dead letter are meant.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DeadOnes {
+    /// Those that a reference means: an id, a prefix, a name or a group id.
+    Named(String),
+    /// All that fit, newest first; a bounded number at once.
+    All {
+        /// What they fit.
+        only: TaskFilter,
+        /// Only those that ended at least so long ago, milliseconds.
+        ended_for_ms: u64,
+        /// Only those older than this one: the cursor of the next page. What is done again is younger than all of them.
+        before: Option<TaskId>,
+    },
+}
+
+/// Does tasks of the dead letter again: each as a new task, which names the old one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RetryDead {
+    /// Which.
+    pub which: DeadOnes,
+    /// From the beginning; otherwise from the last checkpoint.
+    pub fresh: bool,
+}
+
+/// Takes tasks out of the dead letter.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PurgeDead {
+    /// Which.
+    pub which: DeadOnes,
+}
+
+/// Answer to [`RetryDead`] and [`PurgeDead`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SettledDead {
+    /// What became of each.
+    pub tasks: Vec<SettledTask>,
+    /// Go on with this as `before`; `None`: there are no more.
+    pub next: Option<TaskId>,
+}
+
+/// See [`SettledDead`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SettledTask {
+    /// The task in the dead letter.
+    pub task: TaskId,
+    /// What was done, now or before.
+    pub settled: Option<Settled>,
+    /// Why nothing was done (`completed`, `already purged`), if so.
+    pub unchanged: Option<String>,
 }
 
 /// A checkpoint of a task.

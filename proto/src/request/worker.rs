@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::spec::{Containment, Resources};
-use crate::{Epoch, Incarnation, Namespace, Seq, TaskId, WorkerId};
+use crate::{Epoch, Incarnation, Namespace, Seq, TaskId, Timestamp, WorkerId};
 
 /// Lists workers of the caller's namespace.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,6 +62,19 @@ pub struct WorkerInfo {
     pub holds: Vec<TaskId>,
     /// One sentence: why it would not get a task now, or the task asked about; `None`: it could.
     pub ineligible: Option<String>,
+    /// Its breaker, unless it is closed.
+    pub breaker: Option<BreakerInfo>,
+}
+
+/// A breaker that is not closed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BreakerInfo {
+    /// What went wrong last.
+    pub why: String,
+    /// When it opened.
+    pub opened_at: Timestamp,
+    /// From then on one attempt at a time finds out whether all is well again.
+    pub probe_at: Timestamp,
 }
 
 /// A worker's long-lived stream: it sends [`crate::session::FromWorker`], the controller

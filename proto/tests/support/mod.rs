@@ -77,6 +77,8 @@ pub(crate) fn cases() -> Vec<Case> {
             Note = make::<record::Note>,
             Checkpointed = make::<record::Checkpointed>,
             Skipped = make::<record::Skipped>,
+            Expired = make::<record::Expired>,
+            Retries = make::<record::Retries>,
             Progress = make::<record::Progress>,
             Output = |entropy: &[u8]| {
                 let (stream, position, data) = make::<(record::Stream, u64, Vec<u8>)>(entropy);
@@ -121,6 +123,8 @@ fn requests(cases: &mut Vec<Case>) {
     request::<request::GetTasks>(cases);
     request::<request::ListTasks>(cases);
     request::<request::SetDesired>(cases);
+    request::<request::RetryDead>(cases);
+    request::<request::PurgeDead>(cases);
     request::<request::Follow>(cases);
     request::<request::Detach>(cases);
     request::<request::ListWorkers>(cases);

@@ -53,6 +53,15 @@ pub(crate) struct Args {
     /// Kill it after this long (30s, 10m, 1h)
     #[arg(long, value_name = "DURATION", value_parser = values::duration)]
     time_limit: Option<Duration>,
+    /// Give a worker this long to get it to run
+    #[arg(long, value_name = "TIME", value_parser = values::duration)]
+    setup_limit: Option<Duration>,
+    /// Kill it when it has said nothing for this long: no output, no progress
+    #[arg(long, value_name = "TIME", value_parser = values::duration)]
+    silence_limit: Option<Duration>,
+    /// End it this long after its submission, whatever it does and however often it was tried
+    #[arg(long, value_name = "TIME", value_parser = values::duration)]
+    total_limit: Option<Duration>,
     /// Let it use this much processor time at most, in processors (2, 0.5, 500m)
     #[arg(long, value_name = "CPUS")]
     cpu: Option<MilliCpu>,
@@ -193,13 +202,17 @@ fn repeatable(error: crate::client::Error, key: RequestId) -> Error {
 /// All but what is asked.
 fn spec(args: &Args, config: &Config, local: bool) -> Result<TaskSpec, Error> {
     let agent = args.agent.clone().unwrap_or_else(|| config.task.agent.clone());
-    let time_limit = args.time_limit.or(config.task.time_limit);
-    let milliseconds = |limit: Duration| u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
+    let milliseconds = |given: Option<Duration>, default: Option<Duration>| {
+        given.or(default).map(|limit| u64::try_from(limit.as_millis()).unwrap_or(u64::MAX))
+    };
     Ok(TaskSpec {
         input: Input::Text(String::new()),
         env: args.env.iter().cloned().collect(),
         cwd: cwd(args.cwd.as_deref(), local)?,
-        time_limit_ms: time_limit.map(milliseconds),
+        time_limit_ms: milliseconds(args.time_limit, config.task.time_limit),
+        setup_limit_ms: milliseconds(args.setup_limit, config.task.setup_limit),
+        silence_limit_ms: milliseconds(args.silence_limit, config.task.silence_limit),
+        total_limit_ms: milliseconds(args.total_limit, config.task.total_limit),
         max_retries: args.retries.unwrap_or_else(|| config.max_retries(&agent)),
         priority: args.priority,
         pool: args.pool.clone(),
@@ -227,6 +240,7 @@ fn cwd(given: Option<&str>, local: bool) -> Result<Option<String>, Error> {
 
 #[cfg(test)]
 mod tests {
+    use ado_proto::spec::Limit;
     use clap::Parser;
 
     use super::*;
@@ -277,6 +291,24 @@ mod tests {
         assert_eq!(given.labels, BTreeMap::from([("gpu".into(), "yes".into())]));
         let defaults = spec(&args(&["x"]).unwrap(), &settings, false).unwrap();
         assert_eq!((defaults.agent.as_str(), defaults.time_limit_ms), ("shell", Some(5_000)));
+    }
+
+    #[test]
+    fn every_limit_has_a_flag_and_a_key() {
+        let limits = |line: &[&str], env: &[(&str, &str)]| {
+            let spec = spec(&args(line).unwrap(), &config(env), false).unwrap();
+            Limit::ALL.map(|limit| spec.limit(limit).map(|limit| limit.as_secs()))
+        };
+        let line = ["x", "--time-limit", "1s", "--setup-limit", "2s", "--silence-limit", "3s", "--total-limit", "4s"];
+        let env = [
+            ("ADO_TIME_LIMIT", "5s"),
+            ("ADO_SETUP_LIMIT", "6s"),
+            ("ADO_SILENCE_LIMIT", "7s"),
+            ("ADO_TOTAL_LIMIT", "8s"),
+        ];
+        assert_eq!(limits(&["x"], &[]), [None; 4]);
+        assert_eq!(limits(&["x"], &env), [5, 6, 7, 8].map(Some));
+        assert_eq!(limits(&line, &env), [1, 2, 3, 4].map(Some));
     }
 
     #[test]

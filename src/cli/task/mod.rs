@@ -2,6 +2,7 @@
 //! socket.
 
 mod checkpoint;
+mod fail;
 mod log;
 mod progress;
 
@@ -37,6 +38,7 @@ enum Command {
     Progress(progress::Args),
     Checkpoint(checkpoint::Args),
     Log(log::Args),
+    Fail(fail::Args),
 }
 
 pub(crate) fn run(global: &Global, args: Args) -> Result<u8, Error> {
@@ -44,6 +46,7 @@ pub(crate) fn run(global: &Global, args: Args) -> Result<u8, Error> {
         Command::Progress(args) => progress::run(global, args),
         Command::Checkpoint(args) => checkpoint::run(global, args),
         Command::Log(args) => log::run(global, args),
+        Command::Fail(args) => fail::run(global, args),
     }
 }
 

@@ -31,6 +31,8 @@ fn task(number: u128, state: &str, command: &str) -> TaskInfo {
         state: state.into(),
         created_at: Timestamp(NOW.0 - i64::try_from(number).unwrap() * 7_000_000),
         reason: None,
+        retry_of: None,
+        settled: None,
         spec: ado_proto::spec::TaskSpec::new("shell", Given::Text(command.into())),
         ..info()
     }
@@ -74,6 +76,7 @@ fn worker(name: &str, state: &str) -> WorkerInfo {
         rtt_us: up.then_some(1_400),
         holds: Vec::new(),
         ineligible: (!up).then(|| "it is not connected".into()),
+        breaker: None,
     }
 }
 

@@ -105,6 +105,8 @@ fn info(number: u128) -> TaskInfo {
         progress: None,
         checkpoint: None,
         reason: None,
+        retry_of: None,
+        settled: None,
     }
 }
 

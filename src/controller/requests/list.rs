@@ -1,8 +1,8 @@
 //! Lists of tasks, page by page.
 
-use ado_proto::GroupId;
 use ado_proto::ids::{Reference, ReferenceError};
 use ado_proto::request::{ErrorCode, ErrorReply, ListTasks, TaskPage};
+use ado_proto::{GroupId, TaskId};
 
 use super::{Asked, MAX_ROWS, unavailable};
 use crate::controller::filter;
@@ -19,6 +19,12 @@ const STATES: [&str; 8] = ["queued", "starting", "running", "paused", "waiting",
 
 impl Asked<'_> {
     pub(super) async fn list_tasks(&self, request: ListTasks) -> Result<TaskPage, ErrorReply> {
+        let (rows, next) = self.page(&request).await?;
+        Ok(TaskPage { tasks: self.infos(&rows).await?, next })
+    }
+
+    /// Rows that fit, and where the next page goes on.
+    pub(super) async fn page(&self, request: &ListTasks) -> Result<(Vec<Row>, Option<TaskId>), ErrorReply> {
         if let Some(unknown) = request.states.iter().find(|state| !STATES.contains(&state.as_str())) {
             let message = format!("`{unknown}` is not a state: {}", STATES.join(", "));
             return Err(ErrorReply::new(ErrorCode::Invalid, message));
@@ -37,15 +43,16 @@ impl Asked<'_> {
                 states: request.states.clone(),
                 group,
                 name: request.only.name.clone(),
+                dead: request.dead,
                 before: page.last,
                 limit: at_once,
             };
             let rows = self.shared.store.list(&filter).await.map_err(unavailable)?;
             page.is_over = rows.len() < at_once;
-            page.look_at(rows, &request, limit);
+            page.look_at(rows, request, limit);
         }
         let next = page.last.filter(|_| !page.is_over);
-        Ok(TaskPage { tasks: self.infos(&page.wanted).await?, next })
+        Ok((page.wanted, next))
     }
 
     /// The group that people mean: its id, or the beginning of one.
@@ -81,7 +88,7 @@ struct Page {
     bytes: usize,
     looked_at: usize,
     /// The task looked at last: where the next page goes on.
-    last: Option<ado_proto::TaskId>,
+    last: Option<TaskId>,
     is_over: bool,
 }
 

@@ -14,7 +14,7 @@ use crate::controller::fleet::want;
 use crate::controller::session::event_of;
 use crate::scheduler::{Candidate, Demand, Unfit};
 use crate::store::{Change, Find, NewEvent, Outcome, Row, Unit, Write};
-use crate::task::{self, Command};
+use crate::task::{self, Command, Settled};
 
 /// Most tasks of one group.
 const MAX_GROUP: usize = 1000;
@@ -36,7 +36,7 @@ impl Asked<'_> {
             Err(_) => Vec::new(),
         };
         let is_name = by_id.is_empty();
-        let rows = if is_name { self.look(&Find::Name(text.into())).await? } else { by_id };
+        let rows = if is_name { self.called(text).await? } else { by_id };
         let rows = self.access.permitted(rows)?;
         // The members of a group are one thing, but a task's short id means one task.
         let mut different: Vec<_> = match &reference {
@@ -59,6 +59,16 @@ impl Asked<'_> {
                 Err(ErrorReply::new(ErrorCode::Ambiguous, format!("`{text}` fits {count} of them: {some}")).hint(hint))
             }
         }
+    }
+
+    /// Tasks with this label. One that is done again hands its name on.
+    async fn called(&self, name: &str) -> Result<Vec<Row>, ErrorReply> {
+        let mut rows = self.look(&Find::Name(name.into())).await?;
+        let handed_on = |row: &Row| matches!(row.settled, Some(Settled::Retried(_)));
+        if !rows.iter().all(handed_on) {
+            rows.retain(|row| !handed_on(row));
+        }
+        Ok(rows)
     }
 
     /// A UUID may be a task's or a group's.
@@ -104,7 +114,11 @@ impl Asked<'_> {
     pub(super) async fn infos(&self, rows: &[Row]) -> Result<Vec<TaskInfo>, ErrorReply> {
         let now = self.shared.store.now().await.map_err(unavailable)?;
         let fleet = self.shared.fleet.candidates();
-        Ok(info::shorten(rows.iter().map(|row| info::task(row, &fleet, now)).collect()))
+        let info = |row: &Row| {
+            let away = self.shared.breakers.of_task(&row.task);
+            info::task(row, &fleet, away.as_ref(), now)
+        };
+        Ok(info::shorten(rows.iter().map(info).collect()))
     }
 
     pub(super) async fn get_tasks(&self, request: GetTasks) -> Result<Vec<TaskInfo>, ErrorReply> {
@@ -189,7 +203,7 @@ impl Asked<'_> {
         let decide = move |row: &Row, now| {
             let decision = task::decide(&row.task, Command::Desire { desired, by, force }, now, &policy, 0.0)?;
             let events = decision.records.iter().filter_map(|record| event_of(id, &decision.task, record)).collect();
-            Ok(Write { row: Row { task: decision.task, lease: row.lease.clone() }, records: decision.records, events })
+            Ok(Write { row: Row::new(decision.task, row.lease.clone()), records: decision.records, events })
         };
         Change::Update { id, decide: Box::new(decide) }
     }
@@ -200,7 +214,7 @@ fn name_of(row: &Row) -> String {
     row.task.group.map_or_else(|| row.task.id.short(), |member| member.id.short())
 }
 
-fn applied(outcome: Outcome) -> Option<Row> {
+pub(super) fn applied(outcome: Outcome) -> Option<Row> {
     match outcome {
         Outcome::Applied(write) => Some(write.row),
         _ => None,
@@ -217,7 +231,7 @@ fn create(id: TaskId, submitted: record::Submitted) -> Change {
             text: format!("{} by {}", id.short(), submitted.owner),
         };
         let decision = task::submit(id, submitted, now);
-        Write { row: Row { task: decision.task, lease: None }, records: decision.records, events: vec![event] }
+        Some(Write { row: Row::new(decision.task, None), records: decision.records, events: vec![event] })
     };
     Change::Create { id, make: Box::new(make) }
 }
@@ -289,9 +303,6 @@ fn check_submit(request: &Submit) -> Result<(), ErrorReply> {
     for spec in &request.specs {
         if let Err(error) = crate::agents::plan(spec) {
             return invalid(error.to_string());
-        }
-        if spec.time_limit_ms == Some(0) {
-            return invalid("a time limit of 0 leaves no time: leave it out for none".into());
         }
     }
     Ok(())

@@ -35,7 +35,8 @@ impl Asked<'_> {
             } else {
                 why_not(&worker, presence, &asked)
             };
-            all.push(WorkerInfo { ineligible, ..info::worker(worker, presence, now) });
+            let breaker = self.shared.breakers.of_worker(worker.worker.id);
+            all.push(WorkerInfo { ineligible, breaker, ..info::worker(worker, presence, now) });
         }
         Ok(info::shorten_workers(all))
     }

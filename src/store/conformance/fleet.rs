@@ -164,3 +164,42 @@ pub(super) async fn a_silent_worker_is_lost_once_a_silence(bed: Bed) {
     let known: Vec<_> = bed.store.workers().await.unwrap().iter().map(|worker| worker.id).collect();
     assert_eq!(known, [worker(2)], "forgotten, unless it holds something");
 }
+
+pub(super) async fn a_breaker_is_kept_while_anything_is_known_of_it(bed: Bed) {
+    use crate::task::{Breaker, BreakerPolicy, Gate, Scope, Signal};
+    let scope = |n| Scope::Worker(worker(n));
+    let hear = async |n, signal: Signal| {
+        let change = move |before: &Breaker, now| {
+            let event = NewEvent {
+                audience: Audience::Everywhere,
+                kind: "breaker.opened",
+                task: None,
+                worker: Some(worker(n)),
+                text: "it failed".into(),
+            };
+            let after = before.after(signal, now, &BreakerPolicy::USUAL);
+            let opened = after.open().is_some() && before.open().is_none();
+            (after, opened.then_some(event).into_iter().collect())
+        };
+        bed.store.change_breaker(&scope(n), Box::new(change)).await.unwrap()
+    };
+    let failed = || Signal::Failed { why: "no space left".into() };
+    assert_eq!(bed.store.breakers().await.unwrap(), BTreeMap::new());
+    hear(1, Signal::Began).await;
+    assert_eq!(bed.store.breakers().await.unwrap(), BTreeMap::new(), "nothing is known against it");
+    let mut last = Breaker::default();
+    for _ in 0..3 {
+        last = hear(1, failed()).await;
+    }
+    assert_eq!(last.gate(bed.hand.time()), Gate::Shut);
+    let other = hear(2, failed()).await;
+    let both = BTreeMap::from([(scope(1), last.clone()), (scope(2), other)]);
+    assert_eq!(bed.store.breakers().await.unwrap(), both);
+    let events = bed.store.events(&Audience::Everywhere, EventsFrom::After(0), 10).await.unwrap().events;
+    assert_eq!(events.iter().map(|event| event.kind.as_str()).collect::<Vec<_>>(), ["breaker.opened"]);
+    hear(2, Signal::Finished).await;
+    assert_eq!(bed.store.breakers().await.unwrap(), BTreeMap::from([(scope(1), last)]));
+    bed.hand.advance(EVENT_RETENTION + Duration::from_secs(1));
+    bed.store.sweep().await.unwrap();
+    assert_eq!(bed.store.breakers().await.unwrap(), BTreeMap::new());
+}

@@ -217,7 +217,12 @@ pub(super) fn new_task() -> Submitted {
         owner: "user/ann".into(),
         name: None,
         group: None,
-        spec: TaskSpec { max_retries: 2, ..TaskSpec::new("shell", Input::Text("true".into())) },
+        spec: TaskSpec {
+            max_retries: 2,
+            setup_limit_ms: Some(2_000),
+            total_limit_ms: Some(20_000),
+            ..TaskSpec::new("shell", Input::Text("true".into()))
+        },
     }
 }
 
@@ -246,7 +251,7 @@ pub(super) fn create(id: TaskId, submitted: Submitted) -> Change {
             worker: None,
             text: "submitted".into(),
         };
-        Write { row: Row { task: decision.task, lease: None }, records: decision.records, events: vec![event] }
+        Some(Write { row: Row::new(decision.task, None), records: decision.records, events: vec![event] })
     };
     Change::Create { id, make: Box::new(make) }
 }
@@ -263,7 +268,16 @@ fn write(row: &Row, command: Command, now: Timestamp) -> std::result::Result<Wri
     };
     let decision = decide(&row.task, command, now, &Policy::default(), 0.5)?;
     let lease = claimed.or(row.lease.clone()).filter(|_| decision.task.is_held());
-    Ok(Write { row: Row { task: decision.task, lease }, records: decision.records, events: Vec::new() })
+    Ok(Write { row: Row::new(decision.task, lease), records: decision.records, events: Vec::new() })
+}
+
+/// What is done about a task in the dead letter.
+fn settle(id: TaskId, how: Settled) -> Change {
+    let decide = move |row: &Row, _| {
+        crate::task::settle(&row.task, row.settled)?;
+        Ok(Write { row: Row { settled: Some(how), ..row.clone() }, records: Vec::new(), events: Vec::new() })
+    };
+    Change::Update { id, decide: Box::new(decide) }
 }
 
 pub(super) fn claim(worker: WorkerId) -> Command {
@@ -343,6 +357,9 @@ suite! {
         lists_are_newest_first_and_paged
         lists_are_of_states_and_namespaces
         lists_are_of_groups_and_names
+        the_dead_letter_holds_what_failed_until_it_is_settled
+        a_task_is_not_made_when_an_earlier_change_says_so
+        what_is_overdue_comes_in_order
         claims_come_in_order_of_score
         what_shall_run_waits_whether_due_or_not
         what_waits_is_counted_by_kind
@@ -364,7 +381,8 @@ suite! {
         workers_are_registered_and_forgotten
         a_start_that_drains_goes_on_draining
         a_silent_worker_is_lost_once_a_silence
-        a_loop_has_one_holder_and_rising_terms;
+        a_loop_has_one_holder_and_rising_terms
+        a_breaker_is_kept_while_anything_is_known_of_it;
     access:
         tokens_are_used_up
         tokens_expire

@@ -10,12 +10,33 @@ use super::*;
 /// A command of one of a few tasks. Epochs and seqs are given by their distance from the right ones.
 #[derive(Debug, Clone)]
 enum Op {
-    Submit { priority: i32 },
-    Claim { worker: u64 },
-    Append { epoch_back: u64, seq_shift: i64, bodies: Vec<Body> },
-    Desire { desired: Desired, force: bool },
-    Lose { epoch_back: u64, charged: bool },
-    Renew { worker: u64 },
+    Submit {
+        priority: i32,
+    },
+    Claim {
+        worker: u64,
+    },
+    Append {
+        epoch_back: u64,
+        seq_shift: i64,
+        bodies: Vec<Body>,
+    },
+    Desire {
+        desired: Desired,
+        force: bool,
+    },
+    Lose {
+        epoch_back: u64,
+        charged: bool,
+    },
+    Renew {
+        worker: u64,
+    },
+    Expire,
+    /// Out of the dead letter.
+    Settle {
+        purge: bool,
+    },
 }
 
 fn body() -> impl Strategy<Value = Body> {
@@ -41,6 +62,8 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (desired, any::<bool>()).prop_map(|(desired, force)| Op::Desire { desired, force }),
         1 => (back(), any::<bool>()).prop_map(|(epoch_back, charged)| Op::Lose { epoch_back, charged }),
         1 => (1..3u64).prop_map(|worker| Op::Renew { worker }),
+        1 => Just(Op::Expire),
+        1 => any::<bool>().prop_map(|purge| Op::Settle { purge }),
     ]
 }
 
@@ -70,13 +93,15 @@ impl Model {
                 Command::Lose { epoch: Epoch(epoch.saturating_sub(epoch_back)), why: Loss::Silent, charged }
             }
             Op::Claim { worker: n } | Op::Renew { worker: n } => claim(worker(n)),
-            Op::Submit { .. } => unreachable!("a submission is no command"),
+            Op::Expire => Command::Expire,
+            Op::Submit { .. } | Op::Settle { .. } => unreachable!("{op:?} is no command"),
         }
     }
 
-    fn update(&mut self, id: TaskId, command: Command, now: Timestamp) -> Outcome {
+    fn update(&mut self, id: TaskId, change: Change, now: Timestamp) -> Outcome {
+        let Change::Update { decide, .. } = change else { unreachable!() };
         let Some((row, log)) = self.tasks.get_mut(&id) else { return Outcome::Missing };
-        match write(row, command, now) {
+        match decide(row, now) {
             Ok(write) => {
                 row.clone_from(&write.row);
                 log.extend_from_slice(&write.records);
@@ -92,7 +117,7 @@ impl Model {
             return Outcome::Refused(refusal, Box::new(row.clone()));
         }
         let Change::Create { make, .. } = create(id, submitted) else { unreachable!() };
-        let write = make(now);
+        let write = make(now).expect("it is made");
         self.tasks.insert(id, (write.row.clone(), write.records.clone()));
         Outcome::Applied(Box::new(write))
     }
@@ -160,9 +185,16 @@ async fn play(beds: Vec<Bed>, batches: Vec<(u64, Vec<(u64, Op)>)>) -> TestCaseRe
                 units.iter_mut().for_each(|units| units.push(unit(vec![create(id, with_priority(*priority))])));
                 expected.push(model.create(id, with_priority(*priority), now));
             } else {
-                let command = model.command(id, op);
-                units.iter_mut().for_each(|units| units.push(unit(vec![update(id, command.clone())])));
-                expected.push(model.update(id, command, now));
+                let change: Box<dyn Fn() -> Change> = match op {
+                    Op::Settle { purge: true } => Box::new(move || settle(id, Settled::Purged)),
+                    Op::Settle { purge: false } => Box::new(move || settle(id, Settled::Retried(task(9)))),
+                    _ => {
+                        let command = model.command(id, op);
+                        Box::new(move || update(id, command.clone()))
+                    }
+                };
+                units.iter_mut().for_each(|units| units.push(unit(vec![change()])));
+                expected.push(model.update(id, change(), now));
             }
         }
         let expected: Vec<_> = expected.into_iter().map(|outcome| Committed::Done(vec![outcome], None)).collect();
@@ -225,10 +257,17 @@ async fn agree_on(a: &dyn Store, b: &dyn Store, model: &Model) -> TestCaseResult
     for (row, _) in model.tasks.values() {
         let until = row.lease.as_ref().map_or(Timestamp(i64::MAX), |lease| lease.expires_at);
         prop_assert_eq!(a.expired(until, 10).await.unwrap(), b.expired(until, 10).await.unwrap());
+        let audience = Audience::Everywhere;
         let states = vec![row.task.state_word().to_owned(), "queued".into()];
-        let filter =
-            ListFilter { audience: Audience::Everywhere, states, group: None, name: None, before: None, limit: 2 };
-        prop_assert_eq!(a.list(&filter).await.unwrap(), b.list(&filter).await.unwrap());
+        for dead in [false, true] {
+            let (audience, states) = (audience.clone(), states.clone());
+            let filter = ListFilter { audience, states, group: None, name: None, dead, before: None, limit: 2 };
+            prop_assert_eq!(a.list(&filter).await.unwrap(), b.list(&filter).await.unwrap());
+        }
+        let due = row.task.expires().map_or(Timestamp(i64::MAX), |(at, _)| at);
+        for now in [due, Timestamp(due.0 - 1)] {
+            prop_assert_eq!(a.overdue(now, 10).await.unwrap(), b.overdue(now, 10).await.unwrap());
+        }
     }
     Ok(())
 }

@@ -146,6 +146,7 @@ pub(super) async fn a_repeated_request_has_one_effect_and_one_answer(bed: Bed) {
         states: Vec::new(),
         group: None,
         name: None,
+        dead: false,
         before: None,
         limit: 10,
     };
@@ -233,6 +234,7 @@ pub(super) async fn lists_are_newest_first_and_paged(bed: Bed) {
         states: Vec::new(),
         group: None,
         name: None,
+        dead: false,
         before: None,
         limit: 2,
     };
@@ -261,7 +263,7 @@ pub(super) async fn lists_are_of_states_and_namespaces(bed: Bed) {
     applied(&bed.run(task(3), desire(Desired::Paused)).await);
     let list = async |audience: Audience, states: &[&str]| {
         let states = states.iter().map(|state| (*state).to_owned()).collect();
-        let filter = ListFilter { audience, states, group: None, name: None, before: None, limit: 10 };
+        let filter = ListFilter { audience, states, group: None, name: None, dead: false, before: None, limit: 10 };
         ids(&bed.store.list(&filter).await.unwrap())
     };
     assert_eq!(list(Audience::Everywhere, &["running"]).await, [task(1)]);
@@ -285,6 +287,7 @@ pub(super) async fn lists_are_of_groups_and_names(bed: Bed) {
         states: Vec::new(),
         group: None,
         name: None,
+        dead: false,
         before: None,
         limit: 10,
     };
@@ -409,4 +412,89 @@ impl Task {
         log[1..].iter().for_each(|record| task.apply(record).unwrap());
         task
     }
+}
+
+/// Runs a task of three attempts to its failure.
+async fn fail(bed: &Bed, id: TaskId) {
+    for _ in 0..3 {
+        bed.hand.advance(Duration::from_secs(300));
+        let epoch = bed.start(id, worker(1)).await;
+        applied(&bed.run(id, append(epoch, 1, vec![exited(3)])).await);
+    }
+    assert_eq!(bed.row(id).await.task.state_word(), "failed");
+}
+
+pub(super) async fn the_dead_letter_holds_what_failed_until_it_is_settled(bed: Bed) {
+    bed.create(task(1)).await;
+    for (n, space) in [(2, "red"), (3, "red"), (4, "red"), (5, "blue")] {
+        let submitted = Submitted { namespace: namespace(space), name: Some("n".into()), ..member(70, 0) };
+        bed.create_as(task(n), submitted).await;
+        fail(&bed, task(n)).await;
+    }
+    let dead = async |filter: ListFilter| ids(&bed.store.list(&ListFilter { dead: true, ..filter }).await.unwrap());
+    let all = || ListFilter {
+        audience: Audience::Everywhere,
+        states: Vec::new(),
+        group: None,
+        name: None,
+        dead: true,
+        before: None,
+        limit: 10,
+    };
+    let group = || ListFilter { group: Some(GroupId(uuid(70))), ..all() };
+    let name = || ListFilter { name: Some("n".into()), ..all() };
+    assert_eq!(dead(all()).await, [5, 4, 3, 2].map(task));
+    let settled = bed.commit(vec![
+        settle(task(3), Settled::Retried(task(9))),
+        settle(task(3), Settled::Purged),
+        settle(task(4), Settled::Purged),
+        settle(task(1), Settled::Purged),
+    ]);
+    let settled = settled.await;
+    assert_eq!(applied(&settled[0]).row.settled, Some(Settled::Retried(task(9))));
+    let refused = |outcome: &Outcome| match outcome {
+        Outcome::Refused(refusal, _) => refusal.clone(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(refused(&settled[1]), Refusal::Settled(Settled::Retried(task(9))), "once");
+    assert_eq!(refused(&settled[3]), Refusal::NotOver);
+    for (filter, what) in [(all(), "all"), (group(), "a group"), (name(), "a name")] {
+        assert_eq!(dead(filter.clone()).await, [5, 2].map(task), "{what}");
+        assert_eq!(dead(ListFilter { limit: 1, ..filter.clone() }).await, [task(5)], "{what}");
+        assert_eq!(dead(ListFilter { before: Some(task(5)), ..filter.clone() }).await, [task(2)], "{what}");
+        assert_eq!(dead(ListFilter { audience: only("red"), ..filter }).await, [task(2)], "{what}");
+    }
+    assert_eq!(bed.row(task(3)).await.settled, Some(Settled::Retried(task(9))), "read again");
+    assert_eq!(bed.row(task(4)).await.settled, Some(Settled::Purged));
+    assert_eq!(bed.row(task(2)).await.settled, None);
+    let failed = ListFilter { states: vec!["failed".into()], dead: false, ..all() };
+    assert_eq!(ids(&bed.store.list(&failed).await.unwrap()), [5, 4, 3, 2].map(task), "they have failed all the same");
+}
+
+pub(super) async fn a_task_is_not_made_when_an_earlier_change_says_so(bed: Bed) {
+    let not = Change::Create { id: task(1), make: Box::new(|_| None) };
+    assert_eq!(bed.commit(vec![not, create(task(2), new_task())]).await[0], Outcome::Missing);
+    assert!(bed.store.row(task(1)).await.unwrap().is_none());
+    assert!(bed.store.row(task(2)).await.unwrap().is_some());
+}
+
+pub(super) async fn what_is_overdue_comes_in_order(bed: Bed) {
+    let began = bed.store.now().await.unwrap();
+    let at = |seconds| began.after(Duration::from_secs(seconds));
+    for n in 1..6 {
+        bed.create(task(n)).await;
+    }
+    applied(&bed.run(task(2), claim(worker(1))).await);
+    bed.start(task(3), worker(1)).await;
+    applied(&bed.run(task(4), desire(Desired::Paused)).await);
+    applied(&bed.run(task(5), desire(Desired::Cancelled)).await);
+    let overdue = async |seconds, limit| ids(&bed.store.overdue(at(seconds), limit).await.unwrap());
+    assert_eq!(overdue(1, 10).await, []);
+    assert_eq!(overdue(3, 10).await, [task(2)], "its agent does not run yet");
+    assert_eq!(overdue(30, 10).await, [task(2), task(1)], "running, paused and over: none of these");
+    assert_eq!(overdue(30, 1).await, [task(2)]);
+    bed.hand.advance(Duration::from_secs(3));
+    let expired = bed.run(task(2), Command::Expire).await;
+    assert_eq!(applied(&expired).row.lease, None);
+    assert_eq!(overdue(30, 10).await, [task(1), task(2)], "it has the time for the whole still");
 }

@@ -246,6 +246,7 @@ impl Postgres {
         for (sql, before) in [
             ("DELETE FROM request WHERE at < $1", rules::cutoff(now, KEY_RETENTION)),
             ("DELETE FROM event WHERE at < $1", rules::cutoff(now, EVENT_RETENTION)),
+            ("DELETE FROM breaker WHERE at < $1", rules::cutoff(now, EVENT_RETENTION)),
             ("DELETE FROM token WHERE expires_at <= $1", now),
             ("DELETE FROM certificate WHERE not_after <= $1", now),
             // Whoever has no certificate joins anew.

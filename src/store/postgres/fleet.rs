@@ -9,10 +9,11 @@ use serde::de::DeserializeOwned;
 use sqlx::postgres::PgRow;
 use sqlx::{Row as _, query};
 
-use super::super::{Error, Renewal, Worker, WorkerEvent, rules};
+use super::super::{ChangeBreaker, Error, Renewal, Worker, WorkerEvent, rules};
 use super::commit::commit;
 use super::error::Tried;
 use super::{Postgres, events, tasks, text};
+use crate::task::{Breaker, Scope};
 
 const CONTAINMENTS: [Containment; 3] = [Containment::Cgroup, Containment::Subreaper, Containment::Group];
 
@@ -182,5 +183,48 @@ impl Postgres {
             .execute(&self.pool)
             .await?;
         Ok(())
+    }
+
+    pub(super) async fn all_breakers(&self) -> Tried<BTreeMap<Scope, Breaker>> {
+        let found = query("SELECT scope, state FROM breaker").fetch_all(&self.pool).await?;
+        found.iter().map(|columns| Ok(rules::decode_breaker(columns.try_get(0)?, columns.try_get(1)?)?)).collect()
+    }
+
+    pub(super) async fn one_breaker(&self, scope: &Scope, change: ChangeBreaker) -> Tried<Breaker> {
+        let name = scope.to_string();
+        let name = text(&name);
+        let mut tx = self.begin().await?;
+        // A row to lock: of two controllers that hear of the same failure the second one counts it on.
+        let new = rules::encode_breaker(&Breaker::default());
+        query("INSERT INTO breaker (scope, state, at) VALUES ($1, $2, 0) ON CONFLICT DO NOTHING")
+            .bind(&*name)
+            .bind(&*new)
+            .execute(&mut *tx)
+            .await?;
+        let found = query("SELECT state FROM breaker WHERE scope = $1 FOR UPDATE").bind(&*name);
+        // Gone again already: another one has just been closed.
+        let found = found.fetch_optional(&mut *tx).await?;
+        let before = match &found {
+            Some(columns) => rules::decode_breaker(&name, columns.try_get(0)?)?.1,
+            None => Breaker::default(),
+        };
+        let now = self.clock.read(&mut tx).await?;
+        let (after, events) = change(&before, now);
+        if after.is_new() {
+            query("DELETE FROM breaker WHERE scope = $1").bind(&*name).execute(&mut *tx).await?;
+        } else {
+            query(
+                "INSERT INTO breaker (scope, state, at) VALUES ($1, $2, $3) \
+                 ON CONFLICT (scope) DO UPDATE SET state = $2, at = $3",
+            )
+            .bind(&*name)
+            .bind(rules::encode_breaker(&after))
+            .bind(now.0)
+            .execute(&mut *tx)
+            .await?;
+        }
+        events::insert(&mut tx, now, &events).await?;
+        commit(tx).await?;
+        Ok(after)
     }
 }

@@ -23,7 +23,7 @@ mod tests;
 mod write;
 
 use std::borrow::Cow;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -40,10 +40,11 @@ use tokio::time::Instant;
 use self::clock::Clock;
 use self::error::Tried;
 use super::{
-    Audit, Backlog, Certificate, Committed, Error, Find, Key, ListFilter, NewEvent, Page, Renewal, Result, Row, Store,
-    Token, TokenRefusal, Unit, Waiting, Worker, WorkerEvent, rules,
+    Audit, Backlog, Certificate, ChangeBreaker, Committed, Error, Find, Key, ListFilter, NewEvent, Page, Renewal,
+    Result, Row, Store, Token, TokenRefusal, Unit, Waiting, Worker, WorkerEvent, rules,
 };
 use crate::env::Env;
+use crate::task::{Breaker, Scope};
 
 /// Connections of one controller: one commits, some renew leases, the others read. A server allows 100 unless told.
 const CONNECTIONS: u32 = 12;
@@ -333,6 +334,10 @@ impl Store for Postgres {
         self.call(self.expired_rows(before, limit)).await
     }
 
+    async fn overdue(&self, now: Timestamp, limit: usize) -> Result<Vec<Row>> {
+        self.call(self.overdue_rows(now, limit)).await
+    }
+
     async fn held_by(&self, worker: WorkerId) -> Result<Vec<Row>> {
         self.call(self.held_rows(worker)).await
     }
@@ -362,6 +367,14 @@ impl Store for Postgres {
 
     async fn remove_worker(&self, id: WorkerId) -> Result<()> {
         self.call(self.forget_worker(id)).await
+    }
+
+    async fn breakers(&self) -> Result<BTreeMap<Scope, Breaker>> {
+        self.call(self.all_breakers()).await
+    }
+
+    async fn change_breaker(&self, scope: &Scope, change: ChangeBreaker) -> Result<Breaker> {
+        self.call(self.one_breaker(scope, change)).await
     }
 
     async fn hold_loop(&self, name: &str, holder: Incarnation, ttl: Duration) -> Result<Option<u64>> {

@@ -20,7 +20,7 @@ macro_rules! select {
         concat!(
             "SELECT id, next_offset, fold, lease_worker, lease_incarnation, lease_expires_at, \
              (SELECT record FROM lifecycle WHERE lifecycle.task = task.id AND record_offset = 0), \
-             (SELECT record FROM lifecycle WHERE lifecycle.task = task.id AND record_offset = checkpoint) FROM task ",
+             (SELECT record FROM lifecycle WHERE lifecycle.task = task.id AND record_offset = checkpoint), settled FROM task ",
             $rest
         )
     };
@@ -40,7 +40,7 @@ macro_rules! select_locked {
             reading!(),
             ", id, next_offset, fold, lease_worker, lease_incarnation, lease_expires_at, \
              (SELECT record FROM lifecycle WHERE lifecycle.task = locked.id AND record_offset = 0), \
-             checkpoint, last_time FROM locked"
+             checkpoint, last_time, settled FROM locked"
         )
     };
 }
@@ -62,14 +62,18 @@ pub(super) const LIST: &str =
     select!("WHERE id < $1 AND ($2::text IS NULL OR namespace = $2) ORDER BY id DESC LIMIT $3");
 pub(super) const LIST_STATE: &str =
     select!("WHERE state = $4 AND id < $1 AND ($2::text IS NULL OR namespace = $2) ORDER BY id DESC LIMIT $3");
-// `$5` are states, none for all. A group is small: its members are found by its index, and then put in order.
+pub(super) const LIST_DEAD: &str = select!(
+    "WHERE state = 'failed' AND settled IS NULL AND id < $1 AND ($2::text IS NULL OR namespace = $2) \
+     ORDER BY id DESC LIMIT $3"
+);
+// The last one: the dead letter only. `$5` are states, none for all. A group is small: its members are found by its index, and then put in order.
 pub(super) const LIST_GROUP: &str = select!(
     "WHERE group_id = $4 AND id < $1 AND ($2::text IS NULL OR namespace = $2) AND ($6::text IS NULL OR name = $6) \
-     AND (cardinality($5::text[]) = 0 OR state = ANY($5)) ORDER BY id DESC LIMIT $3"
+     AND (cardinality($5::text[]) = 0 OR state = ANY($5)) AND (NOT $7 OR settled IS NULL) ORDER BY id DESC LIMIT $3"
 );
 pub(super) const LIST_NAME: &str = select!(
     "WHERE name = $4 AND id < $1 AND ($2::text IS NULL OR namespace = $2) \
-     AND (cardinality($5::text[]) = 0 OR state = ANY($5)) ORDER BY id DESC LIMIT $3"
+     AND (cardinality($5::text[]) = 0 OR state = ANY($5)) AND (NOT $6 OR settled IS NULL) ORDER BY id DESC LIMIT $3"
 );
 pub(super) const WAITING: &str = "SELECT score, id, namespace, pool, agent FROM task WHERE score IS NOT NULL \
      AND (score, id) > ($1, $2) ORDER BY score, id LIMIT $3";
@@ -77,6 +81,7 @@ pub(super) const WAITING: &str = "SELECT score, id, namespace, pool, agent FROM 
 pub(super) const BACKLOG: &str = "SELECT namespace, pool, agent, count(*), min(id::text)::uuid FROM task \
      WHERE score IS NOT NULL GROUP BY namespace, pool, agent ORDER BY namespace, pool, agent";
 pub(super) const EXPIRED: &str = select!("WHERE lease_expires_at < $1 ORDER BY lease_expires_at, id LIMIT $2");
+pub(super) const OVERDUE: &str = select!("WHERE due_at <= $1 ORDER BY due_at, id LIMIT $2");
 pub(super) const HELD: &str = select!("WHERE lease_worker = $1 ORDER BY id");
 
 // `$1` is a clock for tests.
@@ -104,7 +109,7 @@ pub(super) struct Locked {
     pub(super) last_time: Timestamp,
 }
 
-fn task(columns: &PgRow, at: usize, checkpoint: Option<Vec<u8>>) -> Tried<Row> {
+fn task(columns: &PgRow, at: usize, checkpoint: Option<Vec<u8>>, settled: Option<Uuid>) -> Tried<Row> {
     let worker: Option<Uuid> = columns.try_get(at + 3)?;
     let incarnation: Option<Uuid> = columns.try_get(at + 4)?;
     let expires_at: Option<i64> = columns.try_get(at + 5)?;
@@ -120,11 +125,11 @@ fn task(columns: &PgRow, at: usize, checkpoint: Option<Vec<u8>>) -> Tried<Row> {
         first: columns.try_get(at + 6)?,
         checkpoint,
     };
-    Ok(Row { task: fold::decode(parts)?, lease })
+    Ok(Row { task: fold::decode(parts)?, lease, settled: fold::settled(settled) })
 }
 
 pub(super) fn row(columns: &PgRow) -> Tried<Row> {
-    task(columns, 0, columns.try_get(7)?)
+    task(columns, 0, columns.try_get(7)?, columns.try_get(8)?)
 }
 
 /// Locks those of the tasks that exist.
@@ -158,7 +163,7 @@ async fn locked(db: &mut PgConnection, lock: Query<'_, sqlx::Postgres, PgArgumen
     let mut checkpoints = checkpoints(db, wanted).await?;
     let mut locked = Locked { rows: Vec::with_capacity(found.len()), reading: None, last_time: Timestamp(0) };
     for columns in &found {
-        let row = task(columns, 2, checkpoints.remove(&columns.try_get(2)?))?;
+        let row = task(columns, 2, checkpoints.remove(&columns.try_get(2)?), columns.try_get(11)?)?;
         locked.reading = Some(Reading::of(columns)?);
         locked.last_time = locked.last_time.max(Timestamp(columns.try_get(10)?));
         locked.rows.push(row);
@@ -233,13 +238,20 @@ impl Postgres {
         let before = filter.before.map_or(Uuid::max(), |id| id.0);
         let (scope, limit) = (scope(&filter.audience), size(filter.limit));
         let name = filter.name.as_deref().map(text);
-        let states = || filter.states.iter().map(|state| text(state).into_owned()).collect::<Vec<_>>();
+        let states = || match filter.dead {
+            true => vec!["failed".to_owned()],
+            false => filter.states.iter().map(|state| text(state).into_owned()).collect::<Vec<_>>(),
+        };
         if let Some(group) = filter.group {
             let list = query(LIST_GROUP).bind(before).bind(scope).bind(limit).bind(group.0);
-            return self.rows(list.bind(states()).bind(name)).await;
+            return self.rows(list.bind(states()).bind(name).bind(filter.dead)).await;
         }
         if let Some(name) = name {
-            return self.rows(query(LIST_NAME).bind(before).bind(scope).bind(limit).bind(name).bind(states())).await;
+            let list = query(LIST_NAME).bind(before).bind(scope).bind(limit).bind(name);
+            return self.rows(list.bind(states()).bind(filter.dead)).await;
+        }
+        if filter.dead {
+            return self.rows(query(LIST_DEAD).bind(before).bind(scope).bind(limit)).await;
         }
         if filter.states.is_empty() {
             return self.rows(query(LIST).bind(before).bind(scope).bind(limit)).await;
@@ -290,6 +302,10 @@ impl Postgres {
 
     pub(super) async fn expired_rows(&self, before: Timestamp, limit: usize) -> Tried<Vec<Row>> {
         self.rows(query(EXPIRED).bind(before.0).bind(size(limit))).await
+    }
+
+    pub(super) async fn overdue_rows(&self, now: Timestamp, limit: usize) -> Tried<Vec<Row>> {
+        self.rows(query(OVERDUE).bind(now.0).bind(size(limit))).await
     }
 
     pub(super) async fn held_rows(&self, worker: WorkerId) -> Tried<Vec<Row>> {

@@ -566,8 +566,9 @@ async fn questions_asked_often_use_indexes() {
     use super::events::{EVENTS_AFTER, EVENTS_TAIL};
     use super::logs::{CHUNKS_BEFORE, CHUNKS_FROM, CHUNKS_SINCE};
     use super::tasks::*;
-    let tasks = [BY_ID, BY_PREFIX, BY_GROUP, BY_GROUP_PREFIX, BY_NAME, LIST, LIST_STATE, LIST_GROUP, LIST_NAME];
-    let others = [WAITING, EXPIRED, HELD, CHUNKS_FROM, CHUNKS_BEFORE, CHUNKS_SINCE, EVENTS_AFTER, EVENTS_TAIL];
+    let tasks =
+        [BY_ID, BY_PREFIX, BY_GROUP, BY_GROUP_PREFIX, BY_NAME, LIST, LIST_STATE, LIST_DEAD, LIST_GROUP, LIST_NAME];
+    let others = [WAITING, EXPIRED, OVERDUE, HELD, CHUNKS_FROM, CHUNKS_BEFORE, CHUNKS_SINCE, EVENTS_AFTER, EVENTS_TAIL];
     busy(&two.a, 1).await;
     let mut connection = two.a.pool.acquire().await.unwrap();
     for sql in tasks.into_iter().chain(others) {

@@ -101,8 +101,8 @@ impl Writes {
         let groups = || self.created.iter().map(|row| row.task.group.as_ref());
         sql.push(
             ", created AS (INSERT INTO task (short, namespace, pool, agent, name, group_id, group_index, group_short, id, \
-             state, ended_at, score, lease_worker, lease_incarnation, lease_expires_at, checkpoint, next_offset, fold, \
-             last_time) SELECT new.*, now FROM clock, unnest(",
+             state, ended_at, score, lease_worker, lease_incarnation, lease_expires_at, checkpoint, due_at, settled, \
+             next_offset, fold, last_time) SELECT new.*, now FROM clock, unnest(",
         );
         let mut arrays = sql.separated(", ");
         arrays.push_bind(of(|row| tail(row.task.id.short())));
@@ -125,13 +125,13 @@ impl Writes {
         sql.push(
             ", updated AS (UPDATE task SET state = new.state, ended_at = new.ended_at, score = new.score, \
              lease_worker = new.lease_worker, lease_incarnation = new.lease_incarnation, \
-             lease_expires_at = new.lease_expires_at, checkpoint = new.checkpoint, next_offset = new.next_offset, \
-             fold = new.fold, last_time = now FROM clock, unnest(",
+             lease_expires_at = new.lease_expires_at, checkpoint = new.checkpoint, due_at = new.due_at, \
+             settled = new.settled, next_offset = new.next_offset, fold = new.fold, last_time = now FROM clock, unnest(",
         );
         push_columns(sql, "", &self.updated);
         sql.push(
             ") AS new (id, state, ended_at, score, lease_worker, lease_incarnation, lease_expires_at, checkpoint, \
-             next_offset, fold) WHERE task.id = new.id)",
+             due_at, settled, next_offset, fold) WHERE task.id = new.id)",
         );
     }
 
@@ -200,7 +200,7 @@ impl Writes {
 }
 
 /// Pushes the arrays `id, state, ended_at, score, lease_worker, lease_incarnation, lease_expires_at, checkpoint,
-/// next_offset, fold` of rows.
+/// due_at, settled, next_offset, fold` of rows.
 fn push_columns(sql: &mut Sql, before: &'static str, rows: &[Row]) {
     let columns: Vec<_> = rows.iter().map(Columns::of).collect();
     let longs = |column: fn(&Columns) -> Option<i64>| columns.iter().map(column).collect::<Vec<_>>();
@@ -215,6 +215,8 @@ fn push_columns(sql: &mut Sql, before: &'static str, rows: &[Row]) {
     arrays.push_bind(ids(|columns| columns.lease.and_then(|(_, incarnation, _)| incarnation).map(|id| id.0)));
     arrays.push_bind(longs(|columns| columns.lease.map(|(_, _, expires_at)| expires_at.0)));
     arrays.push_bind(longs(|columns| columns.checkpoint.map(|offset| int(offset.0))));
+    arrays.push_bind(longs(|columns| columns.due_at.map(|at| at.0)));
+    arrays.push_bind(ids(|columns| columns.settled));
     arrays.push_bind(rows.iter().map(|row| int(row.task.next_offset.0)).collect::<Vec<_>>());
     arrays.push_bind(rows.iter().map(|row| fold::encode(&row.task)).collect::<Vec<_>>());
 }

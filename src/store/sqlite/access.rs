@@ -274,6 +274,7 @@ impl Sqlite {
         for (sql, before) in [
             ("DELETE FROM request WHERE at < ?", rules::cutoff(tx.now, KEY_RETENTION)),
             ("DELETE FROM event WHERE at < ?", rules::cutoff(tx.now, EVENT_RETENTION)),
+            ("DELETE FROM breaker WHERE at < ?", rules::cutoff(tx.now, EVENT_RETENTION)),
             ("DELETE FROM token WHERE expires_at <= ?", tx.now),
             ("DELETE FROM certificate WHERE not_after <= ?", tx.now),
             // Whoever has no certificate joins anew.

@@ -9,9 +9,10 @@ use serde::de::DeserializeOwned;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row as _, SqliteConnection, query};
 
-use super::super::{Error, Renewal, Result, Worker, WorkerEvent, rules};
+use super::super::{ChangeBreaker, Error, Renewal, Result, Worker, WorkerEvent, rules};
 use super::tasks::{self, blob, uuid};
 use super::{Sqlite, access};
+use crate::task::{Breaker, Scope};
 
 const CONTAINMENTS: [Containment; 3] = [Containment::Cgroup, Containment::Subreaper, Containment::Group];
 
@@ -177,5 +178,34 @@ impl Sqlite {
             .execute(&mut tx.connection)
             .await?;
         tx.commit().await
+    }
+
+    pub(super) async fn all_breakers(&self) -> Result<BTreeMap<Scope, Breaker>> {
+        let found = query("SELECT scope, state FROM breaker").fetch_all(&self.readers).await?;
+        found.iter().map(|columns| rules::decode_breaker(columns.try_get(0)?, columns.try_get(1)?)).collect()
+    }
+
+    pub(super) async fn one_breaker(&self, scope: &Scope, change: ChangeBreaker) -> Result<Breaker> {
+        let name = scope.to_string();
+        let mut tx = self.write().await?;
+        let found = query("SELECT state FROM breaker WHERE scope = ?").bind(&name);
+        let before = match found.fetch_optional(&mut tx.connection).await? {
+            Some(columns) => rules::decode_breaker(&name, columns.try_get(0)?)?.1,
+            None => Breaker::default(),
+        };
+        let (after, events) = change(&before, tx.now);
+        if after.is_new() {
+            query("DELETE FROM breaker WHERE scope = ?").bind(&name).execute(&mut tx.connection).await?;
+        } else {
+            query("INSERT OR REPLACE INTO breaker (scope, state, at) VALUES (?, ?, ?)")
+                .bind(&name)
+                .bind(rules::encode_breaker(&after))
+                .bind(tx.now.0)
+                .execute(&mut tx.connection)
+                .await?;
+        }
+        access::insert_events(&mut tx.connection, tx.now, &events).await?;
+        tx.commit().await?;
+        Ok(after)
     }
 }

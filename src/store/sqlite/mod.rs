@@ -13,6 +13,7 @@ mod tasks;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -27,10 +28,11 @@ use tokio::sync::{Mutex, MutexGuard};
 
 use super::clock::Clock;
 use super::{
-    Audit, Backlog, Certificate, Committed, Error, Find, Key, ListFilter, NewEvent, Page, Renewal, Result, Row, Store,
-    Token, TokenRefusal, Unit, Waiting, Worker, WorkerEvent, rules,
+    Audit, Backlog, Certificate, ChangeBreaker, Committed, Error, Find, Key, ListFilter, NewEvent, Page, Renewal,
+    Result, Row, Store, Token, TokenRefusal, Unit, Waiting, Worker, WorkerEvent, rules,
 };
 use crate::env::Env;
+use crate::task::{Breaker, Scope};
 
 /// How long to wait for a lock of another process: a backup, a shell.
 const BUSY_AFTER: Duration = Duration::from_secs(5);
@@ -213,6 +215,10 @@ impl Store for Sqlite {
         self.expired_rows(before, limit).await
     }
 
+    async fn overdue(&self, now: Timestamp, limit: usize) -> Result<Vec<Row>> {
+        self.overdue_rows(now, limit).await
+    }
+
     async fn held_by(&self, worker: WorkerId) -> Result<Vec<Row>> {
         tasks::held_by(&self.readers, worker).await
     }
@@ -242,6 +248,14 @@ impl Store for Sqlite {
 
     async fn remove_worker(&self, id: WorkerId) -> Result<()> {
         self.forget_worker(id).await
+    }
+
+    async fn breakers(&self) -> Result<BTreeMap<Scope, Breaker>> {
+        self.all_breakers().await
+    }
+
+    async fn change_breaker(&self, scope: &Scope, change: ChangeBreaker) -> Result<Breaker> {
+        self.one_breaker(scope, change).await
     }
 
     async fn hold_loop(&self, name: &str, holder: Incarnation, ttl: Duration) -> Result<Option<u64>> {

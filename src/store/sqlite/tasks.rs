@@ -22,7 +22,7 @@ macro_rules! select {
         concat!(
             "SELECT no, fold, lease_worker, lease_incarnation, lease_expires_at, id, next_offset, \
              (SELECT record FROM lifecycle WHERE task = no AND offset = 0), \
-             (SELECT record FROM lifecycle WHERE task = no AND offset = checkpoint) FROM task ",
+             (SELECT record FROM lifecycle WHERE task = no AND offset = checkpoint), settled FROM task ",
             $rest
         )
     };
@@ -44,20 +44,26 @@ pub(super) const BY_NAME: &str =
 pub(super) const LIST: &str = select!("WHERE id < ?1 AND (?2 IS NULL OR namespace = ?2) ORDER BY id DESC LIMIT ?3");
 pub(super) const LIST_STATE: &str =
     select!("WHERE state = ?4 AND id < ?1 AND (?2 IS NULL OR namespace = ?2) ORDER BY id DESC LIMIT ?3");
-// `?5` is a list of states, or all. A group is small: its members are found by its index, and then put in order.
+pub(super) const LIST_DEAD: &str = select!(
+    "WHERE state = 'failed' AND settled IS NULL AND id < ?1 AND (?2 IS NULL OR namespace = ?2) ORDER BY id DESC LIMIT ?3"
+);
+// The last one: the dead letter only. `?5` is a list of states, or all. A group is small: its members are found by its index, and then put in order.
 pub(super) const LIST_GROUP: &str = select!(
     "WHERE group_id = ?4 AND id < ?1 AND (?2 IS NULL OR namespace = ?2) AND (?6 IS NULL OR name = ?6) \
-     AND (?5 IS NULL OR state IN (SELECT value FROM json_each(?5))) ORDER BY id DESC LIMIT ?3"
+     AND (?5 IS NULL OR state IN (SELECT value FROM json_each(?5))) AND (NOT ?7 OR settled IS NULL) \
+     ORDER BY id DESC LIMIT ?3"
 );
 pub(super) const LIST_NAME: &str = select!(
     "WHERE name = ?4 AND id < ?1 AND (?2 IS NULL OR namespace = ?2) \
-     AND (?5 IS NULL OR state IN (SELECT value FROM json_each(?5))) ORDER BY id DESC LIMIT ?3"
+     AND (?5 IS NULL OR state IN (SELECT value FROM json_each(?5))) AND (NOT ?6 OR settled IS NULL) \
+     ORDER BY id DESC LIMIT ?3"
 );
 pub(super) const WAITING: &str = "SELECT score, id, namespace, pool, agent FROM task WHERE score IS NOT NULL \
      AND (score, id) > (?, ?) ORDER BY score, id LIMIT ?";
 pub(super) const BACKLOG: &str = "SELECT namespace, pool, agent, count(*), min(id) FROM task WHERE score IS NOT NULL \
      GROUP BY namespace, pool, agent ORDER BY namespace, pool, agent";
 pub(super) const EXPIRED: &str = select!("WHERE lease_expires_at < ? ORDER BY lease_expires_at, id LIMIT ?");
+pub(super) const OVERDUE: &str = select!("WHERE due_at <= ? ORDER BY due_at, id LIMIT ?");
 pub(super) const HELD: &str = select!("WHERE lease_worker = ? ORDER BY id");
 
 /// A stored task.
@@ -97,7 +103,8 @@ fn stored(columns: &SqliteRow) -> Result<Stored> {
         }),
         _ => None,
     };
-    Ok(Stored { no: columns.try_get(0)?, row: Row { task: task(columns)?, lease } })
+    let settled = fold::settled(columns.try_get::<Option<&[u8]>, _>(9)?.map(uuid).transpose()?);
+    Ok(Stored { no: columns.try_get(0)?, row: Row { task: task(columns)?, lease, settled } })
 }
 
 fn row(columns: &SqliteRow) -> Result<Row> {
@@ -119,8 +126,8 @@ pub(super) async fn insert(connection: &mut SqliteConnection, row: &Row) -> Resu
     let group = task.group.as_ref();
     let insert = query(
         "INSERT INTO task (id, short, namespace, pool, agent, name, group_id, group_index, group_short, state, \
-         ended_at, score, lease_worker, lease_incarnation, lease_expires_at, checkpoint, next_offset, fold) \
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+         ended_at, score, lease_worker, lease_incarnation, lease_expires_at, checkpoint, due_at, settled, next_offset, \
+         fold) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
     )
     .bind(blob(task.id.0))
     .bind(tail(task.id.short()))
@@ -138,6 +145,8 @@ pub(super) async fn insert(connection: &mut SqliteConnection, row: &Row) -> Resu
     .bind(columns.lease.and_then(|(_, incarnation, _)| incarnation).map(|incarnation| blob(incarnation.0)))
     .bind(columns.lease.map(|(_, _, expires_at)| expires_at.0))
     .bind(columns.checkpoint.map(|offset| int(offset.0)))
+    .bind(columns.due_at.map(|at| at.0))
+    .bind(columns.settled.map(blob))
     .bind(int(task.next_offset.0))
     .bind(fold::encode(task));
     Ok(insert.execute(connection).await?.last_insert_rowid())
@@ -158,7 +167,7 @@ pub(super) async fn update(connection: &mut SqliteConnection, no: i64, before: C
     }
     query(
         "UPDATE task SET state = ?, ended_at = ?, score = ?, lease_worker = ?, lease_incarnation = ?, \
-         lease_expires_at = ?, checkpoint = ?, next_offset = ?, fold = ? WHERE no = ?",
+         lease_expires_at = ?, checkpoint = ?, due_at = ?, settled = ?, next_offset = ?, fold = ? WHERE no = ?",
     )
     .bind(columns.state)
     .bind(columns.ended_at.map(|at| at.0))
@@ -167,6 +176,8 @@ pub(super) async fn update(connection: &mut SqliteConnection, no: i64, before: C
     .bind(columns.lease.and_then(|(_, incarnation, _)| incarnation).map(|incarnation| blob(incarnation.0)))
     .bind(columns.lease.map(|(_, _, expires_at)| expires_at.0))
     .bind(columns.checkpoint.map(|offset| int(offset.0)))
+    .bind(columns.due_at.map(|at| at.0))
+    .bind(columns.settled.map(blob))
     .bind(int(task.next_offset.0))
     .bind(fold::encode(task))
     .bind(no)
@@ -215,8 +226,8 @@ impl Sqlite {
         if filter.group.is_some() || filter.name.is_some() {
             return self.list_labelled(filter, before).await;
         }
-        if filter.states.is_empty() {
-            let found = query(LIST)
+        if filter.states.is_empty() || filter.dead {
+            let found = query(if filter.dead { LIST_DEAD } else { LIST })
                 .bind(before)
                 .bind(scope(&filter.audience))
                 .bind(size(filter.limit))
@@ -252,9 +263,11 @@ impl Sqlite {
             Some(group) => list.bind(blob(group.0)),
             None => list.bind(&filter.name),
         };
-        let states = serde_json::to_string(&filter.states).expect("strings are JSON");
-        let list = list.bind((!filter.states.is_empty()).then_some(states));
-        let list = if filter.group.is_some() { list.bind(&filter.name) } else { list };
+        let failed = [String::from("failed")];
+        let states = if filter.dead { &failed[..] } else { &filter.states };
+        let json = serde_json::to_string(states).expect("strings are JSON");
+        let list = list.bind((!states.is_empty()).then_some(json));
+        let list = if filter.group.is_some() { list.bind(&filter.name) } else { list }.bind(filter.dead);
         let found = list.fetch_all(&self.readers).await?;
         found.iter().map(row).collect()
     }
@@ -290,6 +303,11 @@ impl Sqlite {
 
     pub(super) async fn expired_rows(&self, before: Timestamp, limit: usize) -> Result<Vec<Row>> {
         let found = query(EXPIRED).bind(before.0).bind(size(limit)).fetch_all(&self.readers).await?;
+        found.iter().map(row).collect()
+    }
+
+    pub(super) async fn overdue_rows(&self, now: Timestamp, limit: usize) -> Result<Vec<Row>> {
+        let found = query(OVERDUE).bind(now.0).bind(size(limit)).fetch_all(&self.readers).await?;
         found.iter().map(row).collect()
     }
 }

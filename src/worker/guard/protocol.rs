@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ado_proto::spec::{Containment, Exit, Resources};
+use ado_proto::spec::{Containment, Exit, Limit, Resources};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::BootTime;
@@ -40,6 +40,8 @@ pub enum ToGuard {
     },
     /// Kill it now.
     Kill,
+    /// Kill it: a limit of time is over that the worker measures.
+    TimeOut(Limit),
 }
 
 /// What to run.
@@ -53,6 +55,8 @@ pub struct Start {
     pub cwd: String,
     /// Longest running time, milliseconds; time frozen does not count.
     pub time_limit_ms: Option<u64>,
+    /// What is left of the time the task may take as a whole, milliseconds; counted like the running time.
+    pub total_left_ms: Option<u64>,
     /// The lease holds until then.
     pub lease: BootTime,
     /// The strongest grade to try.

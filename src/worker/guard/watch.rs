@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use ado_proto::spec::Exit;
+use ado_proto::spec::{Exit, Limit};
 
 use super::BootTime;
 use super::protocol::{FromGuard, Reason, Start, ToGuard};
@@ -31,7 +31,8 @@ pub(super) struct Watch {
     lease: BootTime,
     reasons: BTreeSet<Reason>,
     mark: u64,
-    limit: Option<Duration>,
+    /// The limit of running time that is over first.
+    limit: Option<(Duration, Limit)>,
     /// Running time before `since`.
     ran: Duration,
     /// Start of the current stretch of running; of no meaning while frozen.
@@ -48,7 +49,7 @@ impl Watch {
             lease: start.lease,
             reasons: BTreeSet::new(),
             mark: 0,
-            limit: start.time_limit_ms.map(Duration::from_millis),
+            limit: first_limit(start),
             ran: Duration::ZERO,
             since: now,
             verdict: None,
@@ -80,6 +81,10 @@ impl Watch {
                 self.verdict.get_or_insert(Exit::Cancelled);
                 vec![Act::Kill]
             }
+            ToGuard::TimeOut(limit) => {
+                self.verdict.get_or_insert(Exit::TimedOut(*limit));
+                vec![Act::Kill]
+            }
         }
     }
 
@@ -88,8 +93,8 @@ impl Watch {
         if self.kill_at.is_some_and(|at| now >= at) {
             return vec![Act::Kill];
         }
-        if self.limit_at().is_some_and(|at| at <= now.min(self.lease)) {
-            self.verdict.get_or_insert(Exit::TimedOut);
+        if let Some((_, limit)) = self.limit_at().filter(|(at, _)| *at <= now.min(self.lease)) {
+            self.verdict.get_or_insert(Exit::TimedOut(limit));
             return vec![Act::Kill];
         }
         if now >= self.lease { self.freeze(now, Reason::Lease) } else { Vec::new() }
@@ -98,7 +103,7 @@ impl Watch {
     /// When [`Watch::tick`] has something to do.
     pub(super) fn next_tick(&self) -> BootTime {
         let lease = if self.reasons.contains(&Reason::Lease) { BootTime::NEVER } else { self.lease };
-        [self.kill_at, self.limit_at()].into_iter().flatten().fold(lease, BootTime::min)
+        [self.kill_at, self.limit_at().map(|(at, _)| at)].into_iter().flatten().fold(lease, BootTime::min)
     }
 
     /// How the attempt ended, given how the agent's first process did.
@@ -106,9 +111,10 @@ impl Watch {
         self.verdict.clone().unwrap_or(exit)
     }
 
-    fn limit_at(&self) -> Option<BootTime> {
-        let left = self.limit?.saturating_sub(self.ran);
-        self.reasons.is_empty().then(|| self.since.after(left))
+    fn limit_at(&self) -> Option<(BootTime, Limit)> {
+        let (length, limit) = self.limit?;
+        let left = length.saturating_sub(self.ran);
+        self.reasons.is_empty().then(|| (self.since.after(left), limit))
     }
 
     fn stop(&mut self, now: BootTime, grace: Duration) -> Vec<Act> {
@@ -152,6 +158,14 @@ impl Watch {
     }
 }
 
+fn first_limit(start: &Start) -> Option<(Duration, Limit)> {
+    let limits = [(start.time_limit_ms, Limit::Attempt), (start.total_left_ms, Limit::Total)];
+    limits
+        .into_iter()
+        .filter_map(|(ms, limit)| Some((Duration::from_millis(ms?), limit)))
+        .min_by_key(|(length, _)| *length)
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
@@ -165,16 +179,20 @@ mod tests {
     }
 
     fn watch(limit: Option<u64>, lease: u64) -> Watch {
-        let start = Start {
+        Watch::new(&start(limit, lease), at(0))
+    }
+
+    fn start(limit: Option<u64>, lease: u64) -> Start {
+        Start {
             argv: vec!["x".into()],
             env: BTreeMap::new(),
             cwd: "/".into(),
             time_limit_ms: limit.map(|seconds| seconds * 1000),
+            total_left_ms: None,
             lease: at(lease),
             containment: Containment::Subreaper,
             limits: ado_proto::spec::Resources::default(),
-        };
-        Watch::new(&start, at(0))
+        }
     }
 
     fn frozen(reasons: impl IntoIterator<Item = Reason>, mark: u64) -> Act {
@@ -219,7 +237,7 @@ mod tests {
         assert_eq!(watch.next_tick(), at(106));
         assert_eq!(watch.tick(at(105)), []);
         assert_eq!(watch.tick(at(106)), [Act::Kill]);
-        assert_eq!(watch.conclude(Exit::Signal(9)), Exit::TimedOut);
+        assert_eq!(watch.conclude(Exit::Signal(9)), Exit::TimedOut(Limit::Attempt));
     }
 
     #[test]
@@ -244,10 +262,30 @@ mod tests {
     }
 
     #[test]
+    fn of_two_limits_the_first_counts() {
+        let conclude = |time, total| {
+            let start = Start { time_limit_ms: Some(time), total_left_ms: Some(total), ..start(None, 1000) };
+            let mut watch = Watch::new(&start, at(0));
+            assert_eq!(watch.tick(at(1)), [Act::Kill]);
+            watch.conclude(Exit::Signal(9))
+        };
+        assert_eq!(conclude(1_000, 2_000), Exit::TimedOut(Limit::Attempt));
+        assert_eq!(conclude(2_000, 1_000), Exit::TimedOut(Limit::Total));
+        assert_eq!(conclude(2_000, 0), Exit::TimedOut(Limit::Total), "nothing is left of it");
+    }
+
+    #[test]
+    fn the_worker_may_end_it_for_its_silence() {
+        let mut watch = watch(None, 1000);
+        assert_eq!(watch.hear(at(1), &ToGuard::TimeOut(Limit::Silence)), [Act::Kill]);
+        assert_eq!(watch.conclude(Exit::Signal(9)), Exit::TimedOut(Limit::Silence));
+    }
+
+    #[test]
     fn the_first_verdict_stands() {
         let mut watch = watch(Some(5), 1000);
         assert_eq!(watch.tick(at(5)), [Act::Kill]);
         assert_eq!(watch.hear(at(5), &ToGuard::Kill), [Act::Kill]);
-        assert_eq!(watch.conclude(Exit::Signal(9)), Exit::TimedOut);
+        assert_eq!(watch.conclude(Exit::Signal(9)), Exit::TimedOut(Limit::Attempt));
     }
 }

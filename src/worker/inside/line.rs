@@ -5,8 +5,13 @@ use ado_proto::record::{MAX_CHECKPOINT, MAX_MESSAGE, Progress};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
+use super::said::Verdict;
+
 /// Longest part of a complaint, characters: it may quote the line.
 const COMPLAINT: usize = 300;
+
+/// Whoever reads that a task has failed wants to know why.
+const NO_REASON: &str = "the message is empty: say what is wrong";
 
 /// Something a task may say, within all limits.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,6 +20,7 @@ pub(super) enum Wish {
     /// JSON text.
     Checkpoint(String),
     Note(String),
+    Verdict(Verdict),
 }
 
 /// Reads a line; what is wrong with it, for its writer.
@@ -23,7 +29,13 @@ pub(super) fn read(line: &[u8]) -> Result<Wish, String> {
     match serde_json::from_str::<Say<Box<RawValue>>>(text) {
         Ok(Say::Progress { percent, message }) => progress(percent, message),
         Ok(Say::Checkpoint { data }) => checkpoint(data.get()).map(Wish::Checkpoint),
-        Ok(Say::Log { message }) => note(&message),
+        Ok(Say::Log { message }) => one_line(&message, "the log message is empty").map(Wish::Note),
+        Ok(Say::Hopeless { message }) => {
+            one_line(&message, NO_REASON).map(|error| Wish::Verdict(Verdict::Hopeless { error }))
+        }
+        Ok(Say::Unavailable { message, retry_after_ms }) => {
+            one_line(&message, NO_REASON).map(|what| Wish::Verdict(Verdict::Unavailable { what, retry_after_ms }))
+        }
         Err(error) => Err(complaint(text, &error)),
     }
 }
@@ -39,12 +51,9 @@ fn progress(percent: Option<u8>, message: Option<String>) -> Result<Wish, String
     Ok(Wish::Progress(Progress { percent, message }))
 }
 
-fn note(message: &str) -> Result<Wish, String> {
+fn one_line(message: &str, when_empty: &str) -> Result<String, String> {
     let text = clean(message)?;
-    if text.is_empty() {
-        return Err("the log message is empty".into());
-    }
-    Ok(Wish::Note(text))
+    if text.is_empty() { Err(when_empty.into()) } else { Ok(text) }
 }
 
 /// The text as it was written, where it is short enough: numbers keep all their digits.

@@ -15,12 +15,13 @@ use std::time::Duration;
 
 use ado_proto::Seq;
 use ado_proto::record::{Body, Checkpointed, Progress};
+use ado_proto::spec::Exit;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, sleep_until};
 
 pub use self::folder::Sockets;
 pub(super) use self::folder::link_to;
-use self::said::{Next, Refusal, Said};
+use self::said::{Next, Refusal, Said, Verdict};
 pub(super) use self::server::Server;
 
 /// Where a task is told under which seq its checkpoint stands in the log.
@@ -77,6 +78,15 @@ impl Voice {
 
     fn progress(&self, progress: &Progress) -> Result<(), Refusal> {
         self.tell(|said, _| said.progress(progress))
+    }
+
+    fn verdict(&self, verdict: Verdict) -> Result<(), Refusal> {
+        self.lock().verdict(verdict)
+    }
+
+    /// How the agent ended, given how its process did: it may have said why.
+    pub(super) fn judge(&self, exit: Exit) -> Exit {
+        self.lock().judge(exit)
     }
 
     fn note(&self, text: String) -> Result<(), Refusal> {

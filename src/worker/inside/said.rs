@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use ado_proto::record::{Body, Checkpointed, Note, Progress};
+use ado_proto::spec::Exit;
 
 /// Between two records of progress. What comes between is merged: nobody reads faster, and the log does not grow faster.
 const PROGRESS_EVERY: Duration = Duration::from_millis(100);
@@ -67,6 +68,25 @@ pub(super) struct Said<R> {
     notes: Allowance,
     checkpoints: Allowance,
     lines: Allowance,
+    /// The last one counts.
+    verdict: Option<Verdict>,
+}
+
+/// What a task says of its own end, before it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// It would fail again in the same way.
+    Hopeless {
+        /// Why.
+        error: String,
+    },
+    /// What it needs is not to be had.
+    Unavailable {
+        /// What.
+        what: String,
+        /// How long it is of no use to try again.
+        retry_after_ms: Option<u64>,
+    },
 }
 
 impl<R> Said<R> {
@@ -81,6 +101,7 @@ impl<R> Said<R> {
             notes: Allowance::of(NOTES),
             checkpoints: Allowance::of(CHECKPOINTS),
             lines: Allowance::of(LINES),
+            verdict: None,
         }
     }
 
@@ -94,6 +115,23 @@ impl<R> Said<R> {
         self.goes_on()?;
         self.progress.get_or_insert_default().take(progress);
         Ok(())
+    }
+
+    pub(super) fn verdict(&mut self, verdict: Verdict) -> Result<(), Refusal> {
+        self.goes_on()?;
+        self.verdict = Some(verdict);
+        Ok(())
+    }
+
+    /// How it ended, if it exited by itself: its own word counts more than its exit code.
+    pub(super) fn judge(&mut self, exit: Exit) -> Exit {
+        match (self.verdict.take(), exit) {
+            (Some(Verdict::Hopeless { error }), Exit::Code(code)) => Exit::Hopeless { error, code },
+            (Some(Verdict::Unavailable { what, retry_after_ms }), Exit::Code(_)) => {
+                Exit::Unavailable { what, retry_after_ms }
+            }
+            (_, exit) => exit,
+        }
     }
 
     pub(super) fn note(&mut self, now: Duration, text: String) -> Result<(), Refusal> {
@@ -251,6 +289,26 @@ mod tests {
             records += usize::from(matches!(said.next(ms(now)), Next::Body(..)));
         }
         assert_eq!(records, 100);
+    }
+
+    #[test]
+    fn the_last_verdict_judges_an_exit_of_its_own() {
+        let hopeless = || Verdict::Hopeless { error: "no JSON".into() };
+        let judged = |verdicts: Vec<Verdict>, exit| {
+            let mut said = said();
+            verdicts.into_iter().for_each(|verdict| said.verdict(verdict).unwrap());
+            said.judge(exit)
+        };
+        assert_eq!(judged(vec![], Exit::Code(3)), Exit::Code(3));
+        let expected = Exit::Hopeless { error: "no JSON".into(), code: 0 };
+        assert_eq!(judged(vec![hopeless()], Exit::Code(0)), expected);
+        assert_eq!(judged(vec![hopeless()], Exit::Cancelled), Exit::Cancelled, "it did not end by itself");
+        let away = Verdict::Unavailable { what: "quota".into(), retry_after_ms: Some(5) };
+        let expected = Exit::Unavailable { what: "quota".into(), retry_after_ms: Some(5) };
+        assert_eq!(judged(vec![hopeless(), away], Exit::Code(1)), expected);
+        let mut over = said();
+        over.silence();
+        assert_eq!(over.verdict(hopeless()), Err(Refusal::Over));
     }
 
     #[test]

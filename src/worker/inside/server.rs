@@ -137,6 +137,7 @@ impl Desk {
             Err(complaint) => return refused(complaint),
             Ok(Wish::Progress(progress)) => self.voice.progress(&progress).map(|()| None),
             Ok(Wish::Note(text)) => self.voice.note(text).map(|()| None),
+            Ok(Wish::Verdict(verdict)) => self.voice.verdict(verdict).map(|()| None),
             Ok(Wish::Checkpoint(data)) => self.checkpoint(data).await.map(Some),
         };
         match accepted {

@@ -30,6 +30,10 @@ CREATE TABLE task (
     lease_expires_at  INTEGER,
     -- Offset of the newest checkpoint's record, which holds it.
     checkpoint        INTEGER,
+    -- When a limit of time is over that a controller measures.
+    due_at            INTEGER,
+    -- What became of it once it had failed for good: the task that does it again, nothing but zeros when it was purged.
+    settled           BLOB,
     next_offset       INTEGER NOT NULL,
     fold              BLOB    NOT NULL
 ) STRICT;
@@ -41,6 +45,8 @@ CREATE INDEX task_groups  ON task (group_short)             WHERE group_short IS
 CREATE INDEX task_score   ON task (score, id)               WHERE score IS NOT NULL;
 CREATE INDEX task_worker  ON task (lease_worker, id)        WHERE lease_worker IS NOT NULL;
 CREATE INDEX task_expires ON task (lease_expires_at, id)    WHERE lease_expires_at IS NOT NULL;
+CREATE INDEX task_due     ON task (due_at, id)              WHERE due_at IS NOT NULL;
+CREATE INDEX task_dead    ON task (id, namespace)           WHERE state = 'failed' AND settled IS NULL;
 
 -- Records that say what happened to a task: small, and kept as long as the task is.
 CREATE TABLE lifecycle (
@@ -82,6 +88,13 @@ CREATE TABLE worker (
     seen_at     INTEGER NOT NULL,
     -- It has been said that it is.
     lost        INTEGER NOT NULL DEFAULT 0
+) STRICT;
+
+-- What failed again and again, and how long it is left alone. Only those about which anything is known.
+CREATE TABLE breaker (
+    scope TEXT    PRIMARY KEY,
+    state TEXT    NOT NULL,
+    at    INTEGER NOT NULL
 ) STRICT;
 
 -- A loop that one controller at a time runs. The row stays when it is given back: terms only rise.
