@@ -267,6 +267,7 @@ impl IdleWorker {
             labels: std::collections::BTreeMap::new(),
             containment: Containment::Group,
             build: "bench".into(),
+            resources: Default::default(),
         };
         let (_, mut channel) = link.open(&session, Call { timeout: Some(PATIENCE), ..Call::default() }).await?;
         let heartbeat = Heartbeat { number: 1, holds: Vec::new(), load: Load::default(), draining: false };

@@ -35,6 +35,69 @@ impl Input {
     }
 }
 
+/// What a task may use at most, it and all it starts together: `None` is no limit. And what a worker has for tasks that
+/// ask for limits: `None` is a kind of limit that it cannot enforce.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Resources {
+    /// Thousandths of a processor.
+    pub cpu_milli: Option<u32>,
+    /// Bytes of memory.
+    pub memory: Option<u64>,
+    /// Processes and threads at once.
+    pub pids: Option<u32>,
+}
+
+impl Resources {
+    /// What there is of each kind: in words, and how much.
+    pub fn kinds(&self) -> [(Resource, Option<u64>); 3] {
+        [
+            (Resource::Cpu, self.cpu_milli.map(u64::from)),
+            (Resource::Memory, self.memory),
+            (Resource::Pids, self.pids.map(u64::from)),
+        ]
+    }
+}
+
+/// A kind of [`Resources`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Resource {
+    /// In thousandths of a processor.
+    Cpu,
+    /// In bytes.
+    Memory,
+    /// In processes.
+    Pids,
+}
+
+impl Resource {
+    /// The name of the flag that asks for it, without its dashes.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Cpu => "cpu",
+            Self::Memory => "memory",
+            Self::Pids => "pids",
+        }
+    }
+
+    /// An amount, for people.
+    pub fn amount(self, amount: u64) -> String {
+        match self {
+            Self::Cpu => format!("{} CPU", amount as f64 / 1000.0),
+            Self::Memory => bytes(amount),
+            Self::Pids => format!("{amount} processes"),
+        }
+    }
+}
+
+/// Bytes, for people: in the largest unit of which there is at least one, to a tenth.
+fn bytes(amount: u64) -> String {
+    let units = [("TiB", 1u64 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
+    match units.into_iter().find(|(_, unit)| amount >= *unit) {
+        Some((name, unit)) => format!("{} {name}", (amount as f64 / unit as f64 * 10.0).round() / 10.0),
+        None => format!("{amount} bytes"),
+    }
+}
+
 /// A task as submitted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TaskSpec {
@@ -64,6 +127,8 @@ pub struct TaskSpec {
     pub total_limit_ms: Option<u64>,
     /// Variables of its environment, and the names of the secrets whose values they get. The values are not here.
     pub secrets: BTreeMap<String, String>,
+    /// What it may use at most.
+    pub resources: Resources,
 }
 
 impl TaskSpec {
@@ -83,6 +148,7 @@ impl TaskSpec {
             silence_limit_ms: None,
             total_limit_ms: None,
             secrets: BTreeMap::new(),
+            resources: Resources::default(),
         }
     }
 
@@ -137,6 +203,9 @@ impl TaskSpec {
         if let Some(limit) = Limit::ALL.into_iter().find(|limit| self.limit(*limit) == Some(Duration::ZERO)) {
             return Err(SpecError::NoTime(limit));
         }
+        if let Some((kind, _)) = self.resources.kinds().into_iter().find(|(_, amount)| *amount == Some(0)) {
+            return Err(SpecError::Nothing(kind.as_str()));
+        }
         let mut encoded = Vec::new();
         to_postcard(self, &mut encoded);
         if encoded.len() > MAX_SPEC { Err(SpecError::TooLong(encoded.len())) } else { Ok(()) }
@@ -171,6 +240,9 @@ pub enum SpecError {
     /// More secrets than an assignment carries.
     #[error("a task has at most {MAX_SECRETS} secrets, not {0}")]
     Secrets(usize),
+    /// A limit that leaves nothing.
+    #[error("a limit of 0 for {0} leaves nothing to run with: leave it out for none")]
+    Nothing(&'static str),
     /// Text with a NUL byte, which no process can be given.
     #[error("`{0}` has a NUL byte in it")]
     Nul(String),
@@ -260,6 +332,11 @@ pub enum Exit {
         error: String,
         /// Its exit code.
         code: i32,
+    },
+    /// It used more memory than it may, and was killed with all it had started.
+    OutOfMemory {
+        /// What it may use, bytes.
+        limit: u64,
     },
 }
 

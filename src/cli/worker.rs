@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ado_certs::{ClientTls, Identity, JoinString};
+use ado_proto::spec::Resources;
 
 use super::Global;
 use super::controller::own;
@@ -55,6 +56,12 @@ pub(crate) struct Args {
     /// Offer these agents; default: all this build has
     #[arg(long, value_name = "NAME,…")]
     agents: Option<String>,
+    /// Have this many processors for tasks that ask for some (--cpu); default: as many as there are
+    #[arg(long, value_name = "CPUS")]
+    cpu: Option<String>,
+    /// Have this much memory for tasks that ask for some (--memory); default: as much as there is
+    #[arg(long, value_name = "BYTES")]
+    memory: Option<String>,
     /// Serve health and metrics here, TCP
     #[arg(long, value_name = "IP:PORT")]
     http: Option<SocketAddr>,
@@ -144,6 +151,8 @@ fn flags(args: &Args) -> Flags {
         ("worker.pool", "--pool", &args.pool),
         ("worker.labels", "--label", &labels),
         ("worker.capabilities", "--agents", &args.agents),
+        ("worker.resources.cpu", "--cpu", &args.cpu),
+        ("worker.resources.memory", "--memory", &args.memory),
     ] {
         if let Some(value) = value {
             flags.set(key, flag, value);
@@ -248,6 +257,11 @@ fn config(app: &App, args: &Args, place: &Place, link: Link, learned: Learned, d
         slots: settings.slots.unwrap_or_else(processors),
         labels: settings.labels.clone(),
         agents: settings.capabilities.clone().unwrap_or_else(|| agents::ALL.iter().map(ToString::to_string).collect()),
+        capacity: Resources {
+            cpu_milli: settings.cpu.map(|cpus| cpus.0),
+            memory: settings.memory.map(|bytes| bytes.0),
+            pids: None,
+        },
         executable: None,
         spool_limit: args.spool_limit.0,
         learned,

@@ -215,9 +215,9 @@ keys! {
     worker_dir: PathBuf = "worker.dir", Some("ADO_WORKER_DIR"), None, "/var/lib/ado/work";
     /// Container image of workers that are launched.
     worker_image: String = "worker.image", Some("ADO_WORKER_IMAGE"), Some("ado-worker:latest"), "ado-worker:latest";
-    /// Processors of a worker that is launched. Unset: no limit.
+    /// Processors a worker has for tasks that ask for some. Unset: all there are.
     worker_cpu: MilliCpu = "worker.resources.cpu", Some("ADO_WORKER_CPU"), None, "\"2\"";
-    /// Memory of a worker that is launched. Unset: no limit.
+    /// Memory a worker has for tasks that ask for some. Unset: all there is.
     worker_memory: ByteSize = "worker.resources.memory", Some("ADO_WORKER_MEMORY"), None, "\"4Gi\"";
     /// Agents a worker offers. Unset: all it finds.
     worker_capabilities: Vec<Name> = "worker.capabilities", Some("ADO_WORKER_CAPABILITIES"), None, "[claude-code, shell]";

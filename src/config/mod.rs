@@ -231,9 +231,9 @@ pub struct Worker {
     pub dir: Option<PathBuf>,
     /// Container image, when launched.
     pub image: String,
-    /// Processors, when launched. `None`: no limit.
+    /// Processors for tasks that ask for some. `None`: all there are.
     pub cpu: Option<MilliCpu>,
-    /// Memory, when launched. `None`: no limit.
+    /// Memory for tasks that ask for some. `None`: all there is.
     pub memory: Option<ByteSize>,
     /// Agents it offers. `None`: all it finds.
     pub capabilities: Option<Vec<String>>,

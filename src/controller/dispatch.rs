@@ -306,7 +306,7 @@ async fn claim(shared: &Shared, fleet: Vec<Candidate>, class: &Class, hints: Vec
                         back.push((class.clone(), hint));
                     } else {
                         unplaced = true;
-                        aside.unfit(class, row.task.spec.labels, hint);
+                        aside.unfit(class, row.task.spec.labels, row.task.spec.resources, hint);
                     }
                 }
                 // Claimed meanwhile, over, or not wanted: whoever wants it again gives another hint.

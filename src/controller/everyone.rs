@@ -70,8 +70,9 @@ impl Shared {
                 continue;
             };
             let age = now.since(worker.seen_at);
-            let candidate = fleet::candidate(worker, self.fleet.wish_of(worker.id).as_ref(), report.busy as usize);
-            let candidate = Candidate { silent: age > self.timing.lease(), ..candidate };
+            // What those it holds may use is known where it is connected; for the reasons people are told it does not count.
+            let candidate = fleet::candidate(worker, self.fleet.wish_of(worker.id).as_ref(), std::iter::empty());
+            let candidate = Candidate { busy: report.busy, silent: age > self.timing.lease(), ..candidate };
             let report = Some(Report { load: report.load, rtt: report.rtt });
             found.insert(worker.id, (Seen { candidate, holds: Vec::new(), report }, controller));
         }

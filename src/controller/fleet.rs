@@ -1,18 +1,18 @@
 //! The workers connected to this controller, and what they hold.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use crate::scheduler::{Candidate, Cordon, Taken, Tripped};
+use crate::store::{self, Row, Wish, Worker};
+use crate::task::Task;
 use ado_proto::request::{Load, WorkerDesired, WorkerWant};
 use ado_proto::session::{ToWorker, Want};
+use ado_proto::spec::Resources;
 use ado_proto::{Incarnation, TaskId, Timestamp, WorkerId};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
-
-use crate::scheduler::{Candidate, Cordon, Tripped};
-use crate::store::{self, Row, Wish, Worker};
-use crate::task::Task;
 
 /// Messages waiting for one worker. When full, the message is dropped: all of them are state, and the next heartbeat's
 /// answer says it again.
@@ -50,7 +50,8 @@ pub(super) struct Session {
 struct Member {
     worker: Worker,
     session: u64,
-    holds: BTreeSet<TaskId>,
+    /// With what each may use.
+    holds: BTreeMap<TaskId, Resources>,
     /// The only sender: with the member the session ends.
     messages: mpsc::Sender<ToWorker>,
     reported_at: Instant,
@@ -105,7 +106,7 @@ impl Fleet {
         let member = Member {
             worker,
             session: session.number,
-            holds: BTreeSet::new(),
+            holds: BTreeMap::new(),
             messages,
             reported_at: Instant::now(),
             report: None,
@@ -221,10 +222,11 @@ impl Fleet {
 
     /// What a worker holds, read from the store with no commit between that and this.
     pub(super) fn recount(&self, id: WorkerId, held: &[Row]) {
-        let holds: BTreeSet<_> = held.iter().filter(|row| row.task.is_held()).map(|row| row.task.id).collect();
+        let held = held.iter().filter(|row| row.task.is_held());
+        let holds: BTreeMap<_, _> = held.map(|row| (row.task.id, row.task.spec.resources)).collect();
         let mut inner = self.lock();
         inner.holders.retain(|_, holder| *holder != id);
-        inner.holders.extend(holds.iter().map(|task| (*task, id)));
+        inner.holders.extend(holds.keys().map(|task| (*task, id)));
         if let Some(member) = inner.members.get_mut(&id) {
             member.holds = holds;
         }
@@ -247,9 +249,9 @@ impl Fleet {
                 member.holds.remove(&task.id);
             }
             if let Some((id, member)) = holder.and_then(|id| Some((id, inner.members.get_mut(&id)?))) {
-                member.holds.insert(task.id);
+                member.holds.insert(task.id, task.spec.resources);
                 let may_probe = inner.tripped.get(&id).is_some_and(|tripped| tripped.probe);
-                if may_probe && member.probe.is_none_or(|probe| !member.holds.contains(&probe)) {
+                if may_probe && member.probe.is_none_or(|probe| !member.holds.contains_key(&probe)) {
                     member.probe = Some(task.id);
                 }
             }
@@ -303,7 +305,7 @@ impl Fleet {
         let inner = self.lock();
         let seen = |member: &Member| Seen {
             candidate: self.candidate(&inner, member),
-            holds: member.holds.iter().copied().collect(),
+            holds: member.holds.keys().copied().collect(),
             report: member.report,
         };
         inner.members.iter().map(|(id, member)| (*id, seen(member))).collect()
@@ -312,11 +314,11 @@ impl Fleet {
     fn candidate(&self, inner: &Inner, member: &Member) -> Candidate {
         let silent = member.reported_at.elapsed() > self.silent_after;
         // One at a time: while the one that was let through is there, no other is.
-        let is_tried = member.probe.is_some_and(|probe| member.holds.contains(&probe));
+        let is_tried = member.probe.is_some_and(|probe| member.holds.contains_key(&probe));
         let tripped = inner.tripped.get(&member.worker.id).cloned();
         let tripped = tripped.map(|tripped| Tripped { probe: tripped.probe && !is_tried, ..tripped });
         let wish = inner.wishes.get(&member.worker.id).map(|(wish, _)| wish);
-        Candidate { silent, tripped, ..candidate(&member.worker, wish, member.holds.len()) }
+        Candidate { silent, tripped, ..candidate(&member.worker, wish, member.holds.values()) }
     }
 
     /// Resolves when something may be placeable.
@@ -344,7 +346,11 @@ impl Inner {
 }
 
 /// What placement would know of a worker that is heard.
-pub(super) fn candidate(worker: &Worker, wish: Option<&Wish>, holds: usize) -> Candidate {
+pub(super) fn candidate<'a>(
+    worker: &Worker,
+    wish: Option<&Wish>,
+    holds: impl ExactSizeIterator<Item = &'a Resources>,
+) -> Candidate {
     let cordon = |wish: &Wish| Cordon { by: wish.by.clone(), drain: wish.desired == WorkerDesired::Drained };
     Candidate {
         id: worker.id,
@@ -354,7 +360,9 @@ pub(super) fn candidate(worker: &Worker, wish: Option<&Wish>, holds: usize) -> C
         agents: worker.agents.clone(),
         labels: worker.labels.clone(),
         slots: worker.slots,
-        busy: u32::try_from(holds).unwrap_or(u32::MAX),
+        busy: u32::try_from(holds.len()).unwrap_or(u32::MAX),
+        resources: worker.resources,
+        taken: Taken::of(holds),
         draining: worker.draining,
         cordon: wish.filter(|wish| wish.desired != WorkerDesired::Active).map(cordon),
         silent: false,
@@ -389,6 +397,7 @@ mod tests {
             labels: BTreeMap::new(),
             containment: Containment::Group,
             build: String::new(),
+            resources: Resources::default(),
             draining: false,
             seen_at: Timestamp(0),
         }

@@ -72,6 +72,7 @@ pub(super) async fn open(
         labels: session.labels,
         containment: session.containment,
         build: session.build,
+        resources: session.resources,
         draining: false,
         seen_at: Timestamp(0),
     };

@@ -44,6 +44,7 @@ pub fn exit(exit: &Exit) -> Value {
         Exit::Lost { error } => json!({ "lost": error }),
         Exit::Unavailable { what, retry_after_ms } => json!({ "unavailable": what, "retryAfterMs": retry_after_ms }),
         Exit::Hopeless { error, code } => json!({ "hopeless": error, "permanent": true, "exitCode": code }),
+        Exit::OutOfMemory { limit } => json!({ "outOfMemory": limit }),
     }
 }
 

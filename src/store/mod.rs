@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use ado_proto::record::{Desired, Record};
 use ado_proto::request::{AuditLine, Events, EventsFrom, ListAudit, Load, SecretInfo, WorkerBounds, WorkerDesired};
-use ado_proto::spec::Containment;
+use ado_proto::spec::{Containment, Resources};
 use ado_proto::{
     Audience, ControllerId, Epoch, GroupId, Incarnation, Namespace, Offset, RequestId, Role, TaskId, Timestamp,
     WorkerId,
@@ -272,6 +272,8 @@ pub struct Worker {
     pub containment: Containment,
     /// Its build.
     pub build: String,
+    /// What it has for tasks with limits; see [`Resources`].
+    pub resources: Resources,
     /// Takes no more work.
     pub draining: bool,
     /// Last heartbeat, on the store's clock.

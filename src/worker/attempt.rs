@@ -248,6 +248,7 @@ impl Attempt {
             total_left_ms: self.assignment.total_left_ms,
             lease: self.orders.borrow().lease,
             containment: self.place.containment,
+            limits: self.assignment.spec.resources,
         }
     }
 }

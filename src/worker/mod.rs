@@ -34,6 +34,7 @@ use std::time::Duration;
 
 use ado_proto::Incarnation;
 use ado_proto::request::{WorkerDesired, WorkerSession};
+use ado_proto::spec::{Containment, Resources};
 use tokio::time::timeout;
 use tracing::Instrument;
 
@@ -66,6 +67,8 @@ pub struct Config {
     pub labels: BTreeMap<String, String>,
     /// Agents it can run; see [`crate::agents::ALL`].
     pub agents: Vec<String>,
+    /// What it has for tasks with limits; `None`: all the machine has. Kinds of limits that it cannot enforce it never has.
+    pub capacity: Resources,
     /// The program whose subcommand `guard` is the guard; `None`: this program.
     pub executable: Option<PathBuf>,
     /// Most bytes of one attempt's spool file. When it is full, what the agent writes next waits in its pipe.
@@ -155,6 +158,7 @@ pub async fn start(config: Config, env: Env) -> Result<Handle, Error> {
         labels: config.labels.clone(),
         containment: place.containment,
         build: env!("CARGO_PKG_VERSION").into(),
+        resources: resources(&config, place.containment),
     };
     tracing::info!(name = config.name, containment = place.containment.as_str(), "worker starts");
     let shared = Arc::new(Shared::new(&config, env, request, place, Tasks::new()));
@@ -232,6 +236,26 @@ impl Handle {
         // The sender is ours: it does not go while we wait.
         let _ = self.shared.status.subscribe().wait_for(is_so).await;
     }
+}
+
+/// What this worker has for tasks with limits.
+fn resources(config: &Config, grade: Containment) -> Resources {
+    let (can, machine) = (containment::enforceable(grade), load::read());
+    let processes = std::fs::read_to_string("/proc/sys/kernel/pid_max").ok().and_then(|text| text.trim().parse().ok());
+    let has = Resources {
+        cpu_milli: can.cpu_milli.map(|_| config.capacity.cpu_milli.unwrap_or(machine.cpus.saturating_mul(1000))),
+        memory: can.memory.map(|_| config.capacity.memory.unwrap_or(machine.memory)),
+        pids: can.pids.map(|_| config.capacity.pids.or(processes).unwrap_or(32_768)),
+    };
+    for ((kind, wanted), (_, has)) in config.capacity.kinds().into_iter().zip(has.kinds()) {
+        if wanted.is_some() && has.is_none() {
+            tracing::warn!(
+                kind = kind.as_str(),
+                "no limit of this kind can be enforced here: tasks that ask for it go elsewhere"
+            );
+        }
+    }
+    has
 }
 
 /// Without any, agents run on and cannot say how far they are.

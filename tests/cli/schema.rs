@@ -98,6 +98,7 @@ fn every_record_is_an_event_of_the_schema() {
         Exit::Cancelled,
         Exit::NotStarted { error: "no".into(), permanent: true },
         Exit::Lost { error: "no".into() },
+        Exit::OutOfMemory { limit: 1 << 28 },
     ];
     let output = |data: &'static [u8]| Output { stream: Stream::Stdout, position: 0, data: Bytes::from_static(data) };
     let submitted = Submitted {

@@ -204,6 +204,11 @@ impl Worker {
         let incarnation = Incarnation(mesh.env.uuid());
         let session = session(incarnation, slots);
         let (_, channel) = link.open(&session, call()).await.expect("the worker is accepted");
+        Self::on(link, identity, incarnation, channel)
+    }
+
+    /// One whose session was accepted.
+    pub fn on(link: Link, identity: Identity, incarnation: Incarnation, channel: Channel) -> Self {
         Self { link, identity, incarnation, channel, load: Load::default(), draining: false, beats: 0 }
     }
 
@@ -243,6 +248,11 @@ impl Worker {
 
     /// The next assignment; reports that it lives, and holds nothing, while it waits.
     pub async fn assignment(&mut self) -> Assignment {
+        self.next_assignment(&[]).await
+    }
+
+    /// The next assignment; reports what it holds while it waits.
+    pub async fn next_assignment(&mut self, holds: &[(TaskId, Epoch)]) -> Assignment {
         for _ in 0..200 {
             match tokio::time::timeout(TIMING.heartbeat, self.channel.rx.next_message()).await {
                 Ok(message) => {
@@ -250,7 +260,7 @@ impl Worker {
                         return assignment;
                     }
                 }
-                Err(_) => self.report(&[]).await,
+                Err(_) => self.report(holds).await,
             }
         }
         panic!("no assignment comes");
@@ -284,6 +294,7 @@ pub fn session(incarnation: Incarnation, slots: u32) -> WorkerSession {
         labels: Default::default(),
         containment: Containment::Subreaper,
         build: "test".into(),
+        resources: Default::default(),
     }
 }
 

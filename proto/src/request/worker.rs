@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::spec::Containment;
+use crate::spec::{Containment, Resources};
 use crate::{ControllerId, Epoch, Incarnation, Namespace, Seq, TaskId, Timestamp, WorkerId};
 
 /// Lists workers of the caller's namespace.
@@ -198,6 +198,8 @@ pub struct WorkerSession {
     pub containment: Containment,
     /// Its build.
     pub build: String,
+    /// What it has for tasks with limits, of the kinds that it can enforce.
+    pub resources: Resources,
 }
 
 /// Answer to [`WorkerSession`].

@@ -7,7 +7,7 @@ use ado_proto::record::{self, Member};
 use ado_proto::request::{
     DesiredSet, ErrorCode, ErrorReply, GetTasks, SetDesired, Submit, Submitted, TaskInfo, encode_response,
 };
-use ado_proto::spec::{Input, TaskSpec};
+use ado_proto::spec::{Input, Resources, TaskSpec};
 use ado_proto::{Audience, GroupId, TaskId};
 
 use super::{Asked, info, unavailable};
@@ -16,7 +16,7 @@ use crate::controller::fleet::want;
 use crate::controller::secrets;
 use crate::controller::session::event_of;
 use crate::queue::Word;
-use crate::scheduler::{Candidate, Demand};
+use crate::scheduler::{Candidate, Demand, Unfit};
 use crate::store::{Change, Find, NewEvent, Outcome, Row, Unit, Write};
 use crate::task::{self, Command, Settled};
 
@@ -147,6 +147,9 @@ impl Asked<'_> {
         let fits = |worker: &&Candidate| {
             request.specs.iter().any(|spec| worker.unfit(&Demand::of(&self.access.namespace, spec)).is_none())
         };
+        for spec in &request.specs {
+            enforceable(&fleet, &Demand::of(&self.access.namespace, spec))?;
+        }
         let eligible = u32::try_from(fleet.iter().filter(fits).count()).unwrap_or(u32::MAX);
         let mut tasks: Vec<_> = (0..count).map(|_| TaskId(self.shared.env.uuid())).collect();
         // Ids of one millisecond are in order by chance only, and lists go by id.
@@ -257,6 +260,31 @@ fn desired_set(task: TaskId, outcome: &Outcome) -> DesiredSet {
         Outcome::Locked => ("unknown", Some("busy: try again".into())),
     };
     DesiredSet { task, state: state.into(), unchanged }
+}
+
+/// Refuses a limit that nobody can enforce who could run the task otherwise. With nobody there the task waits: who comes
+/// may be able to.
+fn enforceable(fleet: &[Candidate], demand: &Demand<'_>) -> Result<(), ErrorReply> {
+    let without = Demand { resources: Resources::default(), ..*demand };
+    let able: Vec<_> = fleet.iter().filter(|worker| worker.unfit(&without).is_none()).collect();
+    let cannot = |worker: &&&Candidate| match worker.unfit(demand) {
+        Some(Unfit::Unlimited(kind)) => Some(kind),
+        _ => None,
+    };
+    let kinds: Vec<_> = able.iter().filter_map(|worker| cannot(&worker)).collect();
+    match kinds.first() {
+        Some(kind) if kinds.len() == able.len() => {
+            let who = match able.as_slice() {
+                [only] => format!("the only worker that could run it, {}, cannot", only.name),
+                all => format!("none of {} workers that could run it can", all.len()),
+            };
+            let message = format!("{who} limit {}: that takes control groups that it may make", kind.as_str());
+            Err(ErrorReply::new(ErrorCode::Invalid, message)
+                .hint(format!("leave out --{}", kind.as_str()))
+                .hint("run the worker as root, or by systemd with Delegate=yes"))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Bytes of a task's texts.

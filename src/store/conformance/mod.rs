@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use ado_proto::record::{Body, Desired, Exited, Member, Output, Record, Started, Stream, Submitted};
-use ado_proto::spec::{Containment, Exit, Input, TaskSpec};
+use ado_proto::spec::{Containment, Exit, Input, Resources, TaskSpec};
 use ado_proto::{
     Audience, Epoch, GroupId, Incarnation, Namespace, Offset, RequestId, Seq, TaskId, Timestamp, WorkerId,
 };

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ado_proto::Secret;
-use ado_proto::spec::{Containment, Exit, Limit};
+use ado_proto::spec::{Containment, Exit, Limit, Resources};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::BootTime;
@@ -64,6 +64,8 @@ pub struct Start {
     pub lease: BootTime,
     /// The strongest grade to try.
     pub containment: Containment,
+    /// What it may use at most.
+    pub limits: Resources,
 }
 
 /// Why an agent is frozen.

@@ -192,6 +192,7 @@ mod tests {
             total_left_ms: None,
             lease: at(lease),
             containment: Containment::Subreaper,
+            limits: ado_proto::spec::Resources::default(),
         }
     }
 

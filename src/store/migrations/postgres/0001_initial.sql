@@ -118,6 +118,7 @@ CREATE TABLE worker (
     labels      text    NOT NULL,
     containment text    NOT NULL,
     build       text    NOT NULL,
+    resources   text    NOT NULL,
     draining    boolean NOT NULL,
     seen_at     bigint  NOT NULL,
     -- It has been said that it is.

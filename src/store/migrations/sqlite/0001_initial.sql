@@ -84,6 +84,7 @@ CREATE TABLE worker (
     labels      TEXT    NOT NULL,
     containment TEXT    NOT NULL,
     build       TEXT    NOT NULL,
+    resources   TEXT    NOT NULL,
     draining    INTEGER NOT NULL,
     seen_at     INTEGER NOT NULL,
     -- It has been said that it is.
