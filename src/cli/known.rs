@@ -10,8 +10,10 @@ use crate::local;
 
 /// Most addresses that are kept: a mesh has few controllers.
 const MOST: usize = 32;
-/// After this it is asked again, also by commands that last no longer than an answer.
-const OLD: Duration = Duration::from_secs(600);
+/// After this it is asked again, also by commands that last no longer than an answer; sooner while one is known only,
+/// without which nobody could be asked.
+const OLD: Duration = Duration::from_secs(60);
+const OLD_ALONE: Duration = Duration::from_secs(5);
 
 /// Clones share what is learned.
 #[derive(Clone)]
@@ -45,7 +47,8 @@ impl Known {
     /// Whether it has not been learned lately: a command that is about to end should ask.
     pub(crate) fn is_old(&self) -> bool {
         let learned_at = self.file.metadata().and_then(|file| file.modified());
-        learned_at.map_or(true, |at| at.elapsed().is_ok_and(|age| age > OLD))
+        let old = if (self.addresses())().len() > 1 { OLD } else { OLD_ALONE };
+        learned_at.map_or(true, |at| at.elapsed().is_ok_and(|age| age > old))
     }
 
     /// The mesh has told where its controllers are. They are kept in order of name: which of them told it does not matter.

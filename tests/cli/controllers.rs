@@ -105,6 +105,13 @@ fn whichever_controller_is_killed_work_and_watching_go_on() {
         has(&at_b, "workers", 1) && has(&at_c, "viewers", 1) && of(&list, &at_a)["answers"] == true && held == 3
     });
 
+    // It knew only A when it joined.
+    eventually("the laptop learns of the others", || {
+        list();
+        let known = std::fs::read_to_string(laptop.home().join("contexts/remote/controllers.json")).unwrap_or_default();
+        [&at_a, &at_b, &at_c].iter().all(|address| known.contains(*address))
+    });
+
     // The worker's controller, the viewer's, and the one that the task was given to; each comes back after.
     b.kill();
     counts_on(&mut watched, &mut last, 40);
@@ -113,7 +120,6 @@ fn whichever_controller_is_killed_work_and_watching_go_on() {
     counts_on(&mut watched, &mut last, 40);
     let (c, _) = shared.controller(&homes[2], &at_c);
     a.kill();
-    // The laptop knew only A when it joined.
     laptop.ado(["--remote", "list"]).assert_code(0);
     eventually("the loops move to those who live", || {
         let list = list();
