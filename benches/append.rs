@@ -14,7 +14,7 @@ use ado::store::{Change, Committed, Lease, Outcome, Postgres, Row, Sqlite, Store
 use ado::task::{self, Command, Holder, Policy};
 use ado_proto::record::{Body, Output, Stream, Submitted};
 use ado_proto::spec::{Input, TaskSpec};
-use ado_proto::{Epoch, Namespace, Seq, TaskId, WorkerId};
+use ado_proto::{Epoch, Incarnation, Namespace, Seq, TaskId, WorkerId};
 use bytes::Bytes;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use sqlx::Connection;

@@ -161,7 +161,7 @@ mod tests {
 
     use ado_proto::record::{Body, Exited, Loss, Paused, Started, Submitted};
     use ado_proto::spec::{Containment, Input, TaskSpec};
-    use ado_proto::{Namespace, TaskId, WorkerId};
+    use ado_proto::{Incarnation, Namespace, TaskId, WorkerId};
     use uuid::Uuid;
 
     use super::*;

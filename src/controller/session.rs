@@ -127,7 +127,7 @@ async fn end_former(shared: &Shared, worker: &Worker) -> store::Result<()> {
     let dead: Vec<_> = held.into_iter().filter(is_former).collect();
     let charged = only && dead.first().is_some_and(|row| row.task.agent_started);
     reaper::lose(shared, &dead, Loss::Restarted, charged).await?;
-    if restarted && !charged && !dead.is_empty() {
+    if !charged && !dead.is_empty() {
         breakers::worker_died(shared, worker, dead.len()).await;
     }
     Ok(())
