@@ -21,7 +21,7 @@ use ado::worker::outbox::{Outbox, SharedOutbox};
 use ado::worker::spool::{MEMORY_LIMIT, Spool};
 use ado_proto::record::{Body, Desired, MAX_CHECKPOINT, Progress, Stream};
 use ado_proto::session::Assignment;
-use ado_proto::spec::{Containment, Exit, Input, Limit, TaskSpec};
+use ado_proto::spec::{Containment, Exit, Input, Limit, Resource, Resources, TaskSpec};
 use ado_proto::{Epoch, Namespace, Seq, TaskId};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -94,6 +94,14 @@ impl Rig {
         .collect()
     }
 
+    /// The control groups of the agents that run.
+    fn groups(&self) -> Vec<PathBuf> {
+        let notes = names(&self.place.guards).into_iter().map(|name| self.place.guards.join(name));
+        let text = |note: PathBuf| fs::read_to_string(note).unwrap_or_default();
+        let first = |text: String| text.lines().next().unwrap_or_default().to_owned();
+        notes.map(text).map(first).flat_map(|line| groups_of(&line)).collect()
+    }
+
     /// Nothing of its agents and guards is left, not even a control group.
     fn assert_clean(&self) {
         assert_eq!(self.marked(), [] as [u32; 0], "processes are left");
@@ -124,6 +132,7 @@ impl Rig {
             desired: Desired::Running,
             generation: 0,
             total_left_ms: None,
+            secrets: Vec::new(),
         };
         let orders = watch::Sender::new(Orders::new(&assignment, BootTime::now().after(PATIENCE)));
         let attempt = Attempt { assignment, orders: orders.clone(), place: self.place.clone(), env: self.env.clone() };
@@ -136,6 +145,22 @@ impl Rig {
         });
         Run { orders, log: log.subscribe(), open, ended }
     }
+}
+
+fn groups_of(line: &str) -> Vec<PathBuf> {
+    line.split('\t').filter(|group| !group.is_empty()).map(PathBuf::from).collect()
+}
+
+/// The grades under which such a limit can be enforced here.
+fn limiting(kind: Resource) -> Vec<Containment> {
+    let able = |grade: &Containment| {
+        let has = containment::enforceable(*grade).kinds().into_iter().any(|(has, most)| has == kind && most.is_some());
+        if !has {
+            eprintln!("SKIPPED: no limit of {} can be enforced here under {}", kind.as_str(), grade.as_str());
+        }
+        has
+    };
+    grades().into_iter().filter(able).collect()
 }
 
 fn names(dir: &Path) -> Vec<String> {
@@ -725,11 +750,13 @@ impl Direct {
         let start = Start {
             argv: vec!["/bin/sh".into(), "-c".into(), script.into()],
             env,
+            secrets: BTreeMap::new(),
             cwd: "/".into(),
             time_limit_ms,
             total_left_ms: None,
             lease,
             containment: rig.place.containment,
+            limits: Resources::default(),
         };
         let mut direct = Self { control: Some(ours), buffer: Vec::new(), child };
         direct.tell(&ToGuard::Start(start));
@@ -867,6 +894,123 @@ async fn the_time_limit_ends_it() {
         guard.started();
         assert_eq!(guard.hear(), FromGuard::Exited(Exit::TimedOut(Limit::Attempt)));
         drop(guard);
+        rig.assert_clean();
+    }
+}
+
+/// Takes all the memory it can get, quickly.
+const HOG: &str = "tail /dev/zero";
+
+#[tokio::test]
+async fn who_takes_more_memory_than_it_may_is_killed_with_all_it_started() {
+    let limits = Resources { memory: Some(64 << 20), ..Resources::default() };
+    let out = Exit::OutOfMemory { limit: 64 << 20 };
+    for grade in limiting(Resource::Memory) {
+        let rig = Rig::new(grade);
+        // The agent itself; a child of one that would live on; one that let go of its parent.
+        for script in [format!("exec {HOG}"), format!("{HOG}; sleep 1000"), format!("(setsid {HOG} &); sleep 1000")] {
+            let spec = TaskSpec { resources: limits, ..rig.shell(&script) };
+            let (exit, _) = rig.run(spec).exit().await;
+            assert_eq!(exit, out, "{script}");
+            rig.assert_clean();
+        }
+        // Who keeps to it is let alone, and another's limit is none of its own.
+        let spec = TaskSpec { resources: limits, ..rig.shell("head -c 8000000 /dev/zero | tail | wc -c; exit 3") };
+        let (exit, log) = rig.run(spec).exit().await;
+        assert_eq!((exit, stdout(&log).trim()), (Exit::Code(3), "8000000"));
+        let (exit, _) = rig.run(rig.shell("head -c 100000000 /dev/zero | tail >/dev/null")).exit().await;
+        assert_eq!(exit, Exit::Code(0));
+        rig.assert_clean();
+    }
+}
+
+#[tokio::test]
+async fn who_forks_for_ever_does_so_within_its_limit() {
+    for grade in limiting(Resource::Pids) {
+        let rig = Rig::new(grade);
+        let resources = Resources { pids: Some(16), ..Resources::default() };
+        let spec = TaskSpec { resources, ..rig.shell("while sleep 1000 & do echo one; done; exit 3") };
+        let (exit, log) = rig.run(spec).exit().await;
+        // The shell and fifteen more.
+        assert_eq!(stdout(&log), "one\n".repeat(15));
+        assert!(matches!(exit, Exit::Code(code) if code != 0), "{exit:?}");
+        assert!(String::from_utf8_lossy(&output(&log, Stream::Stderr)).to_lowercase().contains("fork"), "{log:?}");
+        rig.assert_clean();
+        // Each has what it asked for, and not a share of it.
+        let spec = TaskSpec { resources, ..rig.shell("bomb() { bomb | bomb & }; bomb; sleep 1000") };
+        let mut bomb = rig.run(spec);
+        bomb.until("begin", |log| matches!(log.first(), Some(Body::Started(_)))).await;
+        let group = rig.groups().into_iter().find(|group| group.join("pids.max").exists()).unwrap();
+        let number = |file| fs::read_to_string(group.join(file)).unwrap_or_default().trim().parse::<u64>().unwrap_or(0);
+        let refused = || {
+            let events = fs::read_to_string(group.join("pids.events")).unwrap_or_default();
+            events.lines().any(|line| line.strip_prefix("max ").is_some_and(|times| times != "0"))
+        };
+        eventually("it is refused more", refused).await;
+        assert_eq!(number("pids.max"), 16);
+        assert!(number("pids.current") <= 16 && rig.marked().len() <= 17, "and the guard of it");
+        bomb.want(Desired::Cancelled, true);
+        assert_eq!(bomb.exit().await.0, Exit::Cancelled);
+        assert!(!group.exists());
+        rig.assert_clean();
+    }
+}
+
+#[tokio::test]
+async fn who_computes_for_ever_gets_its_share_of_a_processor() {
+    for grade in limiting(Resource::Cpu) {
+        let rig = Rig::new(grade);
+        let resources = Resources { cpu_milli: Some(50), ..Resources::default() };
+        let mut busy = rig.run(TaskSpec { resources, ..rig.shell("echo begun; while :; do :; done") });
+        busy.until_output("begun").await;
+        let is_limited = |group: &PathBuf| group.join("cpu.max").exists() || group.join("cpu.cfs_quota_us").exists();
+        let group = rig.groups().into_iter().find(is_limited).unwrap();
+        let number = |name: &str| {
+            let text = fs::read_to_string(group.join("cpu.stat")).unwrap_or_default();
+            text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok()).unwrap_or(0)
+        };
+        eventually("the kernel has looked often", || number("nr_periods ") >= 20).await;
+        // It wants all of every period, and gets a twentieth.
+        let (periods, throttled) = (number("nr_periods "), number("nr_throttled "));
+        assert!(throttled * 2 > periods, "{throttled} of {periods}");
+        busy.want(Desired::Cancelled, true);
+        assert_eq!(busy.exit().await.0, Exit::Cancelled);
+        assert!(!group.exists());
+        rig.assert_clean();
+    }
+}
+
+#[tokio::test]
+async fn a_limited_agent_whose_guard_is_killed_leaves_no_group() {
+    for grade in limiting(Resource::Memory) {
+        let rig = Rig::new(grade);
+        let resources = Resources { memory: Some(64 << 20), cpu_milli: Some(500), pids: Some(50) };
+        let mut run = rig.run(TaskSpec { resources, ..rig.shell("(setsid sleep 1000 &); echo begun; sleep 1000") });
+        run.until_output("begun").await;
+        let groups = rig.groups();
+        assert!(!groups.is_empty() && groups.iter().all(|group| group.exists()), "{groups:?}");
+        let guard = names(&rig.place.guards)[0].parse().unwrap();
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(guard), nix::sys::signal::Signal::SIGKILL).unwrap();
+        let (exit, _) = run.exit().await;
+        assert!(matches!(exit, Exit::Lost { .. }), "{exit:?}");
+        assert!(groups.iter().all(|group| !group.exists()), "{groups:?}");
+        rig.assert_clean();
+    }
+}
+
+#[tokio::test]
+async fn freezing_holds_a_limited_agent_too() {
+    for grade in limiting(Resource::Memory) {
+        let rig = Rig::new(grade);
+        let resources = Resources { memory: Some(64 << 20), cpu_milli: Some(500), pids: Some(50) };
+        let mut run =
+            rig.run(TaskSpec { resources, ..rig.shell("echo begun; until test -e $DIR/go; do :; done; exit 3") });
+        run.until_output("begun").await;
+        run.want(Desired::Paused, false);
+        run.until("pause", |log| matches!(log.last(), Some(Body::Paused(_)))).await;
+        fs::write(rig.path("go"), "").unwrap();
+        run.want(Desired::Running, false);
+        assert_eq!(run.exit().await.0, Exit::Code(3));
         rig.assert_clean();
     }
 }

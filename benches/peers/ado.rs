@@ -267,9 +267,10 @@ impl IdleWorker {
             labels: std::collections::BTreeMap::new(),
             containment: Containment::Group,
             build: "bench".into(),
+            resources: Default::default(),
         };
         let (_, mut channel) = link.open(&session, Call { timeout: Some(PATIENCE), ..Call::default() }).await?;
-        let heartbeat = Heartbeat { number: 1, holds: Vec::new(), load: Load::default() };
+        let heartbeat = Heartbeat { number: 1, holds: Vec::new(), load: Load::default(), draining: false };
         channel.tx.send_message(&FromWorker::from(heartbeat)).await?;
         while let Some(said) = channel.rx.next_message::<ToWorker>().await? {
             if let ToWorker::HeartbeatAnswer(_) = said {

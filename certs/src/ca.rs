@@ -10,7 +10,8 @@ use rcgen::{
     SerialNumber,
 };
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, CertificateSigningRequestDer};
+use rustls::pki_types::{CertificateDer, CertificateSigningRequestDer, PrivatePkcs8KeyDer};
+use zeroize::Zeroizing;
 
 use crate::{Error, Pin, SERVER_NAME, files, secret};
 
@@ -65,10 +66,7 @@ impl Ca {
             }
         };
         let bad_key = || Error::bad_file(&key_path, "not a PEM file of an ECDSA P-256 key: restore it from a backup");
-        let key = std::str::from_utf8(&key).ok().and_then(|pem| KeyPair::from_pem(pem).ok()).ok_or_else(bad_key)?;
-        if !key.is_compatible(&PKCS_ECDSA_P256_SHA256) {
-            return Err(bad_key());
-        }
+        let key = read_key(&key).ok_or_else(bad_key)?;
         let certificate = match certificate {
             Some(certificate) => certificate,
             None => files::create(&certificate_path, &self_sign(&key, now)?)?,
@@ -76,11 +74,52 @@ impl Ca {
         let wrong = |problem: &str| Error::bad_file(&certificate_path, problem);
         let certificate = CertificateDer::from_pem_slice(&certificate)
             .map_err(|_| wrong("not a PEM certificate: delete it, and it is made again from ca.key"))?;
-        let pin = Pin::of(&certificate)
-            .filter(|pin| *pin == Pin(secret::sha256(&key.subject_public_key_info())))
-            .ok_or_else(|| wrong("not the certificate of ca.key: restore both from one backup"))?;
+        let other = || wrong("not the certificate of ca.key: restore both from one backup");
+        Self::of(key, certificate)?.ok_or_else(other)
+    }
+
+    /// Reads `ca.key` and `ca.pem` in `dir`; `None` when neither is there.
+    ///
+    /// # Errors
+    /// Those of [`Ca::open_or_create`].
+    pub fn open(dir: &Path, now: Timestamp) -> Result<Option<Self>, Error> {
+        let is_there = [KEY_FILE, CERTIFICATE_FILE].iter().any(|file| dir.join(file).exists());
+        if is_there { Self::open_or_create(dir, now).map(Some) } else { Ok(None) }
+    }
+
+    /// A new CA that is in no file.
+    ///
+    /// # Errors
+    /// [`Error::Crypto`].
+    pub fn generate(now: Timestamp) -> Result<Self, Error> {
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(Error::crypto("make the CA's key"))?;
+        Self::from_pem(&[key.serialize_pem().as_bytes(), b"\n", &self_sign(&key, now)?].concat())
+    }
+
+    /// The key and the certificate in PEM: whoever has this is the mesh.
+    pub fn to_pem(&self) -> Zeroizing<String> {
+        let key = Zeroizing::new(self.issuer.key().serialize_pem());
+        Zeroizing::new(format!("{}\n{}", *key, files::to_pem("CERTIFICATE", &self.certificate)))
+    }
+
+    /// Reads what [`Ca::to_pem`] gave.
+    ///
+    /// # Errors
+    /// [`Error::BadCertificate`].
+    pub fn from_pem(pem: &[u8]) -> Result<Self, Error> {
+        let bad = || Error::BadCertificate("there is no CA in it, or its certificate is another one's".into());
+        let key = PrivatePkcs8KeyDer::from_pem_slice(pem).ok().and_then(|key| KeyPair::try_from(&key).ok());
+        let key = key.filter(|key| key.is_compatible(&PKCS_ECDSA_P256_SHA256)).ok_or_else(bad)?;
+        let certificate = CertificateDer::from_pem_slice(pem).map_err(|_| bad())?;
+        Self::of(key, certificate)?.ok_or_else(bad)
+    }
+
+    /// `None`: the certificate is not the key's.
+    fn of(key: KeyPair, certificate: CertificateDer<'static>) -> Result<Option<Self>, Error> {
+        let own = Pin(secret::sha256(&key.subject_public_key_info()));
+        let Some(pin) = Pin::of(&certificate).filter(|pin| *pin == own) else { return Ok(None) };
         let issuer = Issuer::from_ca_cert_der(&certificate, key).map_err(Error::crypto("read the CA's certificate"))?;
-        Ok(Self { issuer, certificate, pin })
+        Ok(Some(Self { issuer, certificate, pin }))
     }
 
     /// What everybody who joins knows it by.
@@ -123,6 +162,11 @@ impl std::fmt::Debug for Ca {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Ca").field("pin", &self.pin).finish_non_exhaustive()
     }
+}
+
+fn read_key(pem: &[u8]) -> Option<KeyPair> {
+    let key = KeyPair::from_pem(std::str::from_utf8(pem).ok()?).ok()?;
+    key.is_compatible(&PKCS_ECDSA_P256_SHA256).then_some(key)
 }
 
 /// The CA's certificate in PEM. It has no end: trust in a CA ends when its pin is replaced, and a date would only lock a
@@ -260,6 +304,24 @@ mod tests {
         );
         let p384 = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).unwrap().serialize_pem();
         check(&|dir| fs::write(dir.join(KEY_FILE), &p384).unwrap(), &["not a PEM file of an ECDSA P-256 key"]);
+    }
+
+    #[test]
+    fn a_ca_can_be_kept_elsewhere() {
+        let ca = Ca::generate(NOW).unwrap();
+        let again = Ca::from_pem(ca.to_pem().as_bytes()).unwrap();
+        assert_eq!((again.pin(), again.certificate()), (ca.pin(), ca.certificate()));
+        let request = KeyRequest::new().unwrap();
+        let issued = again.issue(request.csr_der(), &who("ado://default/user/ann"), HOUR, NOW).unwrap();
+        assert_eq!(request.into_identity(issued.chain).unwrap().pin(), ca.pin());
+        let mixed = [KeyPair::generate().unwrap().serialize_pem().as_bytes(), ca.to_pem().as_bytes()].concat();
+        for bad in [&b""[..], b"no PEM", &ca.to_pem().as_bytes()[200..], &mixed] {
+            assert!(Ca::from_pem(bad).is_err());
+        }
+        let dir = tempfile::tempdir().unwrap();
+        assert!(Ca::open(dir.path(), NOW).unwrap().is_none());
+        let made = Ca::open_or_create(dir.path(), NOW).unwrap();
+        assert_eq!(Ca::open(dir.path(), NOW).unwrap().unwrap().pin(), made.pin());
     }
 
     #[cfg(unix)]

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use zeroize::Zeroizing;
+
 use crate::{Error, files, secret};
 
 /// Keys of a server's transport, the same after every restart.
@@ -40,7 +42,18 @@ impl ServerSecrets {
         })
     }
 
-    fn from_bytes(bytes: &[u8]) -> Option<Self> {
+    /// New ones, that are in no file.
+    pub fn generate() -> Self {
+        Self::from_bytes(&secret::random::<LEN>()).expect("the length is right")
+    }
+
+    /// As [`ServerSecrets::from_bytes`] reads them: a secret.
+    pub fn to_bytes(&self) -> Zeroizing<Vec<u8>> {
+        Zeroizing::new([&self.reset[..], &self.connection_id.to_le_bytes(), &self.token].concat())
+    }
+
+    /// `None`: the length is another.
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
         let (reset, rest) = bytes.split_first_chunk()?;
         let (connection_id, rest) = rest.split_first_chunk()?;
         let token = rest.try_into().ok()?;
@@ -67,6 +80,8 @@ mod tests {
         assert!(first.reset != other.reset && first.token != other.token && first.reset != first.token);
         assert_ne!(first.connection_id, other.connection_id);
         assert_eq!(format!("{first:?}"), "ServerSecrets { .. }");
+        let made = ServerSecrets::generate();
+        assert_eq!(ServerSecrets::from_bytes(&made.to_bytes()), Some(made));
     }
 
     #[test]

@@ -7,14 +7,18 @@
 //! - *Virtual*: [`Network`] and [`Runtime`] behind quinn's socket and runtime traits. Time is tokio's, which a test can
 //!   pause: hours then pass in no time.
 //! - *Proxy*: [`proxy::Proxy`], and `netsim proxy`: relays for real processes.
+//! - *Bridge*: `bridge::Bridge`, and `netsim bridge`: TUN devices between two network namespaces, on Linux.
 //!
 //! Must never know: what the packets say.
 
+#[cfg(target_os = "linux")]
+pub mod bridge;
 pub mod command;
 pub mod link;
 pub mod nat;
 mod network;
 pub mod path;
+pub mod plot;
 pub mod profile;
 pub mod proxy;
 mod random;
@@ -25,8 +29,8 @@ mod socket;
 mod units;
 
 pub use command::{Command, Edge, Way};
-pub use link::{Conditions as LinkConditions, Link};
-pub use network::{Conditions, Host, Network};
+pub use link::{Conditions, Link};
+pub use network::{Host, NatHandle, Network};
 pub use path::Path;
 pub use profile::Profile;
 pub use runtime::Runtime;

@@ -27,6 +27,12 @@ enum Subcommands {
     /// Relay UDP and TCP between processes of this machine
     #[command(after_long_help = COMMANDS)]
     Proxy(ProxyArguments),
+    /// Connect two network namespaces by a link (root, Linux)
+    #[cfg(target_os = "linux")]
+    #[command(after_long_help = COMMANDS)]
+    Bridge(BridgeArguments),
+    /// Draw what a record says as SVG: delay, loss and throughput over time
+    Plot(PlotArguments),
 }
 
 #[derive(Args)]
@@ -62,6 +68,26 @@ struct ProxyArguments {
     conditions: Conditions,
 }
 
+#[cfg(target_os = "linux")]
+#[derive(Args)]
+struct BridgeArguments {
+    /// The near end, NAMESPACE=ADDRESS/PREFIX, as laptop=10.99.0.1/24
+    near: ado_netsim::bridge::End,
+    /// The far end
+    far: ado_netsim::bridge::End,
+    #[command(flatten)]
+    conditions: Conditions,
+}
+
+#[derive(Args)]
+struct PlotArguments {
+    /// A file that --record wrote
+    record: PathBuf,
+    /// Where to write the picture, if not on standard output
+    #[arg(long, short, value_name = "FILE")]
+    output: Option<PathBuf>,
+}
+
 const COMMANDS: &str = "\
 Commands, on standard input and in scenarios (there after `at TIME` or `every TIME [from TIME] [until TIME]`):
   set [up|down] KEY VALUE ...           delay, jitter, distribution, correlation, reorder, loss, bursts, duplicate,
@@ -88,7 +114,12 @@ fn main() -> ExitCode {
     let arguments = Netsim::parse();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let result = match runtime {
-        Ok(runtime) => runtime.block_on(run(arguments)),
+        Ok(runtime) => {
+            let result = runtime.block_on(run(arguments));
+            // Standard input may be in the middle of a read that nobody ends.
+            runtime.shutdown_background();
+            result
+        }
         Err(error) => Err(error.into()),
     };
     match result {
@@ -109,6 +140,9 @@ fn main() -> ExitCode {
 async fn run(arguments: Netsim) -> Result<(), Failure> {
     match arguments.command {
         Subcommands::Proxy(arguments) => proxy(arguments).await,
+        #[cfg(target_os = "linux")]
+        Subcommands::Bridge(arguments) => bridge(arguments).await,
+        Subcommands::Plot(arguments) => plot(&arguments),
     }
 }
 
@@ -116,12 +150,36 @@ async fn proxy(arguments: ProxyArguments) -> Result<(), Failure> {
     let ProxyArguments { relays, conditions } = arguments;
     let config = Config { relays, scenario: conditions.scenario()?, record: conditions.record.clone() };
     let proxy = Proxy::start(config).await?;
-    say(&serde_json::json!({ "relays": proxy.relays() }).to_string())?;
+    let started = serde_json::json!({ "relays": proxy.relays() }).to_string();
     let tell = move |line: &str| match proxy.tell(line, &read_file) {
         Ok(answer) => answer,
         Err(error) => format!("error: {error}"),
     };
-    obey(&conditions, Arc::new(tell)).await
+    obey(&conditions, &started, Arc::new(tell)).await
+}
+
+#[cfg(target_os = "linux")]
+async fn bridge(arguments: BridgeArguments) -> Result<(), Failure> {
+    use ado_netsim::bridge::{Bridge, Config};
+    let BridgeArguments { near, far, conditions } = arguments;
+    let config = Config { near, far, scenario: conditions.scenario()?, record: conditions.record.clone() };
+    let bridge = Bridge::start(config)?;
+    let tell = move |line: &str| match bridge.tell(line, &read_file) {
+        Ok(answer) => answer,
+        Err(error) => format!("error: {error}"),
+    };
+    obey(&conditions, "{\"bridge\":\"up\"}", Arc::new(tell)).await
+}
+
+fn plot(arguments: &PlotArguments) -> Result<(), Failure> {
+    let named = |error: &dyn std::fmt::Display| format!("{}: {error}", arguments.record.display());
+    let text = std::fs::read_to_string(&arguments.record).map_err(|error| named(&error))?;
+    let svg = ado_netsim::plot::svg(&text).map_err(|error| named(&error))?;
+    match &arguments.output {
+        Some(path) => std::fs::write(path, svg).map_err(|error| format!("{}: {error}", path.display()))?,
+        None => say(&svg)?,
+    }
+    Ok(())
 }
 
 impl Conditions {
@@ -152,13 +210,14 @@ fn say(line: &str) -> std::io::Result<()> {
 
 type Tell = dyn Fn(&str) -> String + Send + Sync;
 
-/// Takes commands until a signal, or the end of standard input if that is to be the end.
-async fn obey(conditions: &Conditions, tell: Arc<Tell>) -> Result<(), Failure> {
+/// Says that it has started, and takes commands until a signal, or the end of standard input if that is to be the end.
+async fn obey(conditions: &Conditions, started: &str, tell: Arc<Tell>) -> Result<(), Failure> {
     let (ended, mut end) = mpsc::channel::<()>(1);
     let _socket = match &conditions.control {
         Some(path) => Some(control::listen(path, tell.clone())?),
         None => None,
     };
+    say(started)?;
     let until_eof = conditions.until_eof;
     tokio::spawn(async move {
         answer(tokio::io::stdin(), tokio::io::stdout(), tell).await;

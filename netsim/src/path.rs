@@ -88,10 +88,12 @@ impl<T: Clone> Path<T> {
             return Some(Output::Edge(at, edge));
         }
         // In order of time; what happened both ways at once, up first.
-        let due = |way: Way| self.link(way).next_at().map(|at| (at, way as usize, way));
-        let mut ways: Vec<_> = Way::BOTH.into_iter().filter_map(due).collect();
-        ways.sort_unstable_by_key(|(at, order, _)| (*at, *order));
-        ways.into_iter().find_map(|(_, _, way)| Some(Output::Packet(way, self.links[way as usize].poll(now)?)))
+        let [up, down] = Way::BOTH.map(|way| self.link(way).next_at());
+        let ways = match (up, down) {
+            (Some(up), Some(down)) if down < up => [Way::Down, Way::Up],
+            _ => Way::BOTH,
+        };
+        ways.into_iter().find_map(|way| Some(Output::Packet(way, self.links[way as usize].poll(now)?)))
     }
 
     fn advance(&mut self, now: Duration) {

@@ -27,8 +27,14 @@ pub fn line<T>(link: &str, way: Way, event: &Event<T>) -> String {
 }
 
 /// A file of such lines. Clones write to the same.
-#[derive(Debug, Clone)]
-pub struct Record(Arc<Mutex<BufWriter<File>>>);
+#[derive(Clone)]
+pub struct Record(Arc<Mutex<Box<dyn Write + Send>>>);
+
+impl std::fmt::Debug for Record {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Record")
+    }
+}
 
 impl Record {
     /// Begins a file.
@@ -38,7 +44,18 @@ impl Record {
     pub fn create(path: &Path) -> io::Result<Self> {
         let mut file = BufWriter::new(File::create(path)?);
         writeln!(file, "{HEADER}")?;
-        Ok(Self(Arc::new(Mutex::new(file))))
+        Ok(Self(Arc::new(Mutex::new(Box::new(file)))))
+    }
+
+    /// One that is kept, and what reads it.
+    pub fn in_memory() -> (Self, impl Fn() -> String) {
+        let kept = Kept::default();
+        let reader = kept.clone();
+        let read = move || {
+            let bytes = reader.0.lock().unwrap_or_else(PoisonError::into_inner);
+            String::from_utf8_lossy(&bytes).into_owned()
+        };
+        (Self(Arc::new(Mutex::new(Box::new(kept)))), read)
     }
 
     /// Adds a line. A disk that is full costs the record, not the run.
@@ -50,5 +67,18 @@ impl Record {
     /// Writes what is buffered.
     pub fn flush(&self) {
         let _ = self.0.lock().unwrap_or_else(PoisonError::into_inner).flush();
+    }
+}
+
+#[derive(Clone, Default)]
+struct Kept(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Kept {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }

@@ -1,68 +1,74 @@
-//! A socket of a simulated host: packets wait in it until they are due.
+//! A socket of a simulated host: packets that arrived wait in it.
 
-use std::collections::BTreeMap;
-use std::future::Future;
+use std::collections::VecDeque;
 use std::io::{self, IoSliceMut};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use quinn::udp::{EcnCodepoint, RecvMeta, Transmit};
 use quinn::{AsyncUdpSocket, UdpPoller};
-use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::network::Network;
 
-/// Packets under way to, or unread by, one socket. More are dropped, as by a full queue.
+/// Packets unread by one socket. More are dropped, as by a full buffer.
 const CAPACITY: usize = 16 * 1024;
+/// Datagrams taken in one call (GSO). They are as many packets on the way.
+const SEGMENTS: usize = 10;
 
 #[derive(Debug)]
-pub(crate) struct Packet {
+pub(crate) struct Received {
     pub(crate) from: SocketAddr,
+    pub(crate) to: IpAddr,
     pub(crate) ecn: Option<EcnCodepoint>,
-    pub(crate) bytes: Box<[u8]>,
+    pub(crate) bytes: Arc<[u8]>,
 }
 
 #[derive(Debug)]
 pub(crate) struct Socket {
-    address: SocketAddr,
+    host: usize,
+    port: u16,
     network: Network,
-    inbox: Mutex<Inbox>,
+    inbox: Arc<Inbox>,
 }
 
+/// Where the network puts what arrives. Apart from the socket, whose end takes the network's lock.
 #[derive(Debug, Default)]
-struct Inbox {
-    packets: BTreeMap<(Instant, u64), Packet>,
-    // Runs out when the first packet is due.
-    timer: Option<Pin<Box<Sleep>>>,
+pub(crate) struct Inbox(Mutex<Unread>);
+
+#[derive(Debug, Default)]
+struct Unread {
+    packets: VecDeque<Received>,
     reader: Option<Waker>,
 }
 
 impl Socket {
-    pub(crate) fn new(address: SocketAddr, network: Network) -> Self {
-        Self { address, network, inbox: Mutex::default() }
+    pub(crate) fn new(host: usize, port: u16, network: Network, inbox: Arc<Inbox>) -> Self {
+        Self { host, port, network, inbox }
     }
+}
 
-    pub(crate) fn deliver(&self, due: Instant, order: u64, packet: Packet) {
-        let mut inbox = self.lock();
-        if inbox.packets.len() == CAPACITY {
+impl Inbox {
+    pub(crate) fn deliver(&self, packet: Received) {
+        let mut unread = self.lock();
+        if unread.packets.len() == CAPACITY {
             return;
         }
-        inbox.packets.insert((due, order), packet);
-        if let Some(reader) = inbox.reader.take() {
+        unread.packets.push_back(packet);
+        if let Some(reader) = unread.reader.take() {
             reader.wake();
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inbox> {
-        self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Unread> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        self.network.unbind(self.address);
+        self.network.unbind(self.host, self.port, &self.inbox);
     }
 }
 
@@ -72,10 +78,7 @@ impl AsyncUdpSocket for Socket {
     }
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        let segment = transmit.segment_size.unwrap_or(transmit.contents.len()).max(1);
-        for bytes in transmit.contents.chunks(segment) {
-            self.network.send(self.address, transmit.destination, transmit.ecn, bytes);
-        }
+        self.network.send(self.host, self.port, transmit);
         Ok(())
     }
 
@@ -85,43 +88,32 @@ impl AsyncUdpSocket for Socket {
         buffers: &mut [IoSliceMut<'_>],
         meta: &mut [RecvMeta],
     ) -> Poll<io::Result<usize>> {
-        let mut inbox = self.lock();
-        loop {
-            let read = inbox.read(Instant::now(), self.address, buffers, meta);
-            if read > 0 {
-                return Poll::Ready(Ok(read));
-            }
-            inbox.reader = Some(cx.waker().clone());
-            let Some(&(due, _)) = inbox.packets.keys().next() else { return Poll::Pending };
-            let mut timer = Box::pin(sleep_until(due));
-            if timer.as_mut().poll(cx).is_pending() {
-                inbox.timer = Some(timer);
-                return Poll::Pending;
-            }
+        let mut inbox = self.inbox.lock();
+        let mut read = 0;
+        for (buffer, meta) in buffers.iter_mut().zip(meta) {
+            let Some(packet) = inbox.packets.pop_front() else { break };
+            let len = packet.bytes.len().min(buffer.len());
+            buffer[..len].copy_from_slice(&packet.bytes[..len]);
+            *meta = RecvMeta { addr: packet.from, len, stride: len, ecn: packet.ecn, dst_ip: Some(packet.to) };
+            read += 1;
         }
+        if read > 0 {
+            return Poll::Ready(Ok(read));
+        }
+        inbox.reader = Some(cx.waker().clone());
+        Poll::Pending
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
-        Ok(self.address)
+        Ok(self.network.address(self.host, self.port))
+    }
+
+    fn max_transmit_segments(&self) -> usize {
+        SEGMENTS
     }
 
     fn may_fragment(&self) -> bool {
         false
-    }
-}
-
-impl Inbox {
-    fn read(&mut self, now: Instant, to: SocketAddr, buffers: &mut [IoSliceMut<'_>], meta: &mut [RecvMeta]) -> usize {
-        let mut read = 0;
-        for (buffer, meta) in buffers.iter_mut().zip(meta) {
-            let Some(first) = self.packets.first_entry().filter(|first| first.key().0 <= now) else { break };
-            let packet = first.remove();
-            let len = packet.bytes.len().min(buffer.len());
-            buffer[..len].copy_from_slice(&packet.bytes[..len]);
-            *meta = RecvMeta { addr: packet.from, len, stride: len, ecn: packet.ecn, dst_ip: Some(to.ip()) };
-            read += 1;
-        }
-        read
     }
 }
 
@@ -140,8 +132,14 @@ mod tests {
     use std::future::poll_fn;
     use std::time::Duration;
 
+    use tokio::time::Instant;
+
     use super::*;
-    use crate::network::Conditions;
+    use crate::link::{Conditions, Discipline, Limit, Rate};
+    use crate::nat::Nat;
+    use crate::proxy::engine_of_a_proxy;
+    use crate::record::Record;
+    use crate::scenario::Scenario;
 
     const A: std::net::IpAddr = std::net::IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1));
     const B: std::net::IpAddr = std::net::IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 2));
@@ -230,5 +228,160 @@ mod tests {
         assert_eq!(host.bind(5).unwrap_err().kind(), io::ErrorKind::AddrInUse);
         drop(first);
         host.bind(5).unwrap();
+    }
+
+    const SERVER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(1, 1, 1, 1));
+    const ROUTER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(9, 9, 9, 9));
+
+    type Endpoint = Arc<dyn AsyncUdpSocket>;
+
+    fn send_to(socket: &Endpoint, destination: SocketAddr, contents: &[u8], ecn: Option<EcnCodepoint>) {
+        socket.try_send(&Transmit { destination, ecn, contents, segment_size: None, src_ip: None }).unwrap();
+    }
+
+    async fn receive_all(socket: &Endpoint) -> Option<(SocketAddr, Vec<u8>, Option<EcnCodepoint>)> {
+        let (mut bytes, mut meta) = ([0; 2000], [RecvMeta::default()]);
+        let read = poll_fn(|cx| socket.poll_recv(cx, &mut [IoSliceMut::new(&mut bytes)], &mut meta));
+        // Virtual seconds: what comes at all comes before.
+        tokio::time::timeout(Duration::from_secs(60), read).await.ok()?.unwrap();
+        Some((meta[0].addr, bytes[..meta[0].len].to_vec(), meta[0].ecn))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn segments_of_one_call_are_packets_of_their_own() {
+        let network = Network::new(1);
+        let (a, b) = pair(&network);
+        let destination = SocketAddr::new(B, 9);
+        let contents = [7; 2500];
+        a.try_send(&Transmit { destination, ecn: None, contents: &contents, segment_size: Some(1000), src_ip: None })
+            .unwrap();
+        let mut sizes = Vec::new();
+        for _ in 0..3 {
+            sizes.push(receive_all(&b).await.unwrap().1.len());
+        }
+        assert_eq!(sizes, [1000, 1000, 500]);
+        assert_eq!(network.totals(A, B).came, 3);
+        assert_eq!(network.totals(A, B).bytes_came, 2500 + 3 * 28);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn marks_are_carried_and_congestion_makes_them() {
+        let network = Network::new(1);
+        let (a, b) = pair(&network);
+        let destination = SocketAddr::new(B, 9);
+        send_to(&a, destination, &[1], Some(EcnCodepoint::Ect0));
+        send_to(&a, destination, &[1], None);
+        assert_eq!(receive_all(&b).await.unwrap().2, Some(EcnCodepoint::Ect0));
+        assert_eq!(receive_all(&b).await.unwrap().2, None);
+        let (rate, discipline) = (Rate::Bits(1_000_000), Discipline::Codel { ecn: true });
+        network.set(A, B, Conditions { rate, discipline, queue: Limit::Packets(1000), ..Conditions::default() });
+        for _ in 0..100 {
+            send_to(&a, destination, &[1; 1200], Some(EcnCodepoint::Ect0));
+        }
+        let mut marked = 0;
+        for _ in 0..100 {
+            let ecn = receive_all(&b).await.expect("none is dropped").2;
+            marked += u32::from(ecn == Some(EcnCodepoint::Ce));
+        }
+        assert!(marked > 0);
+    }
+
+    /// Two peers behind NATs, who know each other's public address from a server: who hears whom?
+    #[tokio::test(start_paused = true)]
+    async fn peers_behind_nats_meet_or_do_not() {
+        for (ours, theirs, meet) in [
+            (Nat::OPEN, Nat::OPEN, true),
+            (Nat::HOME, Nat::HOME, true),
+            (Nat::OPEN, Nat::SYMMETRIC, true),
+            (Nat::HOME, Nat::SYMMETRIC, false),
+            (Nat::SYMMETRIC, Nat::SYMMETRIC, false),
+        ] {
+            let network = Network::new(1);
+            let server = network.host(SERVER).bind(1).unwrap();
+            let mut peers = Vec::new();
+            for (number, nat) in [ours, theirs].into_iter().enumerate() {
+                let public = IpAddr::from([9, 9, 9, number as u8]);
+                let peer = network.nat(public, nat).host(A).bind(5000).unwrap();
+                send_to(&peer, SocketAddr::new(SERVER, 1), b"hello", None);
+                let (seen, ..) = receive_all(&server).await.unwrap();
+                assert_eq!(seen.ip(), public, "the address of the NAT");
+                peers.push((peer, seen));
+            }
+            for _ in 0..3 {
+                send_to(&peers[0].0, peers[1].1, b"one", None);
+                send_to(&peers[1].0, peers[0].1, b"two", None);
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            let heard = [receive_all(&peers[0].0).await.is_some(), receive_all(&peers[1].0).await.is_some()];
+            // A NAT that lets all in hears the peer even if it cannot tell it back.
+            let one_hears = heard[0] || heard[1];
+            assert_eq!(one_hears, meet, "{ours:?} and {theirs:?}: {heard:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_cannot_reach_behind_a_nat_that_forgot() {
+        let network = Network::new(1);
+        let server = network.host(SERVER).bind(1).unwrap();
+        let nat = network.nat(ROUTER, Nat::HOME);
+        let client = nat.host(A).bind(5000).unwrap();
+        let to = SocketAddr::new(SERVER, 1);
+        send_to(&client, to, b"first", None);
+        let (seen, ..) = receive_all(&server).await.unwrap();
+        assert_eq!(seen, SocketAddr::new(ROUTER, 5000));
+        send_to(&server, seen, b"answer", None);
+        assert_eq!(receive_all(&client).await.unwrap().1, b"answer");
+        nat.rebind();
+        send_to(&server, seen, b"lost", None);
+        assert_eq!(receive_all(&client).await, None);
+        assert_eq!(network.not_let_in(), 1);
+        send_to(&client, to, b"second", None);
+        assert_eq!(receive_all(&server).await.unwrap().0, SocketAddr::new(ROUTER, 5001));
+        // Two NATs in a row.
+        let inner = nat.nat([10, 0, 0, 9].into(), Nat::HOME).host([192, 168, 0, 2].into()).bind(6000).unwrap();
+        send_to(&inner, to, b"third", None);
+        assert_eq!(receive_all(&server).await.unwrap().0, SocketAddr::new(ROUTER, 6001));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_host_that_moves_takes_its_link_along() {
+        let network = Network::new(1);
+        network.set(A, B, Conditions { delay: Duration::from_millis(70), ..Conditions::default() });
+        let host = network.host(A);
+        let (a, b) = (host.bind(5).unwrap(), network.host(B).bind(9).unwrap());
+        host.move_to(ROUTER);
+        let start = Instant::now();
+        send_to(&a, SocketAddr::new(B, 9), b"moved", None);
+        assert_eq!(receive_all(&b).await.unwrap().0, SocketAddr::new(ROUTER, 5));
+        assert!(start.elapsed() >= Duration::from_millis(70));
+        send_to(&b, SocketAddr::new(A, 5), b"late", None);
+        assert_eq!(receive_all(&a).await, None);
+    }
+
+    /// One scenario, the same packets at the same times: the virtual form and the proxy's engine write the same record.
+    #[tokio::test(start_paused = true)]
+    async fn both_forms_decide_alike() {
+        let text = "seed 9\nprofile wifi-flaky\nset duplicate 2%\nat 1s down 300ms\nat 2s set up loss 20%\nat 3s set up rate 1mbit queue 20p\n";
+        let scenario = Scenario::parse(text, &|_| unreachable!()).unwrap();
+        let network = Network::new(1);
+        let (virtually, written) = Record::in_memory();
+        network.record(virtually);
+        network.play(A, B, &scenario);
+        let (a, _b) = pair(&network);
+        let mut sent = Vec::new();
+        let start = Instant::now();
+        for number in 0..3000u64 {
+            let size = 100 + (number * 37 % 1100) as usize;
+            sent.push((start.elapsed(), size + 28));
+            send_to(&a, SocketAddr::new(B, 9), &vec![0; size], None);
+            tokio::time::sleep(Duration::from_millis(1 + number % 3)).await;
+        }
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        let by_proxy = engine_of_a_proxy(&format!("{A} {B}"), &scenario, &sent);
+        let written = written();
+        assert!(
+            ["delivered", "copy", "burst", "loss", "blackout", "queue-full"].iter().all(|what| written.contains(what))
+        );
+        assert_eq!(written, by_proxy);
     }
 }

@@ -14,6 +14,7 @@ pub mod inside;
 mod payload;
 pub mod record;
 pub mod request;
+mod secret;
 pub mod session;
 pub mod spec;
 pub mod version;
@@ -25,3 +26,4 @@ pub use ids::{
 pub use payload::{DecodeError, Payload};
 pub use record::{Body, Origin, Record};
 pub use request::{ErrorCode, ErrorReply, Request};
+pub use secret::Secret;

@@ -6,9 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::payload::{Payload, payloads, postcard_payload, to_postcard};
 use crate::record::{Desired, Member, Record, decode_all, encode_all};
-use crate::request::Load;
+use crate::request::{Load, WorkerWant};
 use crate::spec::TaskSpec;
-use crate::{DecodeError, Epoch, Namespace, Offset, Seq, TaskId};
+use crate::{DecodeError, Epoch, Namespace, Offset, Secret, Seq, TaskId};
 
 /// One message as the body of a frame.
 pub trait Message: Sized {
@@ -60,6 +60,10 @@ payloads! {
         2 / 1 => Assign(Assignment),
         /// What is wanted of an attempt it holds.
         3 / 1 => Want(Want),
+        /// Where the controllers of the mesh are now.
+        31 / 1 => Controllers(Controllers),
+        /// What is wanted of the worker itself.
+        32 / 1 => Wish(WorkerWant),
     }
 }
 
@@ -106,6 +110,8 @@ pub struct Heartbeat {
     pub holds: Vec<(TaskId, Epoch)>,
     /// How busy its machine is.
     pub load: Load,
+    /// It takes no more work, for whatever reason.
+    pub draining: bool,
 }
 
 /// See [`FromWorker::Draining`].
@@ -124,6 +130,8 @@ pub struct HeartbeatAnswer {
     pub renewed: Vec<Want>,
     /// Attempts that are no longer the worker's: kill them.
     pub lost: Vec<(TaskId, Epoch)>,
+    /// What is wanted of the worker itself.
+    pub wish: WorkerWant,
 }
 
 /// What is wanted of an attempt.
@@ -139,6 +147,13 @@ pub struct Want {
     pub generation: u64,
     /// With [`Desired::Cancelled`]: kill at once.
     pub force: bool,
+}
+
+/// See [`ToWorker::Controllers`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Controllers {
+    /// `host:port` of all that live, the one that says it first.
+    pub addresses: Vec<String>,
 }
 
 /// Everything a worker needs to run an attempt.
@@ -170,6 +185,17 @@ pub struct Assignment {
     pub generation: u64,
     /// What is left of the time it may take as a whole, milliseconds, while it runs.
     pub total_left_ms: Option<u64>,
+    /// What its secrets are at this moment.
+    pub secrets: Vec<GivenSecret>,
+}
+
+/// A secret as an attempt gets it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GivenSecret {
+    /// The variable of the agent's environment.
+    pub variable: String,
+    /// Its value; or why there is none: the attempt fails, and says so.
+    pub value: Result<Secret, String>,
 }
 
 /// Records laid end to end; see [`crate::record`].
@@ -250,6 +276,8 @@ postcard_payload!(
     Draining,
     HeartbeatAnswer,
     Want,
+    Controllers,
+    WorkerWant,
     Assignment,
     Acknowledged,
     Stale,

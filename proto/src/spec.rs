@@ -11,6 +11,11 @@ use crate::payload::to_postcard;
 /// Most bytes of a [`TaskSpec`] in postcard form. It fits a record ([`crate::record::MAX_BODY`]) with room for names.
 pub const MAX_SPEC: usize = 192 * 1024;
 
+/// Most secrets of one task: with their values they fit a message.
+pub const MAX_SECRETS: usize = 16;
+/// Bytes of a secret's value. What is shorter cannot be hidden in output without hiding half of it.
+pub const SECRET_BYTES: std::ops::RangeInclusive<usize> = 4..=16 * 1024;
+
 /// What the agent is given.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Input {
@@ -27,6 +32,69 @@ impl Input {
             Self::Text(text) => text.clone(),
             Self::Argv(argv) => argv.join(" "),
         }
+    }
+}
+
+/// What a task may use at most, it and all it starts together: `None` is no limit. And what a worker has for tasks that
+/// ask for limits: `None` is a kind of limit that it cannot enforce.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Resources {
+    /// Thousandths of a processor.
+    pub cpu_milli: Option<u32>,
+    /// Bytes of memory.
+    pub memory: Option<u64>,
+    /// Processes and threads at once.
+    pub pids: Option<u32>,
+}
+
+impl Resources {
+    /// What there is of each kind: in words, and how much.
+    pub fn kinds(&self) -> [(Resource, Option<u64>); 3] {
+        [
+            (Resource::Cpu, self.cpu_milli.map(u64::from)),
+            (Resource::Memory, self.memory),
+            (Resource::Pids, self.pids.map(u64::from)),
+        ]
+    }
+}
+
+/// A kind of [`Resources`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Resource {
+    /// In thousandths of a processor.
+    Cpu,
+    /// In bytes.
+    Memory,
+    /// In processes.
+    Pids,
+}
+
+impl Resource {
+    /// The name of the flag that asks for it, without its dashes.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Cpu => "cpu",
+            Self::Memory => "memory",
+            Self::Pids => "pids",
+        }
+    }
+
+    /// An amount, for people.
+    pub fn amount(self, amount: u64) -> String {
+        match self {
+            Self::Cpu => format!("{} CPU", amount as f64 / 1000.0),
+            Self::Memory => bytes(amount),
+            Self::Pids => format!("{amount} processes"),
+        }
+    }
+}
+
+/// Bytes, for people: in the largest unit of which there is at least one, to a tenth.
+fn bytes(amount: u64) -> String {
+    let units = [("TiB", 1u64 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
+    match units.into_iter().find(|(_, unit)| amount >= *unit) {
+        Some((name, unit)) => format!("{} {name}", (amount as f64 / unit as f64 * 10.0).round() / 10.0),
+        None => format!("{amount} bytes"),
     }
 }
 
@@ -57,6 +125,10 @@ pub struct TaskSpec {
     pub silence_limit_ms: Option<u64>,
     /// Longest time from the submission to the end, over all attempts and the waiting between them, in milliseconds.
     pub total_limit_ms: Option<u64>,
+    /// Variables of its environment, and the names of the secrets whose values they get. The values are not here.
+    pub secrets: BTreeMap<String, String>,
+    /// What it may use at most.
+    pub resources: Resources,
 }
 
 impl TaskSpec {
@@ -75,6 +147,8 @@ impl TaskSpec {
             setup_limit_ms: None,
             silence_limit_ms: None,
             total_limit_ms: None,
+            secrets: BTreeMap::new(),
+            resources: Resources::default(),
         }
     }
 
@@ -102,7 +176,18 @@ impl TaskSpec {
         if let Some(name) = self.labels.keys().find(|name| !is_name(name)) {
             return Err(SpecError::Name { what: "a label", name: name.clone() });
         }
-        if let Some(name) = self.env.keys().find(|name| name.is_empty() || name.contains('=')) {
+        if let Some(name) = self.secrets.values().find(|name| !is_name(name)) {
+            return Err(SpecError::Name { what: "a secret", name: name.clone() });
+        }
+        if self.secrets.len() > MAX_SECRETS {
+            return Err(SpecError::Secrets(self.secrets.len()));
+        }
+        if let Some(name) = self.secrets.keys().find(|name| self.env.contains_key(*name)) {
+            return Err(SpecError::Twice(name.clone()));
+        }
+        if let Some(name) =
+            self.env.keys().chain(self.secrets.keys()).find(|name| name.is_empty() || name.contains('='))
+        {
             return Err(SpecError::Variable(name.clone()));
         }
         let texts = match &self.input {
@@ -110,12 +195,16 @@ impl TaskSpec {
             Input::Argv(argv) => argv.as_slice(),
             Input::Text(text) => std::slice::from_ref(text),
         };
-        let all = texts.iter().chain(self.env.keys()).chain(self.env.values()).chain(&self.cwd);
+        let all =
+            texts.iter().chain(self.env.keys()).chain(self.secrets.keys()).chain(self.env.values()).chain(&self.cwd);
         if let Some(text) = all.into_iter().find(|text| text.contains('\0')) {
             return Err(SpecError::Nul(text.replace('\0', "\\0")));
         }
         if let Some(limit) = Limit::ALL.into_iter().find(|limit| self.limit(*limit) == Some(Duration::ZERO)) {
             return Err(SpecError::NoTime(limit));
+        }
+        if let Some((kind, _)) = self.resources.kinds().into_iter().find(|(_, amount)| *amount == Some(0)) {
+            return Err(SpecError::Nothing(kind.as_str()));
         }
         let mut encoded = Vec::new();
         to_postcard(self, &mut encoded);
@@ -145,6 +234,15 @@ pub enum SpecError {
     /// A name of an environment variable that is empty or has a `=`.
     #[error("`{0}` cannot name an environment variable")]
     Variable(String),
+    /// A variable that is to hold a text and a secret.
+    #[error("the variable `{0}` is given a value and a secret: give it one of them")]
+    Twice(String),
+    /// More secrets than an assignment carries.
+    #[error("a task has at most {MAX_SECRETS} secrets, not {0}")]
+    Secrets(usize),
+    /// A limit that leaves nothing.
+    #[error("a limit of 0 for {0} leaves nothing to run with: leave it out for none")]
+    Nothing(&'static str),
     /// Text with a NUL byte, which no process can be given.
     #[error("`{0}` has a NUL byte in it")]
     Nul(String),
@@ -234,6 +332,11 @@ pub enum Exit {
         error: String,
         /// Its exit code.
         code: i32,
+    },
+    /// It used more memory than it may, and was killed with all it had started.
+    OutOfMemory {
+        /// What it may use, bytes.
+        limit: u64,
     },
 }
 

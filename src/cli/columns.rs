@@ -94,7 +94,7 @@ impl Colour {
         Some(match state {
             "completed" | "ready" => Self::Green,
             "failed" | "lost" => Self::Red,
-            "paused" | "waiting" | "draining" | "disconnected" | "cordoned" => Self::Yellow,
+            "paused" | "waiting" | "draining" | "cordoned" | "drained" | "disconnected" => Self::Yellow,
             "running" | "starting" => Self::Cyan,
             "cancelled" => Self::Grey,
             _ => return None,

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 
+use ado_certs::MasterKey;
 use serde_json::json;
 
 use super::Global;
@@ -11,13 +12,14 @@ use super::output::print;
 use super::session::App;
 use super::signals::Signals;
 use crate::config::Flags;
-use crate::controller::{self, Handle, LocalIdentities, RedisConfig, Timing};
+use crate::controller::{self, Handle, LocalIdentities, RedisConfig, Retention, Timing};
 use crate::local::{self, Endpoint, Lock, Role};
 use crate::task::Policy;
 
 /// Keep tasks and logs, serve workers and viewers
 ///
 /// Runs in the foreground until SIGTERM. The first start prints a join string that makes its one holder an administrator.
+/// Controllers that share a database (and a Redis, and a master key) are one mesh.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Listen here, UDP
@@ -61,6 +63,7 @@ pub(crate) async fn run(global: Global, args: Args) -> Result<u8, Error> {
     if args.local {
         local::leave_session();
     }
+    local::leave_no_core();
     local::prepare(&app.home)?;
     let dir = match &args.dir {
         Some(dir) => dir.clone(),
@@ -68,7 +71,7 @@ pub(crate) async fn run(global: Global, args: Args) -> Result<u8, Error> {
         None => app.home.by_hand(Role::Controller),
     };
     let lock = own(&dir, Role::Controller).await?;
-    let handle = controller::start(config(&app, &dir, args.local), app.env.clone()).await.map_err(cannot_start)?;
+    let handle = controller::start(config(&app, &dir, args.local)?, app.env.clone()).await.map_err(cannot_start)?;
     if args.local {
         announce(&app, &handle)?;
     } else {
@@ -95,10 +98,14 @@ pub(super) async fn own(dir: &Path, role: Role) -> Result<Lock, Error> {
     }
 }
 
-fn config(app: &App, dir: &Path, local: bool) -> controller::Config {
+fn config(app: &App, dir: &Path, local: bool) -> Result<controller::Config, Error> {
     let settings = &app.config.controller;
+    let key = settings.master_key.as_ref().filter(|_| !local);
+    let master_key = key.map(|key| MasterKey::from_setting(key.reveal())).transpose();
+    let master_key = master_key
+        .map_err(|error| Error::usage("`controller.masterKey` (ADO_MASTER_KEY) cannot be used").because(error))?;
     let loopback = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-    controller::Config {
+    Ok(controller::Config {
         dir: dir.into(),
         listen: if local { vec![loopback(former_port(app))] } else { settings.listen.value.clone() },
         http: Some(if local && !settings.http.is_explicit() { loopback(0) } else { settings.http.value }),
@@ -113,6 +120,7 @@ fn config(app: &App, dir: &Path, local: bool) -> controller::Config {
             lost_after: app.config.failover.heartbeat_timeout,
         },
         policy: Policy::default(),
+        retention: Retention { logs: settings.retention_logs, max_log_bytes: settings.max_log_bytes.0 },
         // Nobody shares the embedded store of one user.
         redis: settings
             .redis_url
@@ -121,8 +129,13 @@ fn config(app: &App, dir: &Path, local: bool) -> controller::Config {
             .map(|url| RedisConfig { url: url.reveal().into(), prefix: settings.redis_prefix.clone() }),
         // The embedded controller of a user keeps its own.
         database: settings.database_url.as_ref().filter(|_| !local).map(|url| url.reveal().into()),
+        name: nix::unistd::gethostname()
+            .ok()
+            .and_then(|name| name.into_string().ok())
+            .unwrap_or_else(|| "controller".into()),
+        master_key,
         local: local.then(|| LocalIdentities { admin: app.home.admin(), worker: app.home.worker_identity() }),
-    }
+    })
 }
 
 /// Where others reach what listens at `address`: nobody can dial "any address", so this machine's own stands for it.
@@ -167,7 +180,11 @@ fn announce(app: &App, handle: &Handle) -> Result<(), Error> {
 /// Says where it is, and on the first start how to become its administrator.
 async fn greet(app: &App, dir: &Path, handle: &Handle) -> Result<(), Error> {
     let greeted = dir.join("greeted");
-    let join = if greeted.exists() { None } else { Some(handle.admin_join_string().await.map_err(cannot_start)?) };
+    let join = if greeted.exists() || !handle.is_founder() {
+        None
+    } else {
+        Some(handle.admin_join_string().await.map_err(cannot_start)?)
+    };
     let quic: Vec<_> = handle.addresses().iter().map(ToString::to_string).collect();
     let json = json!({ "quic": quic, "http": handle.http().map(|address| address.to_string()), "join": join });
     print(app.global.output, &json, || {
@@ -185,6 +202,10 @@ fn cannot_start(error: controller::Error) -> Error {
     let hint = match error {
         controller::Error::Queue(_) => Some("see where it comes from: ado config show"),
         controller::Error::Store(_) => Some("see where its database comes from: ado config show"),
+        controller::Error::MasterKey(_) | controller::Error::NoMasterKey => Some(
+            "set ADO_MASTER_KEY (controller.masterKey) to the master key of a controller of that mesh: the text of \
+             `master.key` in its directory, unless it was set there, too",
+        ),
         _ => None,
     };
     let error = Error::new(Kind::Local, "the controller cannot start").because(error);

@@ -42,7 +42,8 @@ pub(crate) fn words(record: &Record) -> Option<(String, bool)> {
         }
         Body::Requeued(requeued) => (true, format!("queued again: {}", one_line(&requeued.why, WIDTH))),
         Body::Ended(ended) => (ending_matters(ended), ending(ended)),
-        Body::Truncated(gap) => (true, format!("{} bytes of its log are no longer kept", gap.bytes)),
+        Body::Truncated(gap) if gap.bytes == 0 => (true, "more of its output is no longer kept".into()),
+        Body::Truncated(gap) => (true, format!("{} bytes of its output are no longer kept", gap.bytes)),
         Body::Note(note) => (true, one_line(&note.text, WIDTH)),
         Body::Checkpointed(_) => (false, "checkpoint".into()),
         Body::Expired(expired) => (true, format!("timed out: its {} limit is over", expired.limit.as_str())),
@@ -85,6 +86,8 @@ pub(crate) fn exit_code(outcome: Outcome, exit: Option<&Exit>) -> u8 {
             code => code,
         },
         (Outcome::Failed, Some(Exit::Signal(signal))) => u8::try_from(128 + signal).unwrap_or(ADO_ERROR),
+        // As if it had been killed by hand.
+        (Outcome::Failed, Some(Exit::OutOfMemory { .. })) => 137,
         (Outcome::Failed, Some(Exit::TimedOut(_))) => TIMED_OUT,
         (Outcome::Failed, Some(Exit::Cancelled)) => CANCELLED,
         (Outcome::Failed, Some(Exit::NotStarted { .. } | Exit::Lost { .. } | Exit::Unavailable { .. }) | None) => {
@@ -154,6 +157,7 @@ mod tests {
             (Outcome::Failed, Some(Exit::Signal(1000)), 125),
             (Outcome::Failed, Some(Exit::TimedOut(Limit::Attempt)), 124),
             (Outcome::Failed, Some(Exit::TimedOut(Limit::Total)), 124),
+            (Outcome::Failed, Some(Exit::OutOfMemory { limit: 1 }), 137),
             (Outcome::Failed, Some(missing), 125),
             (Outcome::Failed, Some(lost), 125),
             (Outcome::Failed, None, 125),

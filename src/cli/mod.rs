@@ -11,6 +11,7 @@ mod complete;
 mod completions;
 mod config;
 mod controller;
+mod controllers;
 mod dead;
 mod detach;
 mod down;
@@ -20,6 +21,7 @@ mod filter;
 mod guard;
 mod help;
 mod join;
+mod known;
 mod lifecycle;
 mod list;
 mod logs;
@@ -31,6 +33,7 @@ mod remembered;
 mod resume;
 mod run;
 mod schema;
+mod secret;
 mod session;
 mod signals;
 mod status;
@@ -71,9 +74,9 @@ pub struct Cli {
 const GROUPS: [(&str, &[&str]); 6] = [
     ("Run and watch", &["run", "attach", "logs", "wait"]),
     ("Steer", &["pause", "resume", "detach", "cancel", "dead"]),
-    ("Look", &["list", "status", "events", "workers", "top", "bench"]),
+    ("Look", &["list", "status", "events", "workers", "controllers", "top", "bench"]),
     ("From inside a task", &["task"]),
-    ("Machines", &["up", "down", "controller", "worker", "join", "token", "audit"]),
+    ("Machines", &["up", "down", "controller", "worker", "join", "token", "secret", "audit"]),
     ("Set up", &["config", "completions", "man", "schema"]),
 ];
 
@@ -161,7 +164,9 @@ enum Command {
     Status(status::Args),
     Events(events::Args),
     Workers(workers::Args),
+    Controllers(controllers::Args),
     Task(task::Args),
+    Secret(secret::Args),
     Top(top::Args),
     Up(up::Args),
     Down(down::Args),
@@ -274,7 +279,9 @@ impl Cli {
             Command::Status(args) => status::run(global, args).await,
             Command::Events(args) => events::run(global, args).await,
             Command::Workers(args) => workers::run(global, args).await,
+            Command::Controllers(args) => controllers::run(global, args).await,
             Command::Task(args) => task::run(&global, args),
+            Command::Secret(args) => secret::run(global, args).await,
             Command::Top(args) => top::run(global, args).await,
             Command::Up(args) => up::run(global, args).await,
             Command::Down(args) => down::run(global, args).await,

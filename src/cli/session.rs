@@ -13,6 +13,7 @@ use tokio::sync::Notify;
 
 use super::Global;
 use super::error::{Error, Kind};
+use super::known::Known;
 use super::output::Format;
 use super::remembered::Remembered;
 use crate::client::cache::{Memory, Place, Recorder};
@@ -170,16 +171,24 @@ impl App {
         let namespace = self.global.namespace.clone().map(Namespace);
         let local = context == config::LOCAL;
         let identity = self.identity_of(&context);
-        let client = if local {
-            local::ensure(&self.home, &self.env).await?;
-            local::connect(&self.home, namespace, &self.env, &tasks)?
-        } else {
-            self.connect(&context, namespace, &tasks).await?
+        let known = if local { None } else { Some(self.known(&context)?) };
+        let client = match &known {
+            None => {
+                local::ensure(&self.home, &self.env).await?;
+                local::connect(&self.home, namespace, &self.env, &tasks)?
+            }
+            Some(known) => self.connect(&context, known, namespace, &tasks).await?,
         };
         let recorder = self.config.cache.enabled.then(|| {
             let place = self.place(&client.identity());
             Recorder::start(place, self.env.clone())
         });
+        if let Some(known) = known.clone() {
+            let learning = client.clone();
+            tasks.spawn_until_stop("controllers", async move {
+                learning.keep_learning(move |controllers| known.learn(controllers)).await;
+            });
+        }
         let client = match &recorder {
             Some(recorder) => client.recorded_by(recorder.clone()),
             None => client,
@@ -206,6 +215,7 @@ impl App {
             context,
             tasks,
             recorder,
+            known,
         })
     }
 
@@ -220,7 +230,8 @@ impl App {
             local::connect(&self.home, namespace, &self.env, &tasks)?
         } else {
             let identity = Identity::load(&self.identity_dir(&context))?;
-            Client::connect(self.client_config(&context, identity, namespace)?, self.env.clone(), &tasks)?
+            let config = self.client_config(&self.known(&context)?, identity, namespace);
+            Client::connect(config, self.env.clone(), &tasks)?
         };
         Ok(Session {
             renewal_due: false,
@@ -231,6 +242,7 @@ impl App {
             context,
             tasks,
             recorder: None,
+            known: None,
         })
     }
 
@@ -243,9 +255,13 @@ impl App {
         configured.or_else(|error| current(&self.home).ok_or_else(|| Error::from(error).hint("ado join <join string>")))
     }
 
-    async fn connect(&self, context: &str, namespace: Option<Namespace>, tasks: &Tasks) -> Result<Client, Error> {
-        // A context that is not there is told before an identity that is not.
-        self.controllers(context)?;
+    async fn connect(
+        &self,
+        context: &str,
+        known: &Known,
+        namespace: Option<Namespace>,
+        tasks: &Tasks,
+    ) -> Result<Client, Error> {
         let identity = match Identity::load(&self.identity_dir(context)) {
             // One that has ended is as good as none for whoever has a key to get another.
             Ok(ended) if ended.not_after() <= self.env.now() && self.key(context).is_some() => {
@@ -254,24 +270,23 @@ impl App {
             Ok(identity) => identity,
             Err(error) => self.enrol_by_key(context, error).await?,
         };
-        let config = self.client_config(context, identity, namespace)?;
+        let config = self.client_config(known, identity, namespace);
         Ok(Client::connect(config, self.env.clone(), tasks)?)
     }
 
-    fn client_config(
-        &self,
-        context: &str,
-        identity: Identity,
-        namespace: Option<Namespace>,
-    ) -> Result<client::Config, Error> {
-        let controllers = self.controllers(context)?;
-        Ok(client::Config {
-            addresses: Arc::new(move || controllers.clone()),
+    fn client_config(&self, known: &Known, identity: Identity, namespace: Option<Namespace>) -> client::Config {
+        client::Config {
+            addresses: known.addresses(),
             identity,
             namespace,
             reconnect_interval: self.config.communication.reconnect_interval,
             timeout: ANSWER_PATIENCE,
-        })
+        }
+    }
+
+    /// Where the controllers of a context are.
+    fn known(&self, context: &str) -> Result<Known, Error> {
+        Ok(Known::new(self.controllers(context)?, &self.home.context(context).join("controllers.json")))
     }
 
     fn controllers(&self, context: &str) -> Result<Vec<String>, Error> {
@@ -366,6 +381,8 @@ pub(crate) struct Session {
     pub(crate) tasks: Tasks,
     /// Keeps what the client sees.
     recorder: Option<Recorder>,
+    /// Where its controllers are, when they are elsewhere.
+    known: Option<Known>,
 }
 
 /// What a command talks to.
@@ -409,10 +426,16 @@ impl Session {
         }
     }
 
-    /// Ends it. A certificate that was due gets a moment to be renewed: short commands have no other.
+    /// Ends it. A certificate that was due gets a moment to be renewed, and where the controllers are is asked now and then:
+    /// short commands have no other.
     pub(crate) async fn close(self) {
         if self.renewal_due {
             let _ = tokio::time::timeout(END_PATIENCE, self.renewed.notified()).await;
+        }
+        if let Some(known) = self.known.as_ref().filter(|known| known.is_old() && self.client.problem().is_none())
+            && let Ok(Ok(welcome)) = tokio::time::timeout(END_PATIENCE, self.client.hello()).await
+        {
+            known.learn(&welcome.controllers);
         }
         self.client.close().await;
         if let Some(recorder) = &self.recorder {

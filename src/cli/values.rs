@@ -41,6 +41,22 @@ pub(crate) fn pair(text: &str) -> Result<(String, String), String> {
     }
 }
 
+/// `NAME` or `NAME=VARIABLE`: the variable that is to hold a secret, and the secret's name. `github-token` goes to
+/// `GITHUB_TOKEN` unless another variable is given.
+pub(crate) fn secret(text: &str) -> Result<(String, String), String> {
+    let (name, variable) = match text.split_once('=') {
+        Some((name, variable)) => (name, variable.to_owned()),
+        None => {
+            let upper = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' };
+            (text, text.chars().map(upper).collect())
+        }
+    };
+    if name.is_empty() || variable.is_empty() {
+        return Err(format!("`{text}` is neither NAME nor NAME=VARIABLE"));
+    }
+    Ok((variable, name.into()))
+}
+
 /// `start`, or an offset.
 pub(crate) fn from(text: &str) -> Result<Offset, String> {
     if text == "start" {
@@ -158,5 +174,13 @@ mod tests {
         assert_eq!(start(None, None, Some(ago)).resolve(true, 1, now), StartAt::Since(Timestamp(3_000_000_000)));
         assert_eq!(since("1970-01-01T01:00:00+01:00"), Ok(Since::At(Timestamp(0))));
         assert!(since("yesterday").is_err());
+    }
+
+    #[test]
+    fn secrets_have_a_variable() {
+        let pair = |variable: &str, name: &str| Ok((variable.to_owned(), name.to_owned()));
+        assert_eq!(secret("github-token"), pair("GITHUB_TOKEN", "github-token"));
+        assert_eq!(secret("github-token=Token"), pair("Token", "github-token"));
+        assert!(secret("x=").is_err() && secret("=x").is_err() && secret("").is_err());
     }
 }

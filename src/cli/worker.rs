@@ -6,10 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ado_certs::{ClientTls, Identity, JoinString};
+use ado_proto::spec::Resources;
 
 use super::Global;
 use super::controller::own;
 use super::error::{Error, Kind};
+use super::known::Known;
 use super::session::{ANSWER_PATIENCE, App, END_PATIENCE, Joined, environment, save};
 use super::signals::Signals;
 use super::values;
@@ -20,17 +22,17 @@ use crate::gateway::{Gateway, page, readiness};
 use crate::local::{self, Role};
 use crate::net::{self, Addresses, Link, LinkConfig};
 use crate::tasks::Tasks;
-use crate::worker;
+use crate::worker::{self, Learned};
 
 /// Interval at which the connection proves that it lives; heartbeats say the same of the worker.
-const KEEP_ALIVE: Duration = Duration::from_secs(2);
+const KEEP_ALIVE: Duration = Duration::from_millis(1500);
 /// A connection silent for this long is given up.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Run agents for a controller
 ///
 /// Runs in the foreground until SIGTERM; then it takes no more tasks, lets those it has end within --drain-for, and hands
-/// back the rest. A second signal hands back at once.
+/// back the rest. A second signal hands back at once. `ado workers drain` ends it, too, once it holds nothing any more.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Join this mesh, unless the directory holds an identity already
@@ -54,12 +56,21 @@ pub(crate) struct Args {
     /// Offer these agents; default: all this build has
     #[arg(long, value_name = "NAME,…")]
     agents: Option<String>,
+    /// Have this many processors for tasks that ask for some (--cpu); default: as many as there are
+    #[arg(long, value_name = "CPUS")]
+    cpu: Option<String>,
+    /// Have this much memory for tasks that ask for some (--memory); default: as much as there is
+    #[arg(long, value_name = "BYTES")]
+    memory: Option<String>,
     /// Serve health and metrics here, TCP
     #[arg(long, value_name = "IP:PORT")]
     http: Option<SocketAddr>,
     /// Let tasks go on this long once it is to stop
     #[arg(long, value_name = "DURATION", value_parser = values::duration, default_value = "20s")]
     drain_for: Duration,
+    /// Stay when drained, until `ado workers uncordon`
+    #[arg(long)]
+    stay: bool,
     /// Keep this much of each task's output on disk while no controller takes it; then the task waits
     #[arg(long, value_name = "BYTES", default_value = "256Mi")]
     spool_limit: ByteSize,
@@ -74,13 +85,14 @@ pub(crate) async fn run(global: Global, args: Args) -> Result<u8, Error> {
     if args.local {
         local::leave_session();
     }
+    local::leave_no_core();
     local::prepare(&app.home)?;
     let place = Place::of(&app, args.local);
     let lock = own(&place.lock, Role::Worker).await?;
     // The work directory has one user, whichever kind of worker that is.
     let _work = if place.work == place.lock { None } else { Some(own(&place.work, Role::Worker).await?) };
     let tasks = Tasks::new();
-    let (identity, addresses) = place.membership(&app, &args).await?;
+    let (identity, addresses, learned) = place.membership(&app, &args).await?;
     let tls = ClientTls::mesh(identity)?;
     let link = LinkConfig {
         addresses,
@@ -93,17 +105,24 @@ pub(crate) async fn run(global: Global, args: Args) -> Result<u8, Error> {
     let link = Link::start(link, app.env.clone(), &tasks)?;
     tasks.spawn_until_stop("renewal", renewal(link.clone(), tls, place.identity.clone(), &app));
     let drain_for = if args.local { Duration::ZERO } else { args.drain_for };
-    let handle =
-        worker::start(config(&app, &args, &place, link, drain_for), app.env.clone()).await.map_err(cannot_start)?;
+    let handle = worker::start(config(&app, &args, &place, link, learned, drain_for), app.env.clone())
+        .await
+        .map_err(cannot_start)?;
     let http = match args.http {
         Some(address) => Some(health(address, handle.clone()).await?),
         None => None,
     };
+    // The background worker of a user would only be started again.
+    let stays = args.stay || args.local;
     let mut sent_away = None;
     tokio::select! {
         biased;
         signal = signals.next() => tracing::info!(?signal, "stopping"),
         why = handle.sent_away() => sent_away = Some(why),
+        () = handle.drained(), if !stays => {
+            let word = app.command(&format!("workers uncordon {}", name(&app)));
+            eprintln!("drained: this worker ends; `{word}` lets it take work again once it is started");
+        }
         () = lock.displaced(), if args.local => tracing::warn!("its directory was removed: stopping"),
         () = local::supervise(app.home.clone(), &[Role::Controller]), if args.local => {}
     }
@@ -132,6 +151,8 @@ fn flags(args: &Args) -> Flags {
         ("worker.pool", "--pool", &args.pool),
         ("worker.labels", "--label", &labels),
         ("worker.capabilities", "--agents", &args.agents),
+        ("worker.resources.cpu", "--cpu", &args.cpu),
+        ("worker.resources.memory", "--memory", &args.memory),
     ] {
         if let Some(value) = value {
             flags.set(key, flag, value);
@@ -176,11 +197,11 @@ impl Place {
     }
 
     /// Who this worker is, and where its controllers are.
-    async fn membership(&self, app: &App, args: &Args) -> Result<(Identity, Addresses), Error> {
+    async fn membership(&self, app: &App, args: &Args) -> Result<(Identity, Addresses, Learned), Error> {
         if self.local {
             let home = app.home.clone();
             let addresses = move || local::live_endpoint(&home).map(|endpoint| endpoint.quic).unwrap_or_default();
-            return Ok((Identity::load(&self.identity)?, Arc::new(addresses)));
+            return Ok((Identity::load(&self.identity)?, Arc::new(addresses), Arc::new(|_: &[String]| ())));
         }
         let file = self.work.join("mesh.json");
         let known = Identity::load(&self.identity).ok().zip(local::read_json::<Joined>(&file));
@@ -193,7 +214,8 @@ impl Place {
                     .hint("ado token create --role worker"));
             }
         };
-        Ok((identity, Arc::new(move || joined.controllers.clone())))
+        let known = Known::new(joined.controllers, &self.work.join("controllers.json"));
+        Ok((identity, known.addresses(), Arc::new(move |controllers: &[String]| known.learn(controllers))))
     }
 }
 
@@ -224,7 +246,7 @@ fn name(app: &App) -> String {
     app.config.worker.name.clone().or_else(host).unwrap_or_else(|| "worker".into())
 }
 
-fn config(app: &App, args: &Args, place: &Place, link: Link, drain_for: Duration) -> worker::Config {
+fn config(app: &App, args: &Args, place: &Place, link: Link, learned: Learned, drain_for: Duration) -> worker::Config {
     let settings = &app.config.worker;
     let processors = || std::thread::available_parallelism().map_or(1, |count| u32::try_from(count.get()).unwrap_or(1));
     worker::Config {
@@ -235,8 +257,14 @@ fn config(app: &App, args: &Args, place: &Place, link: Link, drain_for: Duration
         slots: settings.slots.unwrap_or_else(processors),
         labels: settings.labels.clone(),
         agents: settings.capabilities.clone().unwrap_or_else(|| agents::ALL.iter().map(ToString::to_string).collect()),
+        capacity: Resources {
+            cpu_milli: settings.cpu.map(|cpus| cpus.0),
+            memory: settings.memory.map(|bytes| bytes.0),
+            pids: None,
+        },
         executable: None,
         spool_limit: args.spool_limit.0,
+        learned,
         drain_for,
         env_base: environment(),
     }

@@ -1,22 +1,29 @@
-//! `ado workers`: who can work.
+//! `ado workers`: who can work, and who shall.
 
 use std::time::Duration;
 
 use ado_proto::Timestamp;
-use ado_proto::request::WorkerInfo;
+use ado_proto::request::{SetWorker, WorkerDesired, WorkerInfo, WorkerSet};
 use serde_json::Value;
+use tokio::time::Instant;
 
 use super::Global;
 use super::columns::{self, Colour, Column, Side, Table};
 use super::complete;
-use super::error::Error;
+use super::error::{Error, Kind};
 use super::list::labels;
-use super::output::{Format, age, print, scene};
-use super::session::App;
+use super::output::{Format, age, plain, print, scene};
+use super::session::{App, Session};
+use super::values;
 use crate::config::Flags;
 use crate::json;
 
-/// Show who can work
+/// Beyond the deadline of a drain: for agents to die, and for the controller to hear of it.
+const BEYOND: Duration = Duration::from_secs(60);
+/// How often is looked whether a worker is drained.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+/// Show who can work, cordon and drain
 #[derive(Debug, clap::Args)]
 #[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Args {
@@ -31,6 +38,41 @@ enum Command {
     /// List workers: slots, load, and why they would get no task
     #[command(alias = "ls")]
     List(List),
+    /// Let workers end or hand back what they have, and leave
+    ///
+    /// They get no more tasks. What still runs at the deadline is handed back and goes on elsewhere from its last checkpoint;
+    /// nothing counts against a task. Then the worker ends, unless it was started with --stay. It gets no work, also when it
+    /// is started again, until `ado workers uncordon`.
+    Drain(Drain),
+    /// Give workers no more tasks; what they have goes on
+    Cordon(Meant),
+    /// Give workers tasks again
+    Uncordon(Meant),
+}
+
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  ado workers drain box-1 --wait                  until it has left\n  ado workers drain box-1 box-2 --deadline 30s"
+)]
+struct Drain {
+    #[command(flatten)]
+    meant: Meant,
+    /// Let tasks go on this long; default: 5m, or what was said before
+    #[arg(long, value_name = "DURATION", value_parser = values::duration)]
+    deadline: Option<Duration>,
+    /// Wait until they hold nothing any more
+    #[arg(long)]
+    wait: bool,
+    /// Wait at most this long; default: a minute beyond the deadline
+    #[arg(long, value_name = "DURATION", value_parser = values::duration, requires = "wait")]
+    timeout: Option<Duration>,
+}
+
+#[derive(Debug, Clone, clap::Args)]
+struct Meant {
+    /// Names, ids, beginnings of ids
+    #[arg(required = true, value_name = "WORKER", add = complete::workers())]
+    workers: Vec<String>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -92,6 +134,9 @@ const fn column(
 
 pub(crate) async fn run(global: Global, args: Args) -> Result<u8, Error> {
     let args = match args.command {
+        Some(Command::Drain(drain)) => return self::drain(global, drain).await,
+        Some(Command::Cordon(meant)) => return set(global, &meant, WorkerDesired::Cordoned).await,
+        Some(Command::Uncordon(meant)) => return set(global, &meant, WorkerDesired::Active).await,
         Some(Command::List(list)) => list,
         None => args.list,
     };
@@ -111,6 +156,102 @@ pub(crate) async fn run(global: Global, args: Args) -> Result<u8, Error> {
         eprintln!("no workers: start one with `ado worker`");
     }
     Ok(0)
+}
+
+async fn set(global: Global, meant: &Meant, desired: WorkerDesired) -> Result<u8, Error> {
+    let app = App::new(global, Flags::default())?;
+    let session = app.session().await?;
+    let (set, failed) = wish(&session, meant, desired, None).await;
+    session.close().await;
+    tell(&app, &set, desired)?;
+    failed.map_or(Ok(0), Err)
+}
+
+async fn drain(global: Global, args: Drain) -> Result<u8, Error> {
+    let app = App::new(global, Flags::default())?;
+    let session = app.session().await?;
+    let (mut set, mut failed) = wish(&session, &args.meant, WorkerDesired::Drained, args.deadline).await;
+    if args.wait {
+        let now = app.env.now();
+        let deadline = set.iter().filter_map(|set| set.deadline).max().map_or(Duration::ZERO, |at| at.since(now));
+        let until = Instant::now() + args.timeout.unwrap_or(deadline + BEYOND);
+        let late = wait(&session, &mut set, until).await?;
+        if let [first, ..] = &late[..] {
+            let text = format!("not drained in time: {}", late.join(", "));
+            let hint = session.command("workers list");
+            failed.get_or_insert(
+                Error::new(Kind::TimedOut, text).hint(hint).hint(session.command(&format!("list --worker {first}"))),
+            );
+        }
+    }
+    session.close().await;
+    tell(&app, &set, WorkerDesired::Drained)?;
+    failed.map_or(Ok(0), Err)
+}
+
+/// Every worker is tried; the first failure is told after the results of the others.
+async fn wish(
+    session: &Session,
+    meant: &Meant,
+    desired: WorkerDesired,
+    within: Option<Duration>,
+) -> (Vec<WorkerSet>, Option<Error>) {
+    let within_ms = within.map(|within| u64::try_from(within.as_millis()).unwrap_or(u64::MAX));
+    let mut set = Vec::new();
+    let mut failed: Option<Error> = None;
+    for worker in &meant.workers {
+        let request = SetWorker { worker: worker.clone(), desired, within_ms };
+        match session.client.set_worker(&request, session.client.request_id()).await {
+            Ok(done) => set.push(done),
+            Err(error) => drop(failed.get_or_insert(error.into())),
+        }
+    }
+    (set, failed)
+}
+
+/// Waits until the workers are drained. Names of those that are not in time.
+async fn wait(session: &Session, set: &mut [WorkerSet], until: Instant) -> Result<Vec<String>, Error> {
+    session.stay();
+    loop {
+        let workers = session.client.workers(None).await?;
+        for set in set.iter_mut() {
+            // Forgotten: it has left.
+            let known = workers.iter().find(|worker| worker.id == set.id);
+            (set.state, set.busy) = known.map_or(("drained".into(), 0), |worker| (worker.state.clone(), worker.busy));
+        }
+        let late: Vec<_> = set.iter().filter(|set| set.state != "drained").map(|set| set.name.clone()).collect();
+        if late.is_empty() || Instant::now() >= until {
+            return Ok(late);
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+fn tell(app: &App, set: &[WorkerSet], desired: WorkerDesired) -> Result<(), Error> {
+    let values: Vec<Value> = set.iter().map(json::worker_set).collect();
+    let now = app.env.now();
+    if app.global.quiet && app.global.output == Format::Text {
+        return Ok(());
+    }
+    Ok(print(app.global.output, &values, || set.iter().map(|set| sentence(set, desired, now) + "\n").collect())?)
+}
+
+fn sentence(set: &WorkerSet, desired: WorkerDesired, now: Timestamp) -> String {
+    let name = plain(&set.name);
+    let tasks = match set.busy {
+        1 => "1 task".into(),
+        count => format!("{count} tasks"),
+    };
+    match (&set.unchanged, desired) {
+        _ if desired == WorkerDesired::Drained && set.state == "drained" => format!("{name} is drained"),
+        (Some(why), _) => format!("{name}: {why}"),
+        (None, WorkerDesired::Active) => format!("{name} takes tasks again"),
+        (None, WorkerDesired::Cordoned) => format!("{name} gets no more tasks; it has {tasks}"),
+        (None, WorkerDesired::Drained) => {
+            let left = set.deadline.map_or(Duration::ZERO, |deadline| deadline.since(now));
+            format!("{name} drains: it has {tasks}, and hands back what still runs in {}", age(left))
+        }
+    }
 }
 
 /// Of all processors: 1.0 on four is `1.0/4`.
@@ -162,6 +303,10 @@ mod tests {
             holds: vec![TaskId(Uuid::from_u128(7))],
             ineligible: None,
             breaker: None,
+            controller: None,
+            deadline: None,
+            desired: WorkerDesired::Active,
+            desired_by: None,
         }
     }
 
@@ -188,6 +333,27 @@ mod tests {
             assert!(narrow.contains(kept), "{narrow}");
         }
         assert!(!narrow.contains("LABELS"), "{narrow}");
+    }
+
+    #[test]
+    fn a_sentence_says_what_happens_now() {
+        let set = WorkerSet {
+            id: WorkerId(Uuid::from_u128(9)),
+            name: "box".into(),
+            state: "ready".into(),
+            busy: 1,
+            deadline: None,
+            unchanged: None,
+        };
+        let say = |set: &WorkerSet, desired| sentence(set, desired, Timestamp(0));
+        assert_eq!(say(&set, WorkerDesired::Cordoned), "box gets no more tasks; it has 1 task");
+        assert_eq!(say(&set, WorkerDesired::Active), "box takes tasks again");
+        let drained = WorkerSet { busy: 2, deadline: Some(Timestamp(300_000_000)), ..set.clone() };
+        let drains = "box drains: it has 2 tasks, and hands back what still runs in 5m";
+        assert_eq!(say(&drained, WorkerDesired::Drained), drains);
+        let again = WorkerSet { unchanged: Some("drained already by admin/ann".into()), ..drained };
+        assert_eq!(say(&again, WorkerDesired::Drained), "box: drained already by admin/ann");
+        assert_eq!(say(&WorkerSet { state: "drained".into(), ..again }, WorkerDesired::Drained), "box is drained");
     }
 
     #[test]

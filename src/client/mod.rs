@@ -13,12 +13,13 @@ use std::time::Duration;
 use ado_certs::{ClientTls, Clock, Identity, JoinString, KeyRequest};
 use ado_proto::record::Desired;
 use ado_proto::request::{
-    AuditLine, CreateToken, CreatedToken, DeadOnes, DesiredSet, Detach, DetachedViewers, Enrol, Events, GetTasks,
-    Hello, ListAudit, ListEvents, ListTasks, ListTokens, ListWorkers, PurgeDead, Request, RetryDead, RevokeIdentity,
-    RevokeToken, RevokedIdentity, SetDesired, SettledDead, StartAt, Submit, Submitted, TaskInfo, TaskPage, TokenInfo,
-    Welcome, WorkerInfo,
+    AuditLine, ControllerInfo, CreateToken, CreatedToken, DeadOnes, DesiredSet, Detach, DetachedViewers, Enrol, Events,
+    GetTasks, Hello, ListAudit, ListControllers, ListEvents, ListSecrets, ListTasks, ListTokens, ListWorkers,
+    PurgeDead, RemoveSecret, Request, RetryDead, RevokeIdentity, RevokeToken, RevokedIdentity, SecretInfo, SetDesired,
+    SetSecret, SetWorker, SettledDead, StartAt, Submit, Submitted, TaskInfo, TaskPage, TokenInfo, Welcome, WorkerInfo,
+    WorkerSet,
 };
-use ado_proto::{Namespace, RequestId, TaskId};
+use ado_proto::{Namespace, RequestId, Secret, TaskId};
 use rustls::pki_types::CertificateDer;
 use tokio::time::Instant;
 
@@ -70,6 +71,10 @@ pub struct Config {
 const KEEP_ALIVE: Duration = Duration::from_millis(500);
 /// A connection silent for this long is given up: enough for a network to change under it.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// When a session first asks where the controllers are, and how often after.
+const LEARN_AFTER: Duration = Duration::from_millis(300);
+const LEARN_EVERY: Duration = Duration::from_secs(10);
 
 /// How the connection under a session is, for a status line.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -184,6 +189,16 @@ impl Client {
         self.read(&ListWorkers { task: task.map(Into::into) }).await
     }
 
+    /// Wants something of a worker. Repeating it with the same `id` changes nothing and returns the first answer.
+    pub async fn set_worker(&self, set: &SetWorker, id: RequestId) -> Result<WorkerSet, Error> {
+        self.change(set, id).await
+    }
+
+    /// The controllers of the mesh.
+    pub async fn controllers(&self) -> Result<Vec<ControllerInfo>, Error> {
+        self.read(&ListControllers).await
+    }
+
     /// One page of system events. The time it may wait for one is beside the time an answer may take.
     pub async fn events(&self, page: &ListEvents) -> Result<Events, Error> {
         let timeout = Some(self.timeout + Duration::from_millis(page.wait_ms.into()));
@@ -214,6 +229,21 @@ impl Client {
     /// Denies every certificate of an identity.
     pub async fn revoke_identity(&self, identity: &str) -> Result<RevokedIdentity, Error> {
         self.change(&RevokeIdentity { identity: identity.into() }, self.request_id()).await
+    }
+
+    /// Keeps a secret, or a new version of it. Not repeated by itself.
+    pub async fn set_secret(&self, name: &str, value: Secret) -> Result<SecretInfo, Error> {
+        self.change(&SetSecret { name: name.into(), value }, self.request_id()).await
+    }
+
+    /// Lists secrets, without their values.
+    pub async fn list_secrets(&self) -> Result<Vec<SecretInfo>, Error> {
+        self.read(&ListSecrets).await
+    }
+
+    /// Forgets a secret.
+    pub async fn remove_secret(&self, name: &str) -> Result<(), Error> {
+        self.change(&RemoveSecret { name: name.into() }, self.request_id()).await
     }
 
     /// One page of the audit log, newest first.
@@ -272,6 +302,18 @@ impl Client {
     /// A key of idempotency for one mutation.
     pub fn request_id(&self) -> RequestId {
         RequestId(self.env.uuid())
+    }
+
+    /// Asks again and again where the controllers are, as long as the session lasts; `learned` is told. Not at once: short
+    /// commands have no need to know.
+    pub async fn keep_learning(&self, learned: impl Fn(&[String])) {
+        tokio::time::sleep(LEARN_AFTER).await;
+        loop {
+            if let Ok(welcome) = self.hello().await {
+                learned(&welcome.controllers);
+            }
+            tokio::time::sleep(LEARN_EVERY).await;
+        }
     }
 
     /// Ends the session, after what was sent has arrived or a short time has passed.

@@ -196,6 +196,12 @@ keys! {
     controller_redis_prefix: String = "controller.redis.prefix", Some("ADO_REDIS_PREFIX"), Some("ado:"), "\"ado:\"";
     /// PostgreSQL database where controllers keep tasks and logs together: `postgres://user:password@host/name?sslmode=verify-full`. Unset: a file.
     controller_database: Secret = "controller.database.url", Some("ADO_DATABASE_URL"), None, "postgres://ado@db.example.com/ado?sslmode=verify-full";
+    /// Master key of controllers that share a database: 32 random bytes in base64 or hexadecimal, or the absolute path of a file with them. It opens what they keep closed there. Unset: `master.key` in the controller's directory, made when there is none.
+    controller_master_key: Secret = "controller.masterKey", Some("ADO_MASTER_KEY"), None, "/etc/ado/master.key";
+    /// How long tasks and their logs are kept after their end. Milliseconds.
+    controller_retention_logs: Millis = "controller.retention.logs", Some("ADO_RETENTION_LOGS"), Some("720h"), "2160h";
+    /// Most output of one task that is kept, before compression; what is older goes first.
+    controller_max_log_bytes: ByteSize = "controller.retention.maxLogBytes", Some("ADO_MAX_LOG_BYTES"), Some("1Gi"), "\"256Mi\"";
 
     /// Name of a worker started here. Unset: the host's name.
     worker_name: Name = "worker.name", Some("ADO_WORKER_NAME"), None, "builder-1";
@@ -209,9 +215,9 @@ keys! {
     worker_dir: PathBuf = "worker.dir", Some("ADO_WORKER_DIR"), None, "/var/lib/ado/work";
     /// Container image of workers that are launched.
     worker_image: String = "worker.image", Some("ADO_WORKER_IMAGE"), Some("ado-worker:latest"), "ado-worker:latest";
-    /// Processors of a worker that is launched. Unset: no limit.
+    /// Processors a worker has for tasks that ask for some. Unset: all there are.
     worker_cpu: MilliCpu = "worker.resources.cpu", Some("ADO_WORKER_CPU"), None, "\"2\"";
-    /// Memory of a worker that is launched. Unset: no limit.
+    /// Memory a worker has for tasks that ask for some. Unset: all there is.
     worker_memory: ByteSize = "worker.resources.memory", Some("ADO_WORKER_MEMORY"), None, "\"4Gi\"";
     /// Agents a worker offers. Unset: all it finds.
     worker_capabilities: Vec<Name> = "worker.capabilities", Some("ADO_WORKER_CAPABILITIES"), None, "[claude-code, shell]";

@@ -208,6 +208,12 @@ pub struct Controller {
     pub redis_prefix: String,
     /// Database where it keeps tasks and logs. `None`: in a file.
     pub database_url: Option<Secret>,
+    /// Opens what controllers keep closed in the database, or the path of a file with it. `None`: in its directory.
+    pub master_key: Option<Secret>,
+    /// How long tasks and logs are kept after their end.
+    pub retention_logs: Duration,
+    /// Most output of one task that is kept.
+    pub max_log_bytes: ByteSize,
 }
 
 /// A worker started or launched here.
@@ -225,9 +231,9 @@ pub struct Worker {
     pub dir: Option<PathBuf>,
     /// Container image, when launched.
     pub image: String,
-    /// Processors, when launched. `None`: no limit.
+    /// Processors for tasks that ask for some. `None`: all there are.
     pub cpu: Option<MilliCpu>,
-    /// Memory, when launched. `None`: no limit.
+    /// Memory for tasks that ask for some. `None`: all there is.
     pub memory: Option<ByteSize>,
     /// Agents it offers. `None`: all it finds.
     pub capabilities: Option<Vec<String>>,
@@ -364,6 +370,9 @@ impl Config {
                 redis_url: raw.controller_redis.map(|url| url.value),
                 redis_prefix: given(raw.controller_redis_prefix),
                 database_url: raw.controller_database.map(|url| url.value),
+                master_key: raw.controller_master_key.map(|key| key.value),
+                retention_logs: given(raw.controller_retention_logs).0,
+                max_log_bytes: given(raw.controller_max_log_bytes),
             },
             worker: Worker {
                 name: raw.worker_name.map(|name| name.value.0),

@@ -342,6 +342,14 @@ impl Setting for MilliCpu {
     }
 }
 
+impl std::str::FromStr for MilliCpu {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Self::from_text(text).ok_or_else(|| format!("expected {}", Self::EXPECTED))
+    }
+}
+
 /// How the mesh is reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Protocol {

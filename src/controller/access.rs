@@ -4,9 +4,10 @@
 //! themselves and by administrators. What is in another namespace does not exist.
 
 use ado_proto::request::{
-    CreateToken, Detach, Enrol, ErrorCode, ErrorReply, Follow, GetTasks, Header, Hello, KNOWN, ListAudit, ListEvents,
-    ListTasks, ListTokens, ListWorkers, PurgeDead, Renew, Request, RetryDead, RevokeIdentity, RevokeToken, Safety,
-    SetDesired, Submit, TaskOutput, WorkerSession,
+    CreateToken, Detach, Enrol, ErrorCode, ErrorReply, Follow, GetTasks, Header, Hello, KNOWN, ListAudit,
+    ListControllers, ListEvents, ListSecrets, ListTasks, ListTokens, ListWorkers, PurgeDead, RemoveSecret, Renew,
+    Request, RetryDead, RevokeIdentity, RevokeToken, Safety, SetDesired, SetSecret, SetWorker, Submit, TaskOutput,
+    WorkerSession,
 };
 use ado_proto::{Audience, Namespace, Principal, Role, ids};
 
@@ -14,7 +15,7 @@ use crate::store::Row;
 
 use Reach::{None as Nothing, Own, Seen};
 
-/// Which tasks a request may be about.
+/// Which tasks, or secrets, a request may be about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Reach {
     /// It names none, or those that the caller holds as a worker: the lease decides.
@@ -48,8 +49,14 @@ const TABLE: &[Rule] = &[
     // Everybody may end viewers of their own; others' are for administrators, which the request itself checks.
     (Detach::KIND, READERS, Seen),
     (ListWorkers::KIND, READERS, Seen),
+    (SetWorker::KIND, &[Role::Admin], Nothing),
     (ListEvents::KIND, READERS, Nothing),
     (ListAudit::KIND, &[Role::Admin], Nothing),
+    // Everybody is told where they are anyway.
+    (ListControllers::KIND, READERS, Nothing),
+    (SetSecret::KIND, &[Role::Admin, Role::User], Own),
+    (ListSecrets::KIND, &[Role::Admin, Role::User], Nothing),
+    (RemoveSecret::KIND, &[Role::Admin, Role::User], Own),
     (WorkerSession::KIND, &[Role::Worker], Nothing),
     (TaskOutput::KIND, &[Role::Worker], Nothing),
 ];
@@ -129,6 +136,11 @@ pub(super) fn check(principal: &Principal, header: &Header) -> Result<Access, Er
 }
 
 impl Access {
+    /// Whose things only it may be about; `None`: anybody's.
+    pub(super) fn only(&self) -> Option<&str> {
+        (self.reach != Seen).then_some(&self.owner)
+    }
+
     /// Whether the request may be about a task that the caller may see.
     pub(super) fn reaches(&self, row: &Row) -> bool {
         self.reach == Seen || self.reach == Own && row.task.owner == self.owner
@@ -242,8 +254,13 @@ mod tests {
             "RetryDead ox o . . . | ox . . . .",
             "PurgeDead ox o . . . | ox . . . .",
             "ListWorkers ox ox ox . . | ox . . . .",
+            "SetWorker + . . . . | + . . . .",
             "ListEvents + + + . . | + . . . .",
             "ListAudit + . . . . | + . . . .",
+            "ListControllers + + + . . | + . . . .",
+            "SetSecret ox o . . . | ox . . . .",
+            "ListSecrets + + . . . | + . . . .",
+            "RemoveSecret ox o . . . | ox . . . .",
             "WorkerSession . . . + . | . . . . .",
             "TaskOutput . . . + . | . . . . .",
         ];

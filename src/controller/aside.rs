@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use ado_proto::spec::Resources;
 use ado_proto::{TaskId, Timestamp};
 
 use crate::queue::{Class, Hint};
@@ -18,7 +19,7 @@ pub(super) type Labels = BTreeMap<String, String>;
 #[derive(Default)]
 pub(super) struct Aside {
     /// No worker with a free slot fits. Tasks that ask for the same lie together: one look decides about all of them.
-    unfit: BTreeMap<(Class, Labels), BTreeSet<Hint>>,
+    unfit: BTreeMap<(Class, Labels, Resources), BTreeSet<Hint>>,
     unfit_len: usize,
     /// Not to be tried before an instant.
     early: BTreeMap<(Timestamp, TaskId), (Class, Hint)>,
@@ -28,12 +29,12 @@ pub(super) struct Aside {
 
 impl Aside {
     /// No worker with a free slot fits.
-    pub(super) fn unfit(&mut self, class: &Class, labels: Labels, hint: Hint) {
+    pub(super) fn unfit(&mut self, class: &Class, labels: Labels, resources: Resources, hint: Hint) {
         if self.unfit_len >= LIMIT {
             self.unfit.clear();
             self.unfit_len = 0;
         }
-        let added = self.unfit.entry((class.clone(), labels)).or_default().insert(hint);
+        let added = self.unfit.entry((class.clone(), labels, resources)).or_default().insert(hint);
         self.unfit_len += usize::from(added);
     }
 
@@ -68,10 +69,11 @@ impl Aside {
     /// Takes as many of the first as there are free slots they fit in.
     pub(super) fn take_fitting(&mut self, fleet: &[Candidate]) -> Vec<(Class, Hint)> {
         let mut taken = Vec::new();
-        for ((class, labels), hints) in &mut self.unfit {
-            let demand = Demand { namespace: &class.namespace, pool: &class.pool, agent: &class.agent, labels };
+        for ((class, labels, resources), hints) in &mut self.unfit {
+            let (namespace, resources) = (&class.namespace, *resources);
+            let demand = Demand { namespace, pool: &class.pool, agent: &class.agent, labels, resources };
             let fits = fleet.iter().filter(|worker| worker.unfit(&demand).is_none());
-            for _ in 0..fits.map(Candidate::free).sum() {
+            for _ in 0..fits.map(|worker| worker.room(&demand)).sum() {
                 let Some(hint) = hints.pop_first() else { break };
                 taken.push((class.clone(), hint));
             }
@@ -111,7 +113,10 @@ mod tests {
             labels: labels(zone),
             slots: 9,
             busy: 9 - free,
+            resources: Resources { memory: Some(8), ..Resources::default() },
+            taken: crate::scheduler::Taken::default(),
             draining: false,
+            cordon: None,
             silent: false,
             tripped: None,
         }
@@ -125,14 +130,28 @@ mod tests {
     fn comes_back_when_it_fits_first_hints_first() {
         let mut aside = Aside::default();
         for n in (1..=4).rev() {
-            aside.unfit(&class(), labels("a"), hint(n));
-            aside.unfit(&class(), labels("a"), hint(n));
+            aside.unfit(&class(), labels("a"), Resources::default(), hint(n));
+            aside.unfit(&class(), labels("a"), Resources::default(), hint(n));
         }
-        aside.unfit(&class(), labels("b"), hint(9));
+        aside.unfit(&class(), labels("b"), Resources::default(), hint(9));
         assert_eq!(numbers(aside.take_fitting(&[worker("c", 9), worker("b", 0)])), [0i64; 0]);
         assert_eq!(numbers(aside.take_fitting(&[worker("a", 1), worker("a", 1)])), [1, 2]);
         assert_eq!(numbers(aside.take_fitting(&[worker("a", 9), worker("b", 9)])), [3, 4, 9]);
         assert_eq!(aside.unfit_len, 0);
+    }
+
+    #[test]
+    fn comes_back_when_there_is_room() {
+        let mut aside = Aside::default();
+        let of = |memory| Resources { memory: Some(memory), ..Resources::default() };
+        for n in 1..=4 {
+            aside.unfit(&class(), labels("a"), of(3), hint(n));
+        }
+        aside.unfit(&class(), labels("a"), of(9), hint(9));
+        assert_eq!(numbers(aside.take_fitting(&[worker("a", 9)])), [1, 2], "a third has no room, and 9 never will");
+        let mut full = worker("a", 9);
+        full.taken.add(&of(6));
+        assert_eq!(numbers(aside.take_fitting(&[full])), [0i64; 0]);
     }
 
     #[test]
@@ -152,7 +171,7 @@ mod tests {
     fn is_bounded() {
         let mut aside = Aside::default();
         for n in 0..LIMIT as u64 * 2 + 1 {
-            aside.unfit(&class(), labels("a"), hint(n));
+            aside.unfit(&class(), labels("a"), Resources::default(), hint(n));
             aside.early(Timestamp(n as i64), &class(), hint(n));
         }
         assert_eq!((aside.unfit_len, aside.early.len()), (1, 1));

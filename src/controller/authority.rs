@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use ado_certs::{Ca, Clock, Denied, Identity, Issued, JoinString, KeyRequest, ServerTls};
+use ado_certs::{Ca, Clock, Denied, Identity, Issued, JoinString, KeyRequest, MasterKey, ServerSecrets, ServerTls};
 use ado_proto::{ControllerId, Namespace, Principal, Role, Timestamp, WorkerId};
 
+use super::Error;
 use crate::env::Env;
 use crate::store::{self, Certificate, Store};
 
@@ -28,11 +29,92 @@ pub(super) struct Authority {
     pub(super) denied: Denied,
 }
 
+/// Names of what the controllers of a mesh share, and what it is closed for.
+const CA: &str = "mesh/ca";
+const SERVER_KEYS: &str = "mesh/server-keys";
+
+/// Says that the controller of this directory made the mesh of its database: it tells how to become its administrator.
+const FOUNDER: &str = "founder";
+
+/// The mesh as its controllers have it: the CA, the keys of their servers, and what opens its secrets.
+pub(super) struct Keys {
+    pub(super) ca: Ca,
+    pub(super) server: ServerSecrets,
+    pub(super) master: MasterKey,
+}
+
+impl Keys {
+    /// Those in `dir`, made if they are not there: of a controller that is alone.
+    pub(super) fn of_dir(dir: &Path, env: &Env) -> Result<Self, ado_certs::Error> {
+        Ok(Self {
+            ca: Ca::open_or_create(dir, env.now())?,
+            server: ServerSecrets::open_or_create(dir)?,
+            master: MasterKey::open_or_create(dir)?,
+        })
+    }
+
+    /// Those that the store keeps, closed under a master key that it does not keep: of controllers that share it. The first
+    /// one brings the CA it has in `dir`, so that whoever joined it stays a member, or makes one.
+    pub(super) async fn shared(
+        store: &dyn Store,
+        given: Option<&MasterKey>,
+        dir: &Path,
+        env: &Env,
+    ) -> Result<Self, Error> {
+        let found = store.item(CA).await?;
+        let master = match (given, MasterKey::open(dir)?) {
+            (Some(given), _) => given.clone(),
+            (None, Some(own)) => own,
+            // Making one would only be another wrong one.
+            (None, None) if found.is_some() => return Err(Error::NoMasterKey),
+            (None, None) => MasterKey::open_or_create(dir)?,
+        };
+        let open = |name, sealed: &[u8]| master.open_item(name, sealed).map_err(Error::MasterKey);
+        let own = Ca::open(dir, env.now())?;
+        let sealed = match found {
+            Some(sealed) => sealed,
+            None => {
+                let first = match &own {
+                    Some(own) => own.to_pem(),
+                    None => Ca::generate(env.now())?.to_pem(),
+                };
+                // Before: it must not be the founder without knowing.
+                ado_certs::write_private(&dir.join(FOUNDER), b"")?;
+                let sealed = master.seal(CA, first.as_bytes());
+                let kept = store.put_item(CA, &sealed).await?;
+                if kept != sealed {
+                    // Another was quicker.
+                    let _ = std::fs::remove_file(dir.join(FOUNDER));
+                }
+                kept
+            }
+        };
+        let ca = Ca::from_pem(&open(CA, &sealed)?)?;
+        if let Some(own) = own.filter(|own| own.pin() != ca.pin()) {
+            tracing::warn!(own = %own.pin(), mesh = %ca.pin(), "the CA in its directory is not the one of the database, and is not used");
+        }
+        let sealed = match store.item(SERVER_KEYS).await? {
+            Some(sealed) => sealed,
+            None => {
+                let made = ServerSecrets::generate().to_bytes();
+                store.put_item(SERVER_KEYS, &master.seal(SERVER_KEYS, &made)).await?
+            }
+        };
+        let damaged = || store::Error::Damaged("the keys of the mesh's servers".into());
+        let server = ServerSecrets::from_bytes(&open(SERVER_KEYS, &sealed)?).ok_or_else(damaged)?;
+        Ok(Self { ca, server, master })
+    }
+}
+
+/// Whether the controller of this directory made the mesh.
+pub(super) fn is_founder(dir: &Path) -> bool {
+    dir.join(FOUNDER).exists()
+}
+
 impl Authority {
-    /// Opens or makes the CA in `dir`, and a fresh certificate for the controller itself.
-    pub(super) fn open(dir: &Path, env: &Env) -> Result<Self, ado_certs::Error> {
+    /// Of these keys, and a fresh certificate for the controller itself.
+    pub(super) fn new(ca: Ca, dir: &Path, env: &Env) -> Result<Self, ado_certs::Error> {
         let now = env.now();
-        let ca = Ca::open_or_create(dir, now)?;
         let id = controller_id(dir, env)?;
         let clock = env.clone();
         let tls = ServerTls::with_clock(controller_identity(&ca, id, now)?, Clock::new(move || clock.now()))?;

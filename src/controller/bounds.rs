@@ -55,6 +55,7 @@ mod tests {
             labels: [("zone".to_owned(), "a".to_owned())].into(),
             containment: Containment::Subreaper,
             build: String::new(),
+            resources: Default::default(),
         }
     }
 

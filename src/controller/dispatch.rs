@@ -13,10 +13,11 @@ use ado_proto::session::Assignment;
 use ado_proto::{Audience, Incarnation, TaskId, Timestamp, WorkerId};
 use tokio::time::Instant;
 
-use super::Shared;
 use super::aside::Aside;
+use super::leased::Leased;
 use super::source::{Place, Source};
-use crate::queue::{self, Class, Hint};
+use super::{Shared, secrets};
+use crate::queue::{self, Class, Hint, Word};
 use crate::scheduler::{self, Candidate, Demand};
 use crate::store::{self, Change, Committed, Lease, NewEvent, Outcome, Row, Unit, Waiting, Write};
 use crate::task::{self, Command, Holder, Refusal, State};
@@ -29,6 +30,8 @@ const LOOK_PAGES: usize = 4;
 const SPARE: usize = 64;
 /// Between two tries of a claim that the store did not answer.
 const RETRY: Duration = Duration::from_millis(500);
+/// How long what the queue has lost stays lost when the controller that looks for it dies.
+const SWEEP_LEASE: Duration = Duration::from_secs(10);
 /// The store's clock may be set: an instant to come is looked at again after this.
 const CLOCK: Duration = Duration::from_secs(5);
 
@@ -69,6 +72,8 @@ pub(super) async fn run(shared: Shared) {
     let mut source = Source::new();
     let mut aside = Aside::default();
     let mut look_at = Instant::now();
+    let mut looked_at = look_at;
+    let mut lease = Leased::new("sweep", SWEEP_LEASE);
     loop {
         // Before what is hinted: those that were set aside come first in order.
         give_fitting(&shared, &mut aside).await;
@@ -92,10 +97,13 @@ pub(super) async fn run(shared: Shared) {
             () = shared.tasks.stopping() => return,
             due = due(&shared, aside.next_due()) => give(&shared, aside.take_due(due)).await,
             () = tokio::time::sleep_until(look_at) => {
-                let swept = sweep(&shared, source, &mut aside).await;
+                let swept = sweep(&shared, source, &mut aside, &mut lease).await;
+                looked_at = Instant::now();
                 look_at = Instant::now() + swept.map_or(RETRY, Source::pause);
                 source = swept.unwrap_or(source);
             }
+            // Others have tasks that they cannot place.
+            () = shared.unplaced.notified() => look_at = look_at.min(looked_at + RETRY),
             () = shared.fleet.chance() => {}
             () = shared.queue.pushed() => {}
         }
@@ -125,10 +133,10 @@ async fn due(shared: &Shared, at: Option<Timestamp>) -> Timestamp {
 
 /// Looks through the store for what the queue does not know: a page, the next one next time. `None`: it failed, the same
 /// is to be tried again. While there is no queue, [`place_waiting`] looks for itself.
-async fn sweep(shared: &Shared, source: Source, aside: &mut Aside) -> Option<Source> {
+async fn sweep(shared: &Shared, source: Source, aside: &mut Aside, lease: &mut Leased) -> Option<Source> {
     match source {
         Source::Store { .. } => Some(source),
-        Source::Queue { .. } => match try_sweep(shared, source, aside).await {
+        Source::Queue { .. } => match try_sweep(shared, source, aside, lease).await {
             Ok(source) => Some(source),
             Err(error) => {
                 tracing::warn!(%error, "cannot look for queued tasks");
@@ -142,13 +150,20 @@ async fn try_sweep(
     shared: &Shared,
     source: Source,
     aside: &mut Aside,
+    lease: &mut Leased,
 ) -> Result<Source, Box<dyn std::error::Error + Send + Sync>> {
-    let source = source.checked(shared.queue.is_intact().await?);
+    // All look, each for its own workers; one gives the queue what it lacks. And whoever was cut off from the queue: what
+    // was submitted to him meanwhile.
+    let leads = lease.hold(shared).await?.is_some();
+    let source = if leads { source.checked(shared.queue.is_intact().await?) } else { source };
     let (page, to) = look(shared, source.from()).await?;
     // Tried before they are given away: of several controllers each must have seen a task that only its workers fit.
     let left = try_page(shared, page, aside).await;
-    push(shared, left).await?;
-    if matches!(source, Source::Queue { rebuilding: true, .. }) && to.is_none() {
+    let rebuilds = matches!(source, Source::Queue { rebuilding: true, .. });
+    if leads || rebuilds {
+        push(shared, left).await?;
+    }
+    if rebuilds && to.is_none() {
         shared.queue.mark_rebuilt().await?;
     }
     Ok(source.looked(to))
@@ -230,7 +245,9 @@ async fn place_hinted(shared: &Shared, aside: &mut Aside) -> Result<(), queue::E
             if free == 0 {
                 continue;
             }
-            let hints = shared.queue.pop(&class, free + SPARE).await?;
+            // What is not placed here is wanted elsewhere.
+            let spare = if shared.mesh.others() > 0 { 0 } else { SPARE };
+            let hints = shared.queue.pop(&class, free + spare).await?;
             if !hints.is_empty() {
                 tried = true;
                 claim(shared, fleet, &class, hints, aside).await;
@@ -267,6 +284,8 @@ async fn claim(shared: &Shared, fleet: Vec<Candidate>, class: &Class, hints: Vec
             return hints.into_iter().for_each(|hint| aside.early(now.after(RETRY), class, hint));
         }
     };
+    let mut back = Vec::new();
+    let mut unplaced = false;
     for (hint, outcome) in hints.into_iter().zip(outcomes) {
         match outcome {
             Outcome::Applied(write) => {
@@ -281,8 +300,13 @@ async fn claim(shared: &Shared, fleet: Vec<Candidate>, class: &Class, hints: Vec
                     let not_before = not_before.max(away.unwrap_or(not_before));
                     if not_before > now {
                         aside.early(not_before, class, hint);
+                    } else if shared.mesh.others() > 0 && free_slots(&shared.fleet.candidates(), class) == 0 {
+                        // The slots it was popped for are taken: another controller's may be free. With others free, it
+                        // would only be popped again.
+                        back.push((class.clone(), hint));
                     } else {
-                        aside.unfit(class, row.task.spec.labels, hint);
+                        unplaced = true;
+                        aside.unfit(class, row.task.spec.labels, row.task.spec.resources, hint);
                     }
                 }
                 // Claimed meanwhile, over, or not wanted: whoever wants it again gives another hint.
@@ -291,6 +315,12 @@ async fn claim(shared: &Shared, fleet: Vec<Candidate>, class: &Class, hints: Vec
             Outcome::Refused(refusal, _) => tracing::error!(task = %hint.task, %refusal, "cannot be claimed"),
             Outcome::Missing => {}
         }
+    }
+    if !back.is_empty() {
+        give(shared, back).await;
+    }
+    if unplaced {
+        shared.say(Word::Unplaced);
     }
 }
 
@@ -350,6 +380,34 @@ pub(super) fn assign(shared: &Shared, row: &Row, left: Duration, now: Timestamp)
         desired: task.desired,
         generation: task.generation,
         total_left_ms: task.total_ends().map(|end| u64::try_from(end.since(now).as_millis()).unwrap_or(u64::MAX)),
+        secrets: Vec::new(),
     };
-    shared.fleet.tell(lease.worker, lease.incarnation, assignment);
+    let (worker, start) = (lease.worker, lease.incarnation);
+    if assignment.spec.secrets.is_empty() {
+        shared.fleet.tell(worker, start, assignment);
+    } else {
+        let own = shared.clone();
+        let assigning = async move { assign_with_secrets(&own, worker, start, assignment, left).await };
+        shared.tasks.spawn_until_stop("secrets", assigning);
+    }
+}
+
+/// The same, with what its secrets are. While the store does not answer nothing is said: the worker's next heartbeat shows
+/// that it does not know of the task.
+async fn assign_with_secrets(
+    shared: &Shared,
+    worker: WorkerId,
+    start: Incarnation,
+    assignment: Assignment,
+    left: Duration,
+) {
+    let begun = Instant::now();
+    match secrets::given(shared, &assignment.namespace, &assignment.spec.secrets).await {
+        Ok(secrets) => {
+            let left = left.saturating_sub(begun.elapsed());
+            let lease_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
+            shared.fleet.tell(worker, start, Assignment { secrets, lease_ms, ..assignment });
+        }
+        Err(error) => tracing::warn!(task = %assignment.task, %error, "not assigned yet: its secrets cannot be read"),
+    }
 }

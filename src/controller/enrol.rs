@@ -19,7 +19,7 @@ use crate::store::{Audit, Key, Token};
 /// Longest life of a token.
 const MAX_TTL: Duration = Duration::from_secs(366 * 24 * 3600);
 
-fn audit(access: &Access, action: &'static str, target: impl Into<String>) -> Audit {
+pub(super) fn audit(access: &Access, action: &'static str, target: impl Into<String>) -> Audit {
     Audit::done(access.namespace.clone(), access.principal.clone(), action, target)
 }
 

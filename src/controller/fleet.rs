@@ -1,18 +1,18 @@
 //! The workers connected to this controller, and what they hold.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use ado_proto::request::Load;
+use crate::scheduler::{Candidate, Cordon, Taken, Tripped};
+use crate::store::{self, Row, Wish, Worker};
+use crate::task::Task;
+use ado_proto::request::{Load, WorkerDesired, WorkerWant};
 use ado_proto::session::{ToWorker, Want};
-use ado_proto::{Incarnation, TaskId, WorkerId};
+use ado_proto::spec::Resources;
+use ado_proto::{Incarnation, TaskId, Timestamp, WorkerId};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
-
-use crate::scheduler::{Candidate, Tripped};
-use crate::store::{Row, Worker};
-use crate::task::Task;
 
 /// Messages waiting for one worker. When full, the message is dropped: all of them are state, and the next heartbeat's
 /// answer says it again.
@@ -32,6 +32,8 @@ struct Inner {
     members: BTreeMap<WorkerId, Member>,
     /// Who holds what, whether connected or not.
     holders: BTreeMap<TaskId, WorkerId>,
+    /// What is wanted of workers, whether connected or not, and when their time is over.
+    wishes: BTreeMap<WorkerId, (Wish, Option<Instant>)>,
     /// Sessions so far.
     sessions: u64,
     /// Workers whose breakers are not closed.
@@ -48,11 +50,14 @@ pub(super) struct Session {
 struct Member {
     worker: Worker,
     session: u64,
-    holds: BTreeSet<TaskId>,
+    /// With what each may use.
+    holds: BTreeMap<TaskId, Resources>,
     /// The only sender: with the member the session ends.
     messages: mpsc::Sender<ToWorker>,
     reported_at: Instant,
     report: Option<Report>,
+    /// The others have not been told of the report.
+    fresh: bool,
     /// The attempt that was let through its breaker.
     probe: Option<TaskId>,
 }
@@ -101,10 +106,11 @@ impl Fleet {
         let member = Member {
             worker,
             session: session.number,
-            holds: BTreeSet::new(),
+            holds: BTreeMap::new(),
             messages,
             reported_at: Instant::now(),
             report: None,
+            fresh: false,
             probe: None,
         };
         inner.members.insert(id, member);
@@ -128,16 +134,72 @@ impl Fleet {
         let was_silent = member.reported_at.elapsed() > self.silent_after;
         member.reported_at = Instant::now();
         member.report = Some(report);
+        member.fresh = true;
         drop(inner);
         if was_silent {
             self.chance.notify_one();
         }
     }
 
-    /// A worker takes no more work.
-    pub(super) fn drain(&self, session: Session) {
-        if let Some(member) = self.lock().of(session) {
-            member.worker.draining = true;
+    /// A worker takes no more work, or does again.
+    pub(super) fn drains(&self, session: Session, draining: bool) {
+        let mut inner = self.lock();
+        let Some(member) = inner.of(session) else { return };
+        let was_draining = std::mem::replace(&mut member.worker.draining, draining);
+        drop(inner);
+        if was_draining && !draining {
+            self.chance.notify_one();
+        }
+    }
+
+    /// What is wanted of workers, as the store says at its time `now`. Those whose wish is another now are told.
+    pub(super) fn wish(&self, wishes: &BTreeMap<WorkerId, Wish>, now: Timestamp) {
+        for (worker, wish) in wishes {
+            self.wished(*worker, wish, now);
+        }
+    }
+
+    /// Something is wanted of a worker. What was wanted before changes nothing.
+    pub(super) fn wished(&self, worker: WorkerId, wish: &Wish, now: Timestamp) {
+        let mut inner = self.lock();
+        if inner.wishes.get(&worker).is_some_and(|(known, _)| known.generation >= wish.generation) {
+            return;
+        }
+        let deadline = wish.deadline.map(|deadline| Instant::now() + deadline.since(now));
+        inner.wishes.insert(worker, (wish.clone(), deadline));
+        let want = inner.want(worker);
+        if let Some(member) = inner.members.get(&worker) {
+            let _ = member.messages.try_send(want.into());
+        }
+        drop(inner);
+        self.chance.notify_one();
+    }
+
+    /// What is wanted of a worker, to be told now.
+    pub(super) fn want(&self, worker: WorkerId) -> WorkerWant {
+        self.lock().want(worker)
+    }
+
+    /// What is wanted of a worker; `None`: nobody ever wanted anything.
+    pub(super) fn wish_of(&self, worker: WorkerId) -> Option<Wish> {
+        self.lock().wishes.get(&worker).map(|(wish, _)| wish.clone())
+    }
+
+    /// What workers have told since this was last asked, for other controllers.
+    pub(super) fn reports(&self, controller: Incarnation) -> Vec<store::Report> {
+        let mut inner = self.lock();
+        let report = |(id, member): (&WorkerId, &mut Member)| {
+            let Report { load, rtt } = member.report.filter(|_| std::mem::take(&mut member.fresh))?;
+            let busy = u32::try_from(member.holds.len()).unwrap_or(u32::MAX);
+            Some(store::Report { worker: *id, controller, busy, load, rtt })
+        };
+        inner.members.iter_mut().filter_map(report).collect()
+    }
+
+    /// Says something to everybody who is connected. Lost to those who do not keep up; see [`TO_WORKER`].
+    pub(super) fn tell_all<T: Clone + Into<ToWorker>>(&self, message: &T) {
+        for member in self.lock().members.values() {
+            let _ = member.messages.try_send(message.clone().into());
         }
     }
 
@@ -153,12 +215,18 @@ impl Fleet {
         self.lock().members.keys().copied().collect()
     }
 
+    /// Whether a worker is connected.
+    pub(super) fn is_connected(&self, id: WorkerId) -> bool {
+        self.lock().members.contains_key(&id)
+    }
+
     /// What a worker holds, read from the store with no commit between that and this.
     pub(super) fn recount(&self, id: WorkerId, held: &[Row]) {
-        let holds: BTreeSet<_> = held.iter().filter(|row| row.task.is_held()).map(|row| row.task.id).collect();
+        let held = held.iter().filter(|row| row.task.is_held());
+        let holds: BTreeMap<_, _> = held.map(|row| (row.task.id, row.task.spec.resources)).collect();
         let mut inner = self.lock();
         inner.holders.retain(|_, holder| *holder != id);
-        inner.holders.extend(holds.iter().map(|task| (*task, id)));
+        inner.holders.extend(holds.keys().map(|task| (*task, id)));
         if let Some(member) = inner.members.get_mut(&id) {
             member.holds = holds;
         }
@@ -181,9 +249,9 @@ impl Fleet {
                 member.holds.remove(&task.id);
             }
             if let Some((id, member)) = holder.and_then(|id| Some((id, inner.members.get_mut(&id)?))) {
-                member.holds.insert(task.id);
+                member.holds.insert(task.id, task.spec.resources);
                 let may_probe = inner.tripped.get(&id).is_some_and(|tripped| tripped.probe);
-                if may_probe && member.probe.is_none_or(|probe| !member.holds.contains(&probe)) {
+                if may_probe && member.probe.is_none_or(|probe| !member.holds.contains_key(&probe)) {
                     member.probe = Some(task.id);
                 }
             }
@@ -229,27 +297,28 @@ impl Fleet {
     /// What placement knows of everybody.
     pub(super) fn candidates(&self) -> Vec<Candidate> {
         let inner = self.lock();
-        inner.members.values().map(|member| self.candidate(member, &inner.tripped)).collect()
+        inner.members.values().map(|member| self.candidate(&inner, member)).collect()
     }
 
     /// Everybody who is connected, for people.
     pub(super) fn seen(&self) -> BTreeMap<WorkerId, Seen> {
         let inner = self.lock();
         let seen = |member: &Member| Seen {
-            candidate: self.candidate(member, &inner.tripped),
-            holds: member.holds.iter().copied().collect(),
+            candidate: self.candidate(&inner, member),
+            holds: member.holds.keys().copied().collect(),
             report: member.report,
         };
         inner.members.iter().map(|(id, member)| (*id, seen(member))).collect()
     }
 
-    fn candidate(&self, member: &Member, tripped: &BTreeMap<WorkerId, Tripped>) -> Candidate {
+    fn candidate(&self, inner: &Inner, member: &Member) -> Candidate {
         let silent = member.reported_at.elapsed() > self.silent_after;
         // One at a time: while the one that was let through is there, no other is.
-        let is_tried = member.probe.is_some_and(|probe| member.holds.contains(&probe));
-        let tripped = tripped.get(&member.worker.id).cloned();
+        let is_tried = member.probe.is_some_and(|probe| member.holds.contains_key(&probe));
+        let tripped = inner.tripped.get(&member.worker.id).cloned();
         let tripped = tripped.map(|tripped| Tripped { probe: tripped.probe && !is_tried, ..tripped });
-        Candidate { silent, tripped, ..candidate(&member.worker, member.holds.len()) }
+        let wish = inner.wishes.get(&member.worker.id).map(|(wish, _)| wish);
+        Candidate { silent, tripped, ..candidate(&member.worker, wish, member.holds.values()) }
     }
 
     /// Resolves when something may be placeable.
@@ -267,10 +336,22 @@ impl Inner {
     fn of(&mut self, session: Session) -> Option<&mut Member> {
         self.members.get_mut(&session.worker).filter(|member| member.session == session.number)
     }
+
+    fn want(&self, worker: WorkerId) -> WorkerWant {
+        let Some((wish, deadline)) = self.wishes.get(&worker) else { return WorkerWant::default() };
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let left_ms = left.map(|left| u64::try_from(left.as_millis()).unwrap_or(u64::MAX));
+        WorkerWant { desired: wish.desired, generation: wish.generation, left_ms }
+    }
 }
 
 /// What placement would know of a worker that is heard.
-pub(super) fn candidate(worker: &Worker, holds: usize) -> Candidate {
+pub(super) fn candidate<'a>(
+    worker: &Worker,
+    wish: Option<&Wish>,
+    holds: impl ExactSizeIterator<Item = &'a Resources>,
+) -> Candidate {
+    let cordon = |wish: &Wish| Cordon { by: wish.by.clone(), drain: wish.desired == WorkerDesired::Drained };
     Candidate {
         id: worker.id,
         name: worker.name.clone(),
@@ -279,8 +360,11 @@ pub(super) fn candidate(worker: &Worker, holds: usize) -> Candidate {
         agents: worker.agents.clone(),
         labels: worker.labels.clone(),
         slots: worker.slots,
-        busy: u32::try_from(holds).unwrap_or(u32::MAX),
+        busy: u32::try_from(holds.len()).unwrap_or(u32::MAX),
+        resources: worker.resources,
+        taken: Taken::of(holds),
         draining: worker.draining,
+        cordon: wish.filter(|wish| wish.desired != WorkerDesired::Active).map(cordon),
         silent: false,
         tripped: None,
     }
@@ -293,8 +377,8 @@ pub(super) fn want(task: &Task) -> Want {
 
 #[cfg(test)]
 mod tests {
+    use ado_proto::Namespace;
     use ado_proto::spec::{Containment, Input, TaskSpec};
-    use ado_proto::{Incarnation, Namespace, Timestamp};
     use uuid::Uuid;
 
     use super::*;
@@ -313,6 +397,7 @@ mod tests {
             labels: BTreeMap::new(),
             containment: Containment::Group,
             build: String::new(),
+            resources: Resources::default(),
             draining: false,
             seen_at: Timestamp(0),
         }
@@ -354,7 +439,7 @@ mod tests {
         let (tx, _newer_inbox) = mpsc::channel(1);
         let newer = fleet.join(worker(4), &[held(1)], tx);
         assert!(inbox.recv().await.is_none(), "nobody can say anything on it");
-        fleet.drain(older);
+        fleet.drains(older, true);
         let report = Report { load: Load { cpus: 4, ..Load::default() }, rtt: Duration::from_millis(3) };
         fleet.reported(older, report);
         assert_eq!(fleet.seen()[&worker(4).id].report, None);
@@ -363,9 +448,38 @@ mod tests {
         assert!(!fleet.candidates()[0].draining, "late words of the older session");
         assert_eq!(fleet.leave(older), None);
         assert_eq!(fleet.seen()[&worker(4).id].holds, [held(1).task.id]);
-        fleet.drain(newer);
+        fleet.drains(newer, true);
         assert_eq!(fleet.leave(newer), Some(Left { draining: true, holds: 1 }));
         assert!(fleet.candidates().is_empty());
+    }
+
+    #[tokio::test]
+    async fn the_newest_wish_counts_and_is_told_once() {
+        let fleet = fleet();
+        let id = worker(4).id;
+        let wish = |desired, generation, deadline: Option<i64>| Wish {
+            desired,
+            generation,
+            deadline: deadline.map(Timestamp),
+            by: "admin/ann".into(),
+        };
+        // Before it comes, too.
+        fleet.wished(id, &wish(WorkerDesired::Cordoned, 1, None), Timestamp(0));
+        let (tx, mut inbox) = mpsc::channel(9);
+        fleet.join(worker(4), &[], tx);
+        assert_eq!(fleet.want(id), WorkerWant { desired: WorkerDesired::Cordoned, generation: 1, left_ms: None });
+        assert_eq!(fleet.candidates()[0].free(), 0);
+        let drained = wish(WorkerDesired::Drained, 3, Some(5_000_000));
+        for older in [&drained, &drained, &wish(WorkerDesired::Active, 2, None)] {
+            fleet.wished(id, older, Timestamp(0));
+        }
+        let Some(ToWorker::Wish(told)) = inbox.recv().await else { panic!("nothing is told") };
+        assert_eq!((told.desired, told.generation), (WorkerDesired::Drained, 3));
+        assert!(told.left_ms.is_some_and(|left| left > 4_000 && left <= 5_000), "{told:?}");
+        assert!(inbox.try_recv().is_err());
+        assert!(fleet.candidates()[0].cordon.as_ref().is_some_and(|cordon| cordon.drain));
+        fleet.wished(id, &wish(WorkerDesired::Active, 4, None), Timestamp(0));
+        assert_eq!(fleet.candidates()[0].free(), 4);
     }
 
     #[test]

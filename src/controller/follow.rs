@@ -4,10 +4,10 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ado_proto::record::{Body, Record, Truncated};
+use ado_proto::record::{Body, Record};
 use ado_proto::request::{Follow, Following, StartAt};
 use ado_proto::session::{Detached, End, FollowItem, Idle, LogReset, Records};
-use ado_proto::{Offset, Origin, TaskId, Timestamp};
+use ado_proto::{Offset, TaskId};
 
 use tokio::time::Instant;
 
@@ -211,22 +211,9 @@ impl Viewer<'_> {
         let Some(page) = self.shared.store.read(self.task, self.cursor, FRAME_BYTES).await? else {
             return Ok(Next::Nothing { ended: true });
         };
-        let mut records = page.records;
-        if let Some(gap) = gap(self.cursor, records.first().map_or(page.next_offset, |first| first.offset)) {
-            records.insert(0, gap);
-        }
+        let records = page.records;
         if records.is_empty() { Ok(Next::Nothing { ended: page.ended }) } else { Ok(Next::Records(records)) }
     }
-}
-
-/// Stands for records below the first kept one. Its offset is the last of the gap, so that the next record follows it.
-fn gap(cursor: Offset, first: Offset) -> Option<Record> {
-    (cursor < first).then(|| Record {
-        offset: Offset(first.0 - 1),
-        origin: Origin::Controller,
-        time: Timestamp(0),
-        body: Body::Truncated(Truncated { from: cursor, to: first, bytes: 0 }),
-    })
 }
 
 /// Where the last `lines` lines of output begin: a record, and bytes of its data that come before them.
@@ -244,7 +231,7 @@ async fn tail_start(shared: &Shared, task: TaskId, lines: u32) -> store::Result<
             }
         }
         match page.records.first() {
-            Some(first) => before = first.offset,
+            Some(first) => before = first.span().start,
             None => break,
         }
     }
@@ -300,12 +287,5 @@ mod tests {
         check(&["a\nb", "b\nc\n"], 2, "bb\nc\n");
         check(&["a\n", "b\n"], 9, "a\nb\n");
         check(&["a\n", "\n", "\n"], 2, "\n\n");
-    }
-
-    #[test]
-    fn a_gap_is_one_record_that_ends_where_the_log_begins() {
-        assert_eq!(gap(Offset(3), Offset(3)), None);
-        let record = gap(Offset(0), Offset(3)).expect("offsets 0 to 2 are gone");
-        assert_eq!(record.offset.next(), Offset(3));
     }
 }

@@ -4,17 +4,18 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ado_certs::ServerSecrets;
 use ado_proto::request::WorkerBounds;
 use ado_proto::{Incarnation, Role};
 use tokio_util::sync::CancellationToken;
 
-use super::authority::{Authority, IssueError};
+use super::authority::{self, Authority, IssueError, Keys};
 use super::commit::Committer;
 use super::fleet::Fleet;
 use super::hub::Hub;
+use super::mesh::{self, Mesh};
 use super::metrics::{self, Metrics};
-use super::{Config, Error, Shared, breakers, deadlines, dispatch, others, reaper, refusals, requests};
+use super::secrets::Safe;
+use super::{Config, Error, Shared, breakers, deadlines, dispatch, others, reaper, refusals, requests, retention};
 use crate::env::Env;
 use crate::gateway;
 use crate::net::{Server, ServerConfig, ServerKeys};
@@ -24,8 +25,6 @@ use crate::tasks::Tasks;
 
 /// How often certificates are looked after: denied ones, ended ones, the controller's own.
 const CERTIFICATES: Duration = Duration::from_secs(5);
-/// How often what has outlived its retention is deleted.
-const RETENTION: Duration = Duration::from_secs(3600);
 /// How long stopping waits for what is under way.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Connections at once. Beyond, new ones are refused.
@@ -47,6 +46,8 @@ pub struct Handle {
     committing: Tasks,
     /// What its parts do in the background.
     background: Tasks,
+    /// It made the mesh.
+    founder: bool,
 }
 
 /// What a controller works with, and may share with others.
@@ -57,6 +58,8 @@ pub struct Parts {
     pub queue: Arc<dyn Queue>,
     /// The other controllers; `None`: there are none.
     pub others: Option<Arc<dyn Wakes>>,
+    /// Whether other controllers may use the store. They are of one mesh then, whose keys are in it.
+    pub shared: bool,
     /// What these do in the background. Stopped after everything else.
     pub background: Tasks,
 }
@@ -66,14 +69,15 @@ impl Parts {
     async fn open(config: &Config, env: &Env) -> Result<Self, Error> {
         let store = open_store(config, env).await?;
         let background = Tasks::new();
+        let shared = config.database.is_some();
         let Some(redis) = &config.redis else {
-            return Ok(Self { store, queue: Arc::new(Local::new()), others: None, background });
+            return Ok(Self { store, queue: Arc::new(Local::new()), others: None, shared, background });
         };
         // Hints are about this store: those of another one that keeps its own in the same Redis are not its.
         let prefix = format!("{}{:016x}:", redis.prefix, store.generation());
         let redis = RedisConfig { prefix, ..redis.clone() };
         let redis = Arc::new(Redis::start(&redis, env.clone(), &background).await?);
-        Ok(Self { store, queue: redis.clone(), others: Some(redis), background })
+        Ok(Self { store, queue: redis.clone(), others: Some(redis), shared, background })
     }
 }
 
@@ -86,6 +90,11 @@ impl Handle {
     /// The address it listens on for HTTP.
     pub fn http(&self) -> Option<SocketAddr> {
         self.http.as_ref().map(gateway::Gateway::address)
+    }
+
+    /// Whether it made the mesh: of several controllers one did.
+    pub fn is_founder(&self) -> bool {
+        self.founder
     }
 
     /// Makes a join string that gives its one holder the administrator's role.
@@ -115,6 +124,8 @@ impl Handle {
     /// Stops: no new connections, then streams, then the store. Agents on workers do not notice.
     pub async fn stop(self) {
         self.leaving.cancel();
+        // Whoever is sent away is not sent here again.
+        mesh::leave(&self.shared).await;
         self.server.close(PATIENCE).await;
         self.shared.tasks.stop(PATIENCE).await;
         if let Some(http) = self.http {
@@ -150,9 +161,15 @@ pub async fn start(config: Config, env: Env) -> Result<Handle, Error> {
 /// # Errors
 /// See [`Error`].
 pub async fn start_with(config: Config, parts: Parts, env: Env) -> Result<Handle, Error> {
-    let Parts { store, queue, others, background } = parts;
+    let Parts { store, queue, others, shared: is_shared, background } = parts;
     ado_certs::create_private_folder(&config.dir)?;
-    let authority = Arc::new(Authority::open(&config.dir, &env)?);
+    let keys = match is_shared {
+        true => Keys::shared(&*store, config.master_key.as_ref(), &config.dir, &env).await?,
+        false => Keys::of_dir(&config.dir, &env)?,
+    };
+    let server_keys =
+        ServerKeys { reset: keys.server.reset, connection_id: keys.server.connection_id, token: keys.server.token };
+    let authority = Arc::new(Authority::new(keys.ca, &config.dir, &env)?);
     authority.denied.set(store.denied().await?);
     if let Some(local) = &config.local {
         authority.keep_local(&*store, local, &env).await.map_err(|error| match error {
@@ -160,8 +177,9 @@ pub async fn start_with(config: Config, parts: Parts, env: Env) -> Result<Handle
             IssueError::Store(error) => Error::Store(error),
         })?;
     }
+    let safe = Safe::new(keys.master);
     let tasks = Tasks::new();
-    let server = Arc::new(bind(&config, &authority, &env, &tasks)?);
+    let server = Arc::new(bind(&config, &authority, server_keys, &env, &tasks)?);
     let hub = Arc::new(Hub::new(others.clone()));
     let fleet = Arc::new(Fleet::new(config.timing.lease()));
     let committing = Tasks::new();
@@ -171,9 +189,21 @@ pub async fn start_with(config: Config, parts: Parts, env: Env) -> Result<Handle
         given if given.is_empty() => server.addresses().iter().map(ToString::to_string).collect(),
         given => given.clone(),
     };
+    let incarnation = Incarnation(env.uuid());
+    let own = store::Controller {
+        id: authority.id(),
+        incarnation,
+        name: config.name.clone(),
+        addresses: advertise,
+        build: crate::BUILD.into(),
+        since: store.now().await?,
+        seen_at: ado_proto::Timestamp(0),
+        workers: 0,
+        viewers: 0,
+    };
     let shared = Shared {
         id: authority.id(),
-        incarnation: Incarnation(env.uuid()),
+        incarnation,
         store: store.clone(),
         queue,
         committer,
@@ -183,8 +213,14 @@ pub async fn start_with(config: Config, parts: Parts, env: Env) -> Result<Handle
         breakers: Arc::default(),
         metrics,
         refusals: Arc::default(),
+        safe,
         authority,
-        advertise: advertise.into(),
+        mesh: Arc::new(Mesh::new(own, config.timing)),
+        shared: is_shared,
+        everyone: Arc::default(),
+        others: others.clone(),
+        asked: Arc::default(),
+        unplaced: Arc::default(),
         server: server.clone(),
         timing: config.timing,
         policy: config.policy,
@@ -196,19 +232,26 @@ pub async fn start_with(config: Config, parts: Parts, env: Env) -> Result<Handle
         Some(address) => Some(serve_http(address, &shared, leaving.clone()).await?),
         None => None,
     };
+    // Others know of it before anybody is let in.
+    mesh::look(&shared).await?;
     spawn_loops(&shared, &config);
     if let Some(wakes) = others {
-        shared.tasks.spawn_until_stop("others", others::run(shared.hub.clone(), wakes));
+        let hearing = shared.clone();
+        let hear = move |words| {
+            let shared = hearing.clone();
+            hearing.tasks.spawn_until_stop("words", async move { others::hear(&shared, words).await });
+        };
+        shared.tasks.spawn_until_stop("others", others::run(shared.hub.clone(), wakes, hear));
     }
-    Ok(Handle { shared, server, store, http, leaving, committing, background })
+    let founder = !is_shared || authority::is_founder(&config.dir);
+    Ok(Handle { shared, server, store, http, leaving, committing, background, founder })
 }
 
-fn bind(config: &Config, authority: &Authority, env: &Env, tasks: &Tasks) -> Result<Server, Error> {
-    let secrets = ServerSecrets::open_or_create(&config.dir)?;
+fn bind(config: &Config, authority: &Authority, keys: ServerKeys, env: &Env, tasks: &Tasks) -> Result<Server, Error> {
     let server = ServerConfig {
         listen: config.listen.clone(),
         tls: authority.tls.clone(),
-        keys: ServerKeys { reset: secrets.reset, connection_id: secrets.connection_id, token: secrets.token },
+        keys,
         denied: authority.denied.clone(),
         max_connections: MAX_CONNECTIONS,
         max_strangers: MAX_STRANGERS,
@@ -257,15 +300,8 @@ fn spawn_loops(shared: &Shared, config: &Config) {
     tasks.spawn_until_stop("breakers", breakers::run(shared.clone()));
     tasks.spawn_until_stop("deadlines", deadlines::run(shared.clone()));
     tasks.spawn_until_stop("certificates", look_after_certificates(shared.clone(), config.local.clone()));
-    let store = shared.store.clone();
-    tasks.spawn_until_stop("retention", async move {
-        loop {
-            if let Err(error) = store.sweep().await {
-                tracing::warn!(%error, "cannot delete what is past its retention");
-            }
-            tokio::time::sleep(RETENTION).await;
-        }
-    });
+    tasks.spawn_until_stop("mesh", mesh::run(shared.clone()));
+    tasks.spawn_until_stop("retention", retention::run(shared.clone(), config.retention));
 }
 
 async fn look_after_certificates(shared: Shared, local: Option<super::LocalIdentities>) {
@@ -298,8 +334,8 @@ impl Shared {
         Ok(())
     }
 
-    /// Addresses that join strings name.
+    /// Addresses that join strings name: this controller's first, then those of the others that live.
     pub(super) fn advertised(&self) -> Vec<String> {
-        self.advertise.to_vec()
+        self.mesh.addresses()
     }
 }

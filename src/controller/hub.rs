@@ -35,6 +35,11 @@ impl Hub {
         Self { others, ..Self::default() }
     }
 
+    /// Whether there is nobody else who would be told.
+    pub(super) fn is_alone(&self) -> bool {
+        self.others.is_none()
+    }
+
     /// The tail of a task, made if nobody follows it yet. It sees what is committed from now on.
     pub(super) fn follow(self: &Arc<Self>, task: TaskId) -> Arc<Tail> {
         let mut tails = self.tails.lock().unwrap_or_else(PoisonError::into_inner);

@@ -2,15 +2,15 @@
 
 use std::time::Duration;
 
-use ado_proto::request::{CheckpointInfo, TaskInfo, WorkerInfo, encode_response};
-use ado_proto::spec::{Exit, Input};
-use ado_proto::{TaskId, Timestamp};
+use ado_proto::request::{CheckpointInfo, TaskInfo, WorkerDesired, WorkerInfo, encode_response};
+use ado_proto::spec::{Exit, Input, Resources};
+use ado_proto::{ControllerId, TaskId, Timestamp};
 use serde::Serialize;
 
 use super::fleet::{self, Seen};
 use super::reason::reason;
 use crate::scheduler::{Candidate, Presence};
-use crate::store::{Row, Worker};
+use crate::store::{Row, Wish, Worker};
 use crate::task::{Checkpoint, Open, State};
 
 /// Most bytes of an answer; a frame's limit is a little more.
@@ -122,8 +122,12 @@ fn checkpoint(checkpoint: &Checkpoint) -> CheckpointInfo {
 pub(super) struct Member {
     /// As registered.
     pub(super) worker: Worker,
-    /// While it is connected.
+    /// While it is connected, here or elsewhere.
     pub(super) seen: Option<Seen>,
+    /// The controller it is connected to.
+    pub(super) controller: Option<ControllerId>,
+    /// What is wanted of it.
+    pub(super) wish: Option<Wish>,
     /// What it holds, in order of id.
     pub(super) holds: Vec<TaskId>,
 }
@@ -140,20 +144,25 @@ impl Member {
     /// As placement sees it, or would see it if it were connected.
     pub(super) fn candidate(&self) -> Candidate {
         let known = self.seen.as_ref().map(|seen| seen.candidate.clone());
-        known.unwrap_or_else(|| fleet::candidate(&self.worker, self.holds.len()))
+        known.unwrap_or_else(|| {
+            // Nothing is placed on it, so nobody counts.
+            fleet::candidate(
+                &self.worker,
+                self.wish.as_ref(),
+                self.holds.iter().map(|_| &Resources { cpu_milli: None, memory: None, pids: None }),
+            )
+        })
     }
 }
 
 /// A worker as callers see it.
 pub(super) fn worker(member: Member, presence: Presence, now: Timestamp) -> WorkerInfo {
-    let Member { worker, seen, holds } = member;
+    let Member { worker, seen, controller, wish, holds } = member;
     let is_draining = worker.draining || seen.as_ref().is_some_and(|seen| seen.candidate.draining);
-    let state = match presence {
-        Presence::Lost => "lost",
-        _ if is_draining => "draining",
-        Presence::Disconnected => "disconnected",
-        Presence::Connected if seen.as_ref().is_some_and(|seen| seen.candidate.tripped.is_some()) => "cordoned",
-        Presence::Connected => "ready",
+    let is_tripped = seen.as_ref().is_some_and(|seen| seen.candidate.tripped.is_some());
+    let state = match state(presence, is_draining, wish.as_ref(), holds.len()) {
+        "ready" if is_tripped => "cordoned",
+        state => state,
     };
     let report = seen.and_then(|seen| seen.report);
     let age = now.since(worker.seen_at);
@@ -175,6 +184,26 @@ pub(super) fn worker(member: Member, presence: Presence, now: Timestamp) -> Work
         holds,
         ineligible: None,
         breaker: None,
+        desired: wish.as_ref().map_or(WorkerDesired::Active, |wish| wish.desired),
+        deadline: wish.as_ref().and_then(|wish| wish.deadline),
+        desired_by: wish.map(|wish| wish.by),
+        controller,
+    }
+}
+
+/// One word.
+pub(super) fn state(presence: Presence, is_draining: bool, wish: Option<&Wish>, holds: usize) -> &'static str {
+    let desired = wish.map_or(WorkerDesired::Active, |wish| wish.desired);
+    match (presence, desired) {
+        // It has left, or it stays and takes nothing.
+        (_, WorkerDesired::Drained) if holds == 0 && (is_draining || presence != Presence::Connected) => "drained",
+        (Presence::Lost, _) => "lost",
+        (_, WorkerDesired::Drained) => "draining",
+        (Presence::Disconnected, _) if holds == 0 || !is_draining => "disconnected",
+        _ if is_draining => "draining",
+        (Presence::Disconnected, _) => "disconnected",
+        (Presence::Connected, WorkerDesired::Cordoned) => "cordoned",
+        (Presence::Connected, WorkerDesired::Active) => "ready",
     }
 }
 

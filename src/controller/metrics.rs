@@ -13,6 +13,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use ado_proto::record::{Body, Loss, Outcome as TaskOutcome, Record};
+use ado_proto::spec::Exit;
 use ado_proto::{Epoch, TaskId, Timestamp};
 use prometheus_client::encoding::{EncodeLabelSet, prometheus_text};
 use prometheus_client::metrics::counter::Counter;
@@ -74,6 +75,7 @@ pub(super) struct Metrics {
     started: Counter,
     ended: Family<Ended, Counter>,
     retries: Counter,
+    out_of_memory: Counter,
     reassigned: Family<Reason, Counter>,
     stale: Counter,
     dispatch_wait: Histogram,
@@ -112,6 +114,7 @@ impl Metrics {
             started: Counter::default(),
             ended: Family::default(),
             retries: Counter::default(),
+            out_of_memory: Counter::default(),
             reassigned: Family::default(),
             stale: Counter::default(),
             dispatch_wait: seconds(),
@@ -147,6 +150,8 @@ impl Metrics {
         all.register("attempts_started", "Agents that began to run", self.started.clone());
         all.register("tasks_ended", "Tasks that are over, by how they ended", self.ended.clone());
         all.register("task_retries", "Failed attempts that will be tried again", self.retries.clone());
+        let help = "Attempts killed because they took more memory than they may";
+        all.register("attempts_out_of_memory", help, self.out_of_memory.clone());
         let help = "Assignments given up because of their worker, by why; the task is placed anew unless it is over";
         all.register("reassignments", help, self.reassigned.clone());
         all.register("stale_writes", "Refused writes of an epoch that is over", self.stale.clone());
@@ -216,6 +221,7 @@ impl Metrics {
                     self.start_wait.observe(record.time.since(since).as_secs_f64());
                 }
             }
+            Body::Exited(exited) if matches!(exited.exit, Exit::OutOfMemory { .. }) => drop(self.out_of_memory.inc()),
             Body::WorkerLost(lost) => {
                 self.starting().remove(&task);
                 self.reassigned.get_or_create(&reason(lost.why)).inc();

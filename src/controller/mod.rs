@@ -12,12 +12,15 @@ mod commit;
 mod deadlines;
 mod dispatch;
 mod enrol;
+mod everyone;
 mod filter;
 mod fleet;
 mod follow;
 mod handle;
 mod hub;
 mod info;
+mod leased;
+mod mesh;
 mod metrics;
 mod others;
 mod quiet;
@@ -25,6 +28,8 @@ mod reaper;
 mod reason;
 mod refusals;
 mod requests;
+mod retention;
+mod secrets;
 mod session;
 mod source;
 mod viewers;
@@ -34,11 +39,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ado_certs::MasterKey;
 use ado_proto::{ControllerId, Incarnation};
+
+use tokio::sync::Notify;
 
 use crate::env::Env;
 use crate::net::Server;
-use crate::queue::{self, Queue};
+use crate::queue::{self, Queue, Wakes};
 use crate::store::Store;
 use crate::task;
 use crate::tasks::Tasks;
@@ -46,15 +54,19 @@ use crate::tasks::Tasks;
 use authority::Authority;
 use breakers::Breakers;
 use commit::Committer;
+use everyone::Everyone;
 use fleet::Fleet;
 use hub::Hub;
+use mesh::Mesh;
 use metrics::Metrics;
 use refusals::Refusals;
+use secrets::Safe;
 use viewers::Viewers;
 
 pub use crate::queue::RedisConfig;
 pub use authority::LocalIdentities;
 pub use handle::{Handle, Parts, start, start_with};
+pub use retention::Retention;
 
 /// What a controller is made of.
 pub struct Config {
@@ -70,10 +82,16 @@ pub struct Config {
     pub timing: Timing,
     /// Numbers of retries.
     pub policy: task::Policy,
+    /// How long tasks are kept, and how much of their logs.
+    pub retention: Retention,
     /// Where hints are, for controllers that share a store; `None`: in this process.
     pub redis: Option<RedisConfig>,
     /// URL of the PostgreSQL database where tasks and logs are; `None`: in a file in `dir`.
     pub database: Option<String>,
+    /// For people.
+    pub name: String,
+    /// Opens what controllers keep closed in the database; `None`: the one in `dir`.
+    pub master_key: Option<MasterKey>,
     /// Identities to keep for processes of the same user on the same machine.
     pub local: Option<LocalIdentities>,
 }
@@ -116,6 +134,12 @@ pub enum Error {
     /// Its CA or identity is not usable.
     #[error("cannot set up the certificates of the mesh")]
     Certs(#[from] ado_certs::Error),
+    /// The mesh in its database is closed under another master key.
+    #[error("cannot open the keys of the mesh that are kept in the database")]
+    MasterKey(#[source] ado_certs::envelope::OpenError),
+    /// There is a mesh in its database, and no master key here.
+    #[error("the database holds a mesh, and there is no master key here to open it")]
+    NoMasterKey,
     /// Its queue cannot be used as configured. One that is only away does not keep it from starting.
     #[error("cannot use Redis")]
     Queue(#[from] queue::Error),
@@ -132,6 +156,9 @@ pub enum Error {
     },
 }
 
+/// Loops that one controller of a mesh runs, in order.
+const LOOPS: [&str; 4] = ["deadlines", "reaper", "retention", "sweep"];
+
 /// What the controller's parts share.
 #[derive(Clone)]
 struct Shared {
@@ -146,10 +173,21 @@ struct Shared {
     breakers: Arc<Breakers>,
     metrics: Arc<Metrics>,
     refusals: Arc<Refusals>,
+    safe: Safe,
     authority: Arc<Authority>,
     server: Arc<Server>,
-    /// Addresses that join strings name.
-    advertise: Arc<[String]>,
+    /// The controllers, this one among them.
+    mesh: Arc<Mesh>,
+    /// Whether others may share the store.
+    shared: bool,
+    /// Their workers.
+    everyone: Arc<Everyone>,
+    /// What they are told and tell.
+    others: Option<Arc<dyn Wakes>>,
+    /// Counts of viewers that others were asked for.
+    asked: Arc<others::Asked>,
+    /// Something waits elsewhere that only workers here may fit.
+    unplaced: Arc<Notify>,
     timing: Timing,
     policy: task::Policy,
     env: Env,

@@ -5,21 +5,27 @@ use std::time::Duration;
 use ado_proto::record::Loss;
 use ado_proto::{Audience, Timestamp};
 
+use super::leased::Leased;
 use super::{Shared, dispatch, session};
 use crate::store::{self, Change, Committed, NewEvent, Outcome, Row, Unit, Worker, Write};
 use crate::task::{self, Command, Refusal};
 
 /// Most epochs ended in one round.
 const LIMIT: usize = 500;
-/// The lease of the loop itself, so that of several controllers one does the work.
-const LOOP: &str = "reaper";
 
 /// Runs until the controller stops.
 pub(super) async fn run(shared: Shared) {
     let round = (shared.timing.lost_after / 10).clamp(Duration::from_millis(50), Duration::from_secs(1));
     let mut grace = Grace::new(shared.timing.lost_after);
+    let mut lease = Leased::new("reaper", round * 5);
+    let mut losses = shared.mesh.losses();
     loop {
-        if let Err(error) = reap(&shared, &mut grace, round).await {
+        if losses.has_changed().unwrap_or(false) {
+            // Its workers have to find another controller first.
+            losses.mark_unchanged();
+            grace.begin();
+        }
+        if let Err(error) = reap(&shared, &mut grace, &mut lease).await {
             // Renewals are not written either.
             grace.begin();
             tracing::warn!(%error, "cannot look for dead workers");
@@ -56,13 +62,15 @@ impl Grace {
     }
 }
 
-async fn reap(shared: &Shared, grace: &mut Grace, round: Duration) -> store::Result<()> {
+async fn reap(shared: &Shared, grace: &mut Grace, lease: &mut Leased) -> store::Result<()> {
     let now = shared.store.now().await?;
-    if !grace.is_over(now) {
+    let is_over = grace.is_over(now);
+    // Held in the grace, too: it is seen who will judge.
+    if lease.hold(shared).await?.is_none() || !is_over {
         return Ok(());
     }
     let expired = shared.store.expired(before(now, shared.timing.margin()), LIMIT).await?;
-    if !expired.is_empty() && shared.store.hold_loop(LOOP, shared.incarnation, round * 5).await?.is_some() {
+    if !expired.is_empty() {
         let is_known = |row: &Row| row.lease.as_ref().is_some_and(|lease| lease.is_known);
         let (known, unknown): (Vec<_>, Vec<_>) = expired.into_iter().partition(is_known);
         lose(shared, &known, Loss::Silent, false).await?;

@@ -114,6 +114,9 @@ fn failed(task: &Task, exit: Option<&Exit>, error: Option<&str>) -> String {
             format!("{error}: it says that no retry could mend that; `ado logs {short}` shows more")
         }
         Some(Exit::Unavailable { .. }) => format!("{error}: submit it again when it is back"),
+        Some(Exit::OutOfMemory { .. }) => {
+            format!("{error}{often}: submit it with a larger `--memory`; `ado logs {short}` shows how far it got{once}")
+        }
         Some(Exit::NotStarted { permanent: true, .. }) => {
             let worker = task.worker.as_ref().map_or("the worker", |holder| holder.name.as_str());
             format!("{error}: no retry could mend that; look whether {worker} has the program and the directory")
@@ -192,7 +195,10 @@ mod tests {
             labels: BTreeMap::new(),
             slots: 2,
             busy: 0,
+            resources: ado_proto::spec::Resources::default(),
+            taken: scheduler::Taken::default(),
             draining: false,
+            cordon: None,
             silent: false,
             tripped: None,
         };
@@ -387,6 +393,10 @@ mod tests {
             .running()
             .exits(Exit::Signal(9))
             .says("killed by signal 9, 2 times: `ado logs task-0000000007` shows what it wrote");
+        over(spec(), Exit::OutOfMemory { limit: 256 << 20 }).says(
+            "killed: it used more than its 256 MiB of memory: submit it with a larger `--memory`; `ado logs task-0000000007` \
+             shows how far it got; `--retries N` tries a failed task again",
+        );
         over(TaskSpec { time_limit_ms: Some(90_000), ..spec() }, Exit::TimedOut(Limit::Attempt)).says(
             "timed out: ran for 90s: submit it with a longer `--time-limit`, or see where it was with \
              `ado logs task-0000000007`",

@@ -16,15 +16,16 @@ use ado_proto::Namespace;
 use ado_proto::frame::Limits;
 use ado_proto::request::{
     AuditLine, CreateToken, Detach, Enrol, ErrorCode, ErrorReply, Follow, GetTasks, Header, Hello, ListAudit,
-    ListEvents, ListTasks, ListTokens, ListWorkers, PurgeDead, Renew, Request, RetryDead, RevokeIdentity, RevokeToken,
-    SetDesired, Submit, TaskOutput, Welcome, WorkerSession, decode_body, encode_response,
+    ListControllers, ListEvents, ListSecrets, ListTasks, ListTokens, ListWorkers, PurgeDead, RemoveSecret, Renew,
+    Request, RetryDead, RevokeIdentity, RevokeToken, SetDesired, SetSecret, SetWorker, Submit, TaskOutput, Welcome,
+    WorkerSession, decode_body, encode_response,
 };
 use bytes::Bytes;
 use tokio::time::Instant;
 use tracing::Instrument;
 
 use super::access::{self, Access};
-use super::{Shared, enrol, follow, info, session};
+use super::{Shared, enrol, follow, info, mesh, secrets, session};
 use crate::net::{self, Channel, Connection, Incoming, Priority};
 use crate::store::{self, Audit, Unit};
 
@@ -251,6 +252,25 @@ impl Asked<'_> {
             PurgeDead::KIND => self.purge_dead(self.decode()?).await,
             Detach::KIND => self.detach(self.decode()?).await,
             ListWorkers::KIND => reply::<ListWorkers>(self.list_workers(self.decode()?).await?),
+            SetWorker::KIND => self.set_worker(self.decode()?).await,
+            ListControllers::KIND => {
+                let _: ListControllers = self.decode()?;
+                reply::<ListControllers>(mesh::list(shared).await.map_err(unavailable)?)
+            }
+            SetSecret::KIND => {
+                let request: SetSecret = self.decode()?;
+                self.about(&request.name);
+                reply::<SetSecret>(secrets::set(shared, access, request).await?)
+            }
+            ListSecrets::KIND => {
+                let _: ListSecrets = self.decode()?;
+                reply::<ListSecrets>(shared.store.secrets(&access.audience).await.map_err(unavailable)?)
+            }
+            RemoveSecret::KIND => {
+                let request: RemoveSecret = self.decode()?;
+                self.about(&request.name);
+                secrets::remove(shared, access, request).await
+            }
             ListAudit::KIND => reply::<ListAudit>(self.list_audit(self.decode()?).await?),
             kind => {
                 let message = format!("request {kind} is not known here");
@@ -269,6 +289,7 @@ impl Asked<'_> {
             generation: self.shared.store.generation(),
             now: self.shared.store.now().await.map_err(unavailable)?,
             you: self.access.principal.clone(),
+            controllers: self.shared.advertised(),
         })
     }
 

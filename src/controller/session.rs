@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use ado_certs::VerifiedPeer;
 use ado_proto::record::{Body, Loss, Record};
-use ado_proto::request::{ErrorCode, ErrorReply, OutputAccepted, TaskOutput, WorkerAccepted, WorkerSession};
+use ado_proto::request::{
+    ErrorCode, ErrorReply, OutputAccepted, TaskOutput, WorkerAccepted, WorkerDesired, WorkerSession,
+};
 use ado_proto::session::{
     Acknowledged, Draining, FromAttempt, FromWorker, Heartbeat, HeartbeatAnswer, Stale, ToAttempt, ToWorker,
 };
@@ -70,6 +72,7 @@ pub(super) async fn open(
         labels: session.labels,
         containment: session.containment,
         build: session.build,
+        resources: session.resources,
         draining: false,
         seen_at: Timestamp(0),
     };
@@ -86,8 +89,12 @@ pub(super) async fn open(
     let held = shared.store.held_by(id).await.map_err(unavailable)?;
     let session = shared.fleet.join(worker.clone(), &held, messages);
     drop(turn);
-    let accepted =
-        WorkerAccepted { heartbeat_ms: millis(shared.timing.heartbeat), lease_ms: millis(shared.timing.lease()) };
+    let accepted = WorkerAccepted {
+        heartbeat_ms: millis(shared.timing.heartbeat),
+        lease_ms: millis(shared.timing.lease()),
+        controllers: shared.advertised(),
+        wish: shared.fleet.want(id),
+    };
     Ok((accepted, Opened { worker, session, inbox }))
 }
 
@@ -160,7 +167,15 @@ pub(super) async fn serve(
         result = receiving => result,
     };
     let left = shared.fleet.leave(session).is_some_and(|left| left.draining && left.holds == 0);
-    if left && !shared.tasks.is_stopping() {
+    // What is wanted of one that was drained can be taken back, so it stays on the list.
+    let desired = shared.fleet.wish_of(worker.id).map_or(WorkerDesired::Active, |wish| wish.desired);
+    if left && desired != WorkerDesired::Active {
+        let kind = if desired == WorkerDesired::Drained { "worker.drained" } else { "worker.left" };
+        let text = format!("{} has handed everything back", worker.name);
+        if let Err(error) = shared.add_events(vec![event(kind, &worker, text)]).await {
+            tracing::warn!(worker = %worker.name, %error, "not among the events");
+        }
+    } else if left && !shared.tasks.is_stopping() {
         let text = format!("{} has handed everything back", worker.name);
         let forgotten = async {
             shared.store.remove_worker(worker.id).await?;
@@ -187,12 +202,11 @@ async fn receive(
     session: Session,
     mut rx: Receiver,
 ) -> Result<(), net::Error> {
-    let mut draining = worker.draining;
     while let Some(message) = rx.next_message::<FromWorker>().await? {
         match message {
             FromWorker::Heartbeat(heartbeat) => {
                 let report = Report { load: heartbeat.load, rtt: connection.rtt() };
-                match beat(shared, worker, session, &heartbeat, report, draining).await {
+                match beat(shared, worker, session, &heartbeat, report).await {
                     Ok(true) => {}
                     // A newer start of the worker has registered: this one is over.
                     Ok(false) => return Ok(()),
@@ -201,8 +215,7 @@ async fn receive(
                 }
             }
             FromWorker::Draining(notice) => {
-                draining = true;
-                shared.fleet.drain(session);
+                shared.fleet.drains(session, true);
                 // The worker takes the next answer for a sign that this was heard. On another session it says it again.
                 let lost = |error: store::Error| net::Error::Lost(error.to_string());
                 hand_back(shared, worker, notice).await.map_err(lost)?;
@@ -219,11 +232,11 @@ async fn beat(
     session: Session,
     heartbeat: &Heartbeat,
     report: Report,
-    draining: bool,
 ) -> store::Result<bool> {
-    let lease = shared.timing.lease();
+    let (lease, draining) = (shared.timing.lease(), heartbeat.draining);
     let renewed = shared.store.renew(worker.id, worker.incarnation, &heartbeat.holds, lease, draining).await?;
     let Some(renewal) = renewed else { return Ok(false) };
+    shared.fleet.drains(session, draining);
     shared.fleet.reported(session, report);
     let now = if renewal.unnamed.is_empty() { Timestamp(0) } else { shared.store.now().await? };
     for row in &renewal.unnamed {
@@ -237,6 +250,7 @@ async fn beat(
         number: heartbeat.number,
         renewed: renewal.renewed.iter().map(|row| want(&row.task)).collect(),
         lost: renewal.lost,
+        wish: shared.fleet.want(worker.id),
     };
     shared.fleet.answer(session, answer);
     shared.metrics.heartbeat();

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 pub use event::Events;
 pub use task::task;
-pub use worker::{system_event, worker};
+pub use worker::{controller, system_event, worker, worker_set};
 
 /// JSON Schema (2020-12) of everything that is printed for programs: each kind has a name in `$defs`.
 pub const SCHEMA: &str = include_str!("schema.json");
@@ -44,6 +44,7 @@ pub fn exit(exit: &Exit) -> Value {
         Exit::Lost { error } => json!({ "lost": error }),
         Exit::Unavailable { what, retry_after_ms } => json!({ "unavailable": what, "retryAfterMs": retry_after_ms }),
         Exit::Hopeless { error, code } => json!({ "hopeless": error, "permanent": true, "exitCode": code }),
+        Exit::OutOfMemory { limit } => json!({ "outOfMemory": limit }),
     }
 }
 

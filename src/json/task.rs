@@ -39,6 +39,7 @@ pub fn task(task: &TaskInfo) -> Value {
         "agent": task.spec.agent,
         "command": task.spec.input.summary(),
         "env": task.spec.env,
+        "secrets": task.spec.secrets,
         "cwd": task.spec.cwd,
         "priority": task.spec.priority,
         "pool": task.spec.pool,

@@ -1,6 +1,6 @@
 //! A worker, and what happened to the fleet, as JSON objects. Pure.
 
-use ado_proto::request::{SystemEvent, WorkerInfo};
+use ado_proto::request::{ControllerInfo, SystemEvent, WorkerInfo, WorkerSet};
 use serde_json::{Value, json};
 
 use super::rfc3339;
@@ -29,11 +29,44 @@ pub fn worker(worker: &WorkerInfo) -> Value {
         "rttMs": worker.rtt_us.map(milliseconds),
         "tasks": worker.holds,
         "ineligible": worker.ineligible,
+        "desired": worker.desired.as_str(),
+        "desiredBy": worker.desired_by,
+        "deadline": worker.deadline.map(rfc3339),
+        "controllerId": worker.controller,
         "breaker": worker.breaker.as_ref().map(|breaker| json!({
             "why": breaker.why,
             "openedAt": rfc3339(breaker.opened_at),
             "probeAt": rfc3339(breaker.probe_at),
         })),
+    })
+}
+
+/// What became of a wish for a worker.
+pub fn worker_set(set: &WorkerSet) -> Value {
+    json!({
+        "workerId": set.id,
+        "name": set.name,
+        "state": set.state,
+        "busy": set.busy,
+        "deadline": set.deadline.map(rfc3339),
+        "unchanged": set.unchanged,
+    })
+}
+
+/// What is known of a controller.
+pub fn controller(controller: &ControllerInfo) -> Value {
+    json!({
+        "controllerId": controller.id,
+        "name": controller.name,
+        "state": controller.state,
+        "addresses": controller.addresses,
+        "build": controller.build,
+        "since": rfc3339(controller.since),
+        "seenAgeMs": controller.seen_age_ms,
+        "loops": controller.loops,
+        "workers": controller.workers,
+        "viewers": controller.viewers,
+        "answers": controller.answers,
     })
 }
 

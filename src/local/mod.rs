@@ -225,6 +225,16 @@ pub fn leave_session() {
     let _ = nix::unistd::setsid();
 }
 
+/// Lets this process leave no image of its memory behind when it crashes: secrets pass through it. What it starts inherits
+/// that, and may ask for one again.
+pub fn leave_no_core() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let limited = getrlimit(Resource::RLIMIT_CORE).and_then(|(_, most)| setrlimit(Resource::RLIMIT_CORE, 0, most));
+    if let Err(error) = limited {
+        tracing::warn!(%error, "a crash may leave secrets behind in a core file");
+    }
+}
+
 /// Makes the directories, readable by their owner only: keys are in them.
 ///
 /// # Errors

@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::net::SocketAddr;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use ado_certs::SERVER_NAME;
@@ -16,6 +17,9 @@ use super::link::LinkConfig;
 
 /// Head start of an address before the next one is tried as well (RFC 8305 section 5 recommends 250 ms).
 const STAGGER: Duration = Duration::from_millis(250);
+/// The same once a connection was lost: which of several controllers lives is not known, and to know it soon is worth a
+/// handshake.
+const STAGGER_LOST: Duration = Duration::from_millis(75);
 /// Longest wait for a name server.
 const RESOLVE_FOR: Duration = Duration::from_secs(3);
 /// Longest handshake. Packets of a handshake are repeated at growing intervals; after an outage a fresh dial is faster
@@ -28,22 +32,37 @@ pub(super) struct Dialler {
     pub(super) endpoints: Endpoints,
     // Made once: address tokens belong to it.
     quic: quinn::ClientConfig,
+    /// Where the last connection was lost.
+    lost: Mutex<Option<SocketAddr>>,
 }
 
 impl Dialler {
     pub(super) fn new(config: LinkConfig) -> Result<Self, Error> {
         let endpoints = Endpoints::new(sockets(config.sockets.clone()));
         let quic = client_config(config.tls.config(), config.keep_alive, config.idle_timeout)?;
-        Ok(Self { config, endpoints, quic })
+        Ok(Self { config, endpoints, quic, lost: Mutex::default() })
     }
 
-    /// The first connection that is made. Fails with the failure that says most: one that trying again cannot mend, or
+    /// A connection to this address was lost: others are tried first.
+    pub(super) fn lost(&self, at: SocketAddr) {
+        *self.lost.lock().unwrap_or_else(PoisonError::into_inner) = Some(at);
+    }
+
+    /// The first connection that is made. `random` is in `[0, 1)`. Fails with the failure that says most: one that trying again cannot mend, or
     /// the last one.
-    pub(super) async fn round(&self) -> Result<quinn::Connection, Error> {
+    pub(super) async fn round(&self, random: f64) -> Result<quinn::Connection, Error> {
         let hosts = (self.config.addresses)();
-        let (addresses, unresolved) = resolve(&hosts).await;
+        let (mut addresses, unresolved) = resolve(&hosts).await;
+        let lost = *self.lost.lock().unwrap_or_else(PoisonError::into_inner);
+        let stagger = match lost {
+            Some(lost) => {
+                put_last(&mut addresses, lost, random);
+                STAGGER_LOST
+            }
+            None => STAGGER,
+        };
         let dials = addresses.into_iter().map(|address| self.dial(address));
-        race(dials).await.map_err(|failure| match failure.or(unresolved) {
+        race(dials, stagger).await.map_err(|failure| match failure.or(unresolved) {
             Some(Error::Unreachable { addresses, cause }) if hosts.len() > 1 => {
                 Error::Unreachable { addresses: hosts.join(", "), cause: format!("{addresses}: {cause}") }
             }
@@ -72,6 +91,7 @@ impl Dialler {
 /// Starts the next dial when one has failed or the last one had its head start. `Err(None)` when there are none.
 async fn race<T>(
     mut waiting: impl ExactSizeIterator<Item = impl Future<Output = Result<T, Error>>>,
+    stagger: Duration,
 ) -> Result<T, Option<Error>> {
     let mut running = FuturesUnordered::new();
     let mut failure: Option<Error> = None;
@@ -80,7 +100,7 @@ async fn race<T>(
         let outcome = tokio::select! {
             biased;
             Some(outcome) = running.next() => outcome,
-            () = tokio::time::sleep(STAGGER), if waiting.len() > 0 => continue,
+            () = tokio::time::sleep(stagger), if waiting.len() > 0 => continue,
             else => return Err(failure),
         };
         match outcome {
@@ -89,6 +109,20 @@ async fn race<T>(
             Err(error) => failure = Some(error),
         }
     }
+}
+
+/// The address where a connection was lost comes last. The others begin anywhere: who lost a controller together does not
+/// go to the same one together.
+fn put_last(addresses: &mut Vec<SocketAddr>, lost: SocketAddr, random: f64) {
+    let Some(at) = addresses.iter().position(|address| *address == lost) else { return };
+    addresses.remove(at);
+    let last = addresses.len().saturating_sub(1);
+    if last > 0 {
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "below the number of addresses")]
+        let first = (random * addresses.len() as f64) as usize;
+        addresses.rotate_left(first.min(last));
+    }
+    addresses.push(lost);
 }
 
 /// All addresses of `hosts`, in their order; within a host families alternate, beginning with the one the resolver
@@ -153,28 +187,44 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_silent_address_delays_the_next_by_a_head_start() {
         let start = Instant::now();
-        let won = race([answer(60_000, Ok(1)), answer(10, Ok(2))].into_iter()).await.unwrap();
+        let won = race([answer(60_000, Ok(1)), answer(10, Ok(2))].into_iter(), STAGGER).await.unwrap();
         assert_eq!((won, start.elapsed().as_millis()), (2, 260));
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_failure_starts_the_next_at_once() {
         let start = Instant::now();
-        let won = race([answer(5, Err(lost())), answer(5, Err(lost())), answer(5, Ok(3))].into_iter()).await.unwrap();
+        let won = race([answer(5, Err(lost())), answer(5, Err(lost())), answer(5, Ok(3))].into_iter(), STAGGER)
+            .await
+            .unwrap();
         assert_eq!((won, start.elapsed().as_millis()), (3, 15));
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_slow_first_address_may_still_win() {
-        assert_eq!(race([answer(300, Ok(1)), answer(60_000, Ok(2))].into_iter()).await.unwrap(), 1);
+        assert_eq!(race([answer(300, Ok(1)), answer(60_000, Ok(2))].into_iter(), STAGGER).await.unwrap(), 1);
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_failure_that_cannot_be_mended_is_told() {
         let permanent = Error::Certificate("test".into());
         let dials = [answer(5, Err(permanent)), answer(5, Err(lost()))];
-        assert!(matches!(race(dials.into_iter()).await, Err(Some(Error::Certificate(_)))));
-        assert!(matches!(race(std::iter::empty::<Dial>()).await, Err(None)));
+        assert!(matches!(race(dials.into_iter(), STAGGER).await, Err(Some(Error::Certificate(_)))));
+        assert!(matches!(race(std::iter::empty::<Dial>(), STAGGER).await, Err(None)));
+    }
+
+    #[test]
+    fn where_a_connection_was_lost_is_tried_last() {
+        let address = |n: u8| SocketAddr::from(([10, 0, 0, n], 1));
+        let order = |lost, random| {
+            let mut all = vec![address(1), address(2), address(3)];
+            put_last(&mut all, address(lost), random);
+            all.iter().map(|address| address.ip().to_string().pop().unwrap()).collect::<String>()
+        };
+        assert_eq!([order(1, 0.0), order(1, 0.999), order(3, 0.4), order(9, 0.9)], ["231", "321", "123", "123"]);
+        let mut only = vec![address(1)];
+        put_last(&mut only, address(1), 0.5);
+        assert_eq!(only, [address(1)]);
     }
 
     #[test]

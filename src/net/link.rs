@@ -25,6 +25,13 @@ const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 /// Keep-alives that get no packet back before another connection is dialled beside the silent one. One may be lost on
 /// the wire, and one be late.
 const SILENT_KEEP_ALIVES: u32 = 3;
+/// The same in packets that were sent since something was heard last: a lost one is sent again after little more than a
+/// round trip, and again after twice that. Not before a short time and some round trips are over.
+const UNANSWERED: u64 = 3;
+const UNANSWERED_FOR: Duration = Duration::from_millis(500);
+const UNANSWERED_RTTS: u32 = 4;
+/// How often in a keep-alive's interval is looked.
+const LOOKS: u32 = 8;
 /// How long [`Link::close`] waits for what was sent to arrive.
 const DRAIN_FOR: Duration = Duration::from_secs(2);
 /// How long [`Link::close`] waits for its last packet to leave. It is not repeated: a server that misses it notices by
@@ -309,6 +316,7 @@ impl Shared {
                     let live = Live { carrier: Carrier::new(connection, ()), number };
                     self.enter(Phase::Up(live.clone()));
                     let (lost, next) = self.hold(&live.carrier.quic).await;
+                    self.dialler.lost(live.carrier.quic.remote_address());
                     replacement = next;
                     if live.carrier.quic.stats().frame_rx.stream > 0 {
                         // Only a server that let us in answers.
@@ -340,7 +348,7 @@ impl Shared {
             let round = tokio::select! {
                 biased;
                 () = self.nudge.notified() => continue,
-                round = self.dialler.round() => round,
+                round = self.dialler.round(self.env.jitter()) => round,
             };
             match round {
                 Err(error) if error.is_transient() => self.note(error),
@@ -354,14 +362,18 @@ impl Shared {
     async fn hold(&self, connection: &quinn::Connection) -> (Error, Option<quinn::Connection>) {
         let keep_alive = self.dialler.config.keep_alive;
         loop {
+            let silent_for;
+            // To wait for the only one there is costs nothing.
+            let others = (self.dialler.config.addresses)().len() > 1;
             tokio::select! {
                 biased;
                 error = connection.closed() => return (error.into(), None),
-                () = silence(connection, keep_alive) => {}
+                silent = silence(connection, keep_alive, others) => silent_for = silent,
             }
             tracing::debug!("silent: dialling another connection");
+            self.dialler.lost(connection.remote_address());
             let now = Instant::now();
-            *self.away() = Some(now.checked_sub(keep_alive * SILENT_KEEP_ALIVES).unwrap_or(now));
+            *self.away() = Some(now.checked_sub(silent_for).unwrap_or(now));
             tokio::select! {
                 biased;
                 error = connection.closed() => return (error.into(), None),
@@ -450,15 +462,31 @@ async fn exchange(channel: &mut Channel, frame: &[u8], after: After) -> Result<B
     }
 }
 
-/// Resolves when nothing was heard for some keep-alives.
-async fn silence(connection: &quinn::Connection, keep_alive: Duration) {
-    let mut heard = packets(connection);
-    let mut quiet = 0;
-    while quiet < SILENT_KEEP_ALIVES {
-        sleep(keep_alive).await;
-        let now = packets(connection);
-        quiet = if now == heard { quiet + 1 } else { 0 };
-        heard = now;
+/// Resolves when the other side should have been heard and was not, with how long that is: some packets in a row were not
+/// answered while there are `others` to turn to, or some keep-alives.
+async fn silence(connection: &quinn::Connection, keep_alive: Duration, others: bool) -> Duration {
+    let mut heard = connection.stats();
+    let mut heard_at = Instant::now();
+    let mut asked_at = None;
+    loop {
+        sleep(keep_alive / LOOKS).await;
+        let (stats, now) = (connection.stats(), Instant::now());
+        if stats.udp_rx.datagrams != heard.udp_rx.datagrams {
+            (heard, heard_at, asked_at) = (stats, now, None);
+            continue;
+        }
+        let silent = now.duration_since(heard_at);
+        let unanswered = stats.udp_tx.datagrams - heard.udp_tx.datagrams;
+        if others && unanswered > 0 {
+            let asked_at = *asked_at.get_or_insert(now);
+            let patience = UNANSWERED_FOR.max(connection.rtt() * UNANSWERED_RTTS);
+            if unanswered >= UNANSWERED && now.duration_since(asked_at) >= patience {
+                return silent;
+            }
+        }
+        if silent >= keep_alive * SILENT_KEEP_ALIVES {
+            return silent;
+        }
     }
 }
 

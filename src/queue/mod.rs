@@ -15,7 +15,7 @@ use async_trait::async_trait;
 
 pub use local::Local;
 pub use redis::{Redis, RedisConfig};
-pub use wakes::{News, Wakes};
+pub use wakes::{News, Wakes, Word};
 
 /// What may be claimed together.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -5,12 +5,16 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
-use ado_proto::{Offset, TaskId};
+use ado_proto::{Offset, TaskId, WorkerId};
 use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
+use uuid::Uuid;
 
 /// Logs that one piece of news names. With more, it says only that there were.
 const MAX_LOGS: usize = 4096;
+/// The same for words, by their weight.
+const MAX_WORDS: usize = 2048;
 
 /// Says and hears which logs have grown.
 #[async_trait]
@@ -19,6 +23,9 @@ pub trait Wakes: Send + Sync + 'static {
     /// telling is under way is told together.
     fn tell(&self, task: TaskId, next: Offset);
 
+    /// The other controllers should hear this. Never waits, and may get lost.
+    fn say(&self, word: Word);
+
     /// What others told since the last call, once there is something.
     async fn heard(&self) -> News;
 
@@ -26,25 +33,83 @@ pub trait Wakes: Send + Sync + 'static {
     fn flows(&self) -> bool;
 }
 
-/// Logs that have grown.
+/// What controllers tell each other beside what the store knows: it makes what the store says happen sooner.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Word {
+    /// Something else is wanted of a task that a worker holds.
+    Wanted {
+        /// The task.
+        task: TaskId,
+        /// The worker.
+        worker: WorkerId,
+    },
+    /// Something else is wanted of workers.
+    Wishes,
+    /// A task waits that nobody connected here could take.
+    Unplaced,
+    /// Viewers are to leave, and to be counted.
+    Leave {
+        /// Tells this question from others.
+        asked: Uuid,
+        /// What they follow.
+        tasks: Vec<TaskId>,
+        /// Whose they are; `None`: everybody's.
+        principal: Option<String>,
+        /// Who wants it, as `role/name`.
+        by: String,
+    },
+    /// So many were told to leave.
+    Left {
+        /// The question.
+        asked: Uuid,
+        /// How many.
+        viewers: u32,
+    },
+}
+
+impl Word {
+    /// About how much of a message it takes, in logs.
+    fn weight(&self) -> usize {
+        match self {
+            Self::Leave { tasks, .. } => 8 + tasks.len(),
+            _ => 2,
+        }
+    }
+}
+
+/// Logs that have grown, and words.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct News {
     /// How far each is known to reach.
     pub grown: BTreeMap<TaskId, Offset>,
-    /// Others may have grown too.
+    /// Others may have grown too, and words may have been lost.
     pub missed: bool,
+    /// In the order in which they were said.
+    pub words: Vec<Word>,
 }
 
 impl News {
     fn is_empty(&self) -> bool {
-        self.grown.is_empty() && !self.missed
+        self.grown.is_empty() && !self.missed && self.words.is_empty()
     }
 
     fn add(&mut self, task: TaskId, next: Offset) {
         let known = self.grown.entry(task).or_default();
         *known = next.max(*known);
         if self.grown.len() > MAX_LOGS {
-            *self = Self { grown: BTreeMap::new(), missed: true };
+            self.grown.clear();
+            self.missed = true;
+        }
+    }
+
+    fn say(&mut self, word: Word) {
+        // Said twice, once is enough.
+        if !self.words.contains(&word) {
+            self.words.push(word);
+        }
+        if self.words.iter().map(Word::weight).sum::<usize>() > MAX_WORDS {
+            self.words.clear();
+            self.missed = true;
         }
     }
 }
@@ -61,10 +126,15 @@ impl Gathered {
         self.with(|news| news.add(task, next));
     }
 
+    pub(super) fn say(&self, word: Word) {
+        self.with(|news| news.say(word));
+    }
+
     pub(super) fn merge(&self, other: News) {
         self.with(|news| {
             other.grown.into_iter().for_each(|(task, next)| news.add(task, next));
             news.missed |= other.missed;
+            other.words.into_iter().for_each(|word| news.say(word));
         });
     }
 
@@ -89,8 +159,6 @@ impl Gathered {
 
 #[cfg(test)]
 mod tests {
-    use uuid::Uuid;
-
     use super::*;
 
     fn task(n: usize) -> TaskId {
@@ -108,7 +176,7 @@ mod tests {
         gathered.merge(News { missed: true, ..News::default() });
         gathered.add(task(1), Offset(6));
         let news = gathered.take().await;
-        assert_eq!(news, News { grown: BTreeMap::from([(task(1), Offset(6))]), missed: true });
+        assert_eq!(news, News { grown: BTreeMap::from([(task(1), Offset(6))]), missed: true, ..News::default() });
     }
 
     #[tokio::test]
@@ -120,5 +188,15 @@ mod tests {
         gathered.add(task(0), Offset(2));
         let news = gathered.take().await;
         assert!(news.missed && news.grown.len() == 1, "{} logs", news.grown.len());
+        let leave =
+            |n| Word::Leave { asked: Uuid::from_u128(n), tasks: vec![task(1); 1000], principal: None, by: "b".into() };
+        for n in 0..9 {
+            gathered.say(leave(n));
+            gathered.say(Word::Unplaced);
+        }
+        let news = gathered.take().await;
+        assert!(news.missed && news.words.len() < 5, "{} words", news.words.len());
+        (0..9).for_each(|_| gathered.say(Word::Unplaced));
+        assert_eq!(gathered.take().await, News { words: vec![Word::Unplaced], ..News::default() });
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use ado_proto::spec::Resource;
 use ado_proto::{Namespace, Role};
 
 use super::{Candidate, Demand};
@@ -27,6 +28,17 @@ pub enum Unfit {
     Agent(String),
     /// It lacks a label: name and value.
     Label(String, String),
+    /// It cannot enforce such a limit.
+    Unlimited(Resource),
+    /// All it has is less than the task asks for.
+    Small {
+        /// Of what.
+        kind: Resource,
+        /// The worker's.
+        has: u64,
+        /// The task's.
+        asked: u64,
+    },
 }
 
 impl fmt::Display for Unfit {
@@ -37,6 +49,10 @@ impl fmt::Display for Unfit {
             Self::Pool { its, wanted } => write!(f, "is of pool {its}, not {wanted}"),
             Self::Agent(agent) => write!(f, "cannot run {agent}"),
             Self::Label(name, value) => write!(f, "lacks the label {name}={value}"),
+            Self::Unlimited(kind) => write!(f, "cannot limit {}", kind.as_str()),
+            Self::Small { kind, has, asked } => {
+                write!(f, "has {} for tasks, less than the {} it asks for", kind.amount(*has), kind.amount(*asked))
+            }
         }
     }
 }
@@ -54,6 +70,13 @@ impl Unfit {
             }
             Self::Agent(agent) => format!("start one that offers it with `ado worker --agents {agent}`"),
             Self::Label(name, value) => format!("start one with `ado worker --label {name}={value}`"),
+            Self::Unlimited(kind) => format!(
+                "leave out `--{}`, or start one that may make control groups: as root, or by systemd with `Delegate=yes`",
+                kind.as_str()
+            ),
+            Self::Small { kind, .. } => {
+                format!("ask for less with `--{}`, or start a worker that has more", kind.as_str())
+            }
         }
     }
 }
@@ -78,6 +101,13 @@ pub fn ineligible(worker: &Candidate, presence: Presence, demand: Option<&Demand
         Presence::Lost => {
             "was given up after a long silence: look at its machine, or start another with `ado worker`".into()
         }
+        // Before whether it is there: a drained one has left.
+        _ if worker.cordon.is_some() => {
+            let cordon = worker.cordon.as_ref();
+            let (drain, by) = cordon.map_or((false, ""), |cordon| (cordon.drain, cordon.by.as_str()));
+            let what = if drain { "is drained" } else { "is cordoned" };
+            format!("{what} by {by}: `ado workers uncordon {}` lets it take work again", worker.name)
+        }
         Presence::Disconnected => {
             "is not connected: look whether `ado worker` runs on its machine and reaches this controller".into()
         }
@@ -96,6 +126,9 @@ pub fn ineligible(worker: &Candidate, presence: Presence, demand: Option<&Demand
                 if worker.slots == 1 { "its slot is".into() } else { format!("all its {} slots are", worker.slots) };
             format!("{slots} busy: wait, or start another with `ado worker`, or this one with more `--slots`")
         }
+        Presence::Connected if demand.is_some_and(|demand| worker.room(demand) == 0) => {
+            "has a free slot, and less left than it asks for: it starts when other tasks there end".into()
+        }
         Presence::Connected => return None,
     })
 }
@@ -109,7 +142,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::scheduler::Tripped;
+    use crate::scheduler::{Cordon, Tripped};
 
     fn worker() -> Candidate {
         Candidate {
@@ -121,7 +154,10 @@ mod tests {
             labels: BTreeMap::from([("zone".into(), "a".into())]),
             slots: 2,
             busy: 1,
+            resources: ado_proto::spec::Resources::default(),
+            taken: crate::scheduler::Taken::default(),
             draining: false,
+            cordon: None,
             silent: false,
             tripped: None,
         }
@@ -144,6 +180,16 @@ mod tests {
             Connected,
             &|worker| worker.draining = true,
             Some("is shutting down and takes no more work: start another with `ado worker`"),
+        );
+        check(
+            Connected,
+            &|worker| worker.cordon = Some(Cordon { by: "admin/ann".into(), drain: false }),
+            Some("is cordoned by admin/ann: `ado workers uncordon box-1` lets it take work again"),
+        );
+        check(
+            Disconnected,
+            &|worker| worker.cordon = Some(Cordon { by: "admin/ann".into(), drain: true }),
+            Some("is drained by admin/ann: `ado workers uncordon box-1` lets it take work again"),
         );
         check(
             Connected,

@@ -4,8 +4,8 @@
 //! end to end, compressed when that helps. A chunk covers a range of offsets; those it lacks are lifecycle rows. So a
 //! cap on bytes can drop whole chunks and touch nothing that says what happened.
 
-use ado_proto::record::{self, Body, MAX_BODY, Reader, Record};
-use ado_proto::{Offset, Timestamp};
+use ado_proto::record::{self, Body, MAX_BODY, Reader, Record, Truncated};
+use ado_proto::{Offset, Origin, Timestamp};
 
 use super::{Error, Result};
 
@@ -24,6 +24,10 @@ const LEAST_WEIGHT: usize = 48;
 const PLAIN: u8 = 0;
 /// The same as one lz4 block.
 const LZ4: u8 = 1;
+/// One record that stands for those that were dropped.
+pub(super) const DROPPED: u8 = 2;
+/// Most chunks that are dropped at once: others write too.
+pub(super) const DROP_AT_ONCE: i64 = 64;
 
 /// Records of one task that are stored as one row.
 #[derive(Debug)]
@@ -100,7 +104,7 @@ pub(super) fn unpack(format: u8, bytes: usize, data: Vec<u8>) -> Result<Reader> 
         return Err(Error::Damaged(format!("a chunk of {bytes} bytes")));
     }
     match format {
-        PLAIN => Ok(Reader::new(data.into())),
+        PLAIN | DROPPED => Ok(Reader::new(data.into())),
         LZ4 => {
             let plain = lz4_flex::block::decompress(&data, bytes);
             let plain = plain.map_err(|error| Error::Damaged(format!("a chunk cannot be decompressed: {error}")))?;
@@ -153,14 +157,122 @@ pub(super) fn merge(mut bulk: Vec<Record>, own: Vec<Record>) -> Vec<Record> {
     bulk
 }
 
+/// Puts what stands for dropped records between the lifecycle records among them, which are kept. `records` are in order,
+/// of a log from `from` on.
+pub(super) fn with_gaps(records: Vec<Record>, from: Offset) -> Vec<Record> {
+    let dropped = records.iter().find_map(|record| match &record.body {
+        Body::Truncated(dropped) => Some((dropped.clone(), record.time)),
+        _ => None,
+    });
+    let Some((Truncated { from: first, to, bytes }, time)) = dropped else { return records };
+    let mut next = from.max(first);
+    // How many bytes a part of them had nobody can tell.
+    let gap_until = |next: Offset, until: Offset| {
+        (next < until).then(|| gap(next, until, if next == first { bytes } else { 0 }, time))
+    };
+    let mut all = Vec::with_capacity(records.len() + 1);
+    for record in records.into_iter().filter(|record| !matches!(record.body, Body::Truncated(_))) {
+        all.extend(gap_until(next, record.offset.min(to)));
+        next = next.max(record.offset.next());
+        all.push(record);
+    }
+    all.extend(gap_until(next, to));
+    all
+}
+
+/// Stands for records from an offset to before another. Its offset is the last of them, so that the next record follows it.
+fn gap(from: Offset, to: Offset, bytes: u64, time: Timestamp) -> Record {
+    let offset = Offset(to.0.saturating_sub(1));
+    Record { offset, origin: Origin::Controller, time, body: Truncated { from, to, bytes }.into() }
+}
+
+/// A record before an offset; of one that stands for several that part.
+pub(super) fn before(mut record: Record, end: Offset) -> Option<Record> {
+    if let Body::Truncated(gap) = &mut record.body
+        && gap.from < end
+        && gap.to > end
+    {
+        gap.to = end;
+        record.offset = Offset(end.0 - 1);
+    }
+    (record.offset < end).then_some(record)
+}
+
+/// A record from an offset on: of one that stands for several that part.
+pub(super) fn after(mut record: Record, start: Offset) -> Record {
+    if let Body::Truncated(gap) = &mut record.body
+        && gap.from < start
+    {
+        gap.from = start;
+        gap.bytes = 0;
+    }
+    record
+}
+
+/// What is known of a chunk without its data.
+#[derive(Debug, Clone)]
+pub(super) struct Outline {
+    pub(super) first: Offset,
+    pub(super) last: Offset,
+    pub(super) first_time: Timestamp,
+    pub(super) last_time: Timestamp,
+    /// Of its records; of dropped ones what they had.
+    pub(super) bytes: u64,
+    pub(super) dropped: bool,
+}
+
+/// The chunk that takes the place of the first ones of a log, so that what is left has `most` bytes or less; and how many
+/// bytes that are. `None`: nothing has to go. `oldest` are the first chunks, `total` is what all that are kept have.
+pub(super) fn shorten(oldest: &[Outline], total: u64, most: u64) -> Option<(Chunk, u64)> {
+    if total <= most {
+        return None;
+    }
+    // Some more than necessary, or it would have to be done again at once.
+    let goal = most / 8 * 7;
+    let mut left = total;
+    let is_needed = |chunk: &&Outline| {
+        let needed = chunk.dropped || left > goal;
+        left -= if needed && !chunk.dropped { chunk.bytes } else { 0 };
+        needed
+    };
+    let going: Vec<_> = oldest.iter().take_while(is_needed).collect();
+    let (first, last) = (going.first()?, going.last()?);
+    if last.dropped {
+        return None;
+    }
+    let bytes = going.iter().map(|chunk| chunk.bytes).sum();
+    let mut data = Vec::new();
+    gap(first.first, last.last.next(), bytes, last.last_time).encode(&mut data);
+    let chunk = Chunk {
+        first: first.first,
+        last: last.last,
+        first_time: first.first_time,
+        last_time: last.last_time,
+        newlines: 0,
+        bytes: data.len(),
+        format: DROPPED,
+        data,
+    };
+    Some((chunk, left))
+}
+
+/// How many bytes of output a dropped chunk stands for.
+pub(super) fn dropped_bytes(data: Vec<u8>) -> Result<u64> {
+    match decode_one(data)?.body {
+        Body::Truncated(gap) => Ok(gap.bytes),
+        _ => Err(Error::Damaged("what stands for dropped records is something else".into())),
+    }
+}
+
 /// Wrong bytes are never shown: a hole is damage.
 pub(super) fn dense(records: &[Record], from: Option<Offset>) -> Result<()> {
     let mut expected = from;
     for record in records {
-        if expected.is_some_and(|expected| expected != record.offset) {
+        let span = record.span();
+        if expected.is_some_and(|expected| expected != span.start) {
             return Err(hole(record.offset));
         }
-        expected = Some(record.offset.next());
+        expected = Some(span.end);
     }
     Ok(())
 }
@@ -222,6 +334,60 @@ mod tests {
         assert!(matches!(unpack(LZ4, 4_000, vec![0xff; 40]), Err(Error::Damaged(_))));
         assert!(matches!(unpack(LZ4, usize::MAX, vec![0; 4]), Err(Error::Damaged(_))));
         assert!(matches!(decode_one(Vec::new()), Err(Error::Damaged(_))));
+    }
+
+    fn note(offset: u64) -> Record {
+        let body = Note { text: "n".into() }.into();
+        Record { offset: Offset(offset), origin: Origin::Controller, time: Timestamp(7), body }
+    }
+
+    #[test]
+    fn lifecycle_records_stand_between_gaps() {
+        let spans = |records: Vec<Record>, from: u64| {
+            let all = with_gaps(records, Offset(from));
+            dense(&all, Some(Offset(from))).unwrap();
+            let show = |record: &Record| match &record.body {
+                Body::Truncated(gap) => format!("{}..{} {}", gap.from, gap.to, gap.bytes),
+                _ => record.offset.to_string(),
+            };
+            all.iter().map(show).collect::<Vec<_>>().join(", ")
+        };
+        let dropped = || gap(Offset(2), Offset(9), 70, Timestamp(8));
+        let all = || vec![note(0), note(1), note(4), note(5), dropped(), output(9, vec![1])];
+        assert_eq!(spans(all(), 0), "0, 1, 2..4 70, 4, 5, 6..9 0, 9");
+        assert_eq!(spans(all()[2..].to_vec(), 3), "3..4 0, 4, 5, 6..9 0, 9");
+        assert_eq!(spans(all()[4..].to_vec(), 7), "7..9 0, 9");
+        assert_eq!(spans(all()[5..].to_vec(), 9), "9");
+        let at_the_end = vec![note(0), note(1), note(2), dropped(), note(8), note(9)];
+        let mut sorted = at_the_end;
+        sorted.sort_by_key(|record| record.offset);
+        assert_eq!(spans(sorted, 0), "0, 1, 2, 3..8 0, 8, 9");
+        assert_eq!(before(dropped(), Offset(5)), Some(gap(Offset(2), Offset(5), 70, Timestamp(8))));
+        assert_eq!((before(dropped(), Offset(2)), before(note(4), Offset(4))), (None, None));
+    }
+
+    #[test]
+    fn the_oldest_chunks_go_and_one_stands_for_them() {
+        let outline = |first: u64, bytes: u64, dropped: bool| Outline {
+            first: Offset(first),
+            last: Offset(first + 4),
+            first_time: Timestamp(first as i64),
+            last_time: Timestamp(first as i64 + 4),
+            bytes,
+            dropped,
+        };
+        let all = [outline(0, 900, true), outline(5, 40, false), outline(10, 40, false), outline(15, 40, false)];
+        assert!(shorten(&all, 120, 120).is_none());
+        let (chunk, left) = shorten(&all, 120, 100).unwrap();
+        assert_eq!(
+            (chunk.first, chunk.last, chunk.first_time, chunk.last_time, left),
+            (Offset(0), Offset(9), Timestamp(0), Timestamp(9), 80)
+        );
+        assert_eq!(dropped_bytes(chunk.data.clone()).unwrap(), 940);
+        assert_eq!(unpacked(chunk), [gap(Offset(0), Offset(10), 940, Timestamp(9))]);
+        let (chunk, left) = shorten(&all[1..], 120, 0).unwrap();
+        assert_eq!((chunk.first, chunk.last, left), (Offset(5), Offset(19), 0));
+        assert!(shorten(&all[..1], 120, 0).is_none(), "what is gone is gone");
     }
 
     #[test]

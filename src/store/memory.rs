@@ -7,18 +7,21 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use ado_proto::record::{Desired, Record};
-use ado_proto::request::{AuditLine, Events, EventsFrom, ListAudit, SystemEvent, WorkerBounds};
-use ado_proto::{Audience, Epoch, GroupId, Incarnation, Offset, RequestId, TaskId, Timestamp, WorkerId};
+use ado_proto::record::{Desired, Record, Truncated};
+use ado_proto::request::{AuditLine, Events, EventsFrom, ListAudit, SecretInfo, SystemEvent, WorkerBounds};
+use ado_proto::{
+    Audience, ControllerId, Epoch, GroupId, Incarnation, Namespace, Offset, Origin, RequestId, TaskId, Timestamp,
+    WorkerId,
+};
 use async_trait::async_trait;
 use bytes::Bytes;
 
 use super::batch::{self, Batch};
 use super::clock::Clock;
 use super::{
-    Audit, Backlog, Certificate, ChangeBreaker, Committed, EVENT_RETENTION, Find, KEY_RETENTION, Key, ListFilter,
-    NewEvent, Page, Renewal, Result, Row, Store, Token, TokenRefusal, Unit, Waiting, Worker, WorkerEvent, log, rules,
-    score,
+    AUDIT_RETENTION, Audit, Backlog, Certificate, ChangeBreaker, ClosedSecret, Committed, Controller, EVENT_RETENTION,
+    Find, HeldLoop, KEY_RETENTION, Key, ListFilter, NewEvent, NewWish, Page, Renewal, Report, Result, Row, Store,
+    Token, TokenRefusal, Unit, Waiting, Wish, Worker, WorkerEvent, log, rules, score,
 };
 use crate::env::Env;
 use crate::task::{Breaker, Scope, State};
@@ -35,18 +38,31 @@ pub struct Memory {
 struct Held {
     rows: BTreeMap<TaskId, Row>,
     logs: BTreeMap<TaskId, Vec<Record>>,
+    dropped: BTreeMap<TaskId, Dropped>,
     requests: BTreeMap<(String, u16, RequestId), Answered>,
     workers: BTreeMap<WorkerId, Worker>,
     lost: BTreeSet<WorkerId>,
     breakers: BTreeMap<Scope, (Breaker, Timestamp)>,
     loops: BTreeMap<String, Loop>,
+    controllers: BTreeMap<ControllerId, Controller>,
+    reports: BTreeMap<WorkerId, (Report, Timestamp)>,
+    wishes: BTreeMap<WorkerId, Wish>,
+    items: BTreeMap<String, Vec<u8>>,
     tokens: BTreeMap<String, Token>,
     bounds: BTreeMap<String, WorkerBounds>,
+    secrets: BTreeMap<(Namespace, String), (SecretInfo, Vec<u8>)>,
     certificates: BTreeMap<String, Certificate>,
     revoked: BTreeSet<String>,
     events: BTreeMap<u64, (Audience, SystemEvent)>,
     last_cursor: u64,
     audit: Vec<(Timestamp, Audit)>,
+}
+
+/// Which of a log's bulk records are no longer kept: those of these offsets.
+struct Dropped {
+    from: Offset,
+    to: Offset,
+    bytes: u64,
 }
 
 struct Answered {
@@ -121,21 +137,29 @@ impl Held {
         self.pick(holds, |row| row.task.id, usize::MAX)
     }
 
-    fn page(&self, task: TaskId, range: impl FnOnce(&[Record]) -> &[Record]) -> Option<Page> {
+    fn page(&self, task: TaskId, records: impl FnOnce(Vec<Record>) -> Vec<Record>) -> Option<Page> {
         let row = self.rows.get(&task)?;
-        let records = self.logs.get(&task).map_or(&[][..], |log| range(log)).to_vec();
-        Some(Page {
-            records,
-            first_kept: Offset(0),
-            next_offset: row.task.next_offset,
-            ended: row.task.ended_at.is_some(),
-        })
+        let log = self.logs.get(&task).map(Vec::as_slice).unwrap_or_default();
+        let all = match self.dropped.get(&task) {
+            Some(dropped) => log::with_gaps(dropped.without(log), Offset(0)),
+            None => log.to_vec(),
+        };
+        Some(Page { records: records(all), next_offset: row.task.next_offset, ended: row.task.ended_at.is_some() })
     }
 }
 
-/// A place in a log that is at most its length.
-fn place(offset: Offset, log: &[Record]) -> usize {
-    usize::try_from(offset.0).unwrap_or(usize::MAX).min(log.len())
+impl Dropped {
+    /// A log without what was dropped, and with one record in its place.
+    fn without(&self, log: &[Record]) -> Vec<Record> {
+        let kept = |record: &&Record| !log::is_bulk(record) || record.offset >= self.to;
+        let mut records: Vec<_> = log.iter().filter(kept).cloned().collect();
+        let offset = Offset(self.to.0 - 1);
+        let body = Truncated { from: self.from, to: self.to, bytes: self.bytes }.into();
+        let time = log[usize::try_from(offset.0).unwrap_or(0)].time;
+        records.push(Record { offset, origin: Origin::Controller, time, body });
+        records.sort_by_key(|record| record.offset);
+        records
+    }
 }
 
 fn in_group(row: &Row, fits: impl Fn(GroupId) -> bool) -> bool {
@@ -211,15 +235,19 @@ impl Store for Memory {
 
     async fn read(&self, task: TaskId, from: Offset, max_bytes: usize) -> Result<Option<Page>> {
         Ok(self.held().page(task, |log| {
-            let rest = &log[place(from, log)..];
-            &rest[..log::fitting(rest, max_bytes)]
+            let rest = log.into_iter().filter(|record| record.span().end > from);
+            let mut rest: Vec<_> = rest.map(|record| log::after(record, from)).collect();
+            rest.truncate(log::fitting(&rest, max_bytes));
+            rest
         }))
     }
 
     async fn read_back(&self, task: TaskId, before: Offset, max_bytes: usize) -> Result<Option<Page>> {
         Ok(self.held().page(task, |log| {
-            let rest = &log[..place(before, log)];
-            &rest[rest.len() - log::fitting(rest.iter().rev(), max_bytes)..]
+            let rest = log.into_iter().filter_map(|record| log::before(record, before));
+            let mut rest: Vec<_> = rest.collect();
+            rest.drain(..rest.len() - log::fitting(rest.iter().rev(), max_bytes));
+            rest
         }))
     }
 
@@ -369,6 +397,75 @@ impl Store for Memory {
         Ok(())
     }
 
+    async fn loops(&self) -> Result<Vec<HeldLoop>> {
+        let held = self.held();
+        let now = self.clock.now();
+        let live = held.loops.iter().filter(|(_, lease)| lease.expires_at > now);
+        let each = live
+            .filter_map(|(name, lease)| Some(HeldLoop { name: name.clone(), holder: lease.holder?, term: lease.term }));
+        Ok(each.collect())
+    }
+
+    async fn report(&self, mut controller: Controller, workers: Vec<Report>) -> Result<()> {
+        let mut held = self.held();
+        let now = self.clock.now();
+        let former = held.controllers.get(&controller.id);
+        let known = former.filter(|former| former.incarnation == controller.incarnation);
+        controller.since = known.map_or(now, |known| known.since);
+        controller.seen_at = now;
+        held.controllers.insert(controller.id, controller);
+        held.reports.extend(workers.into_iter().map(|report| (report.worker, (report, now))));
+        Ok(())
+    }
+
+    async fn controllers(&self) -> Result<Vec<Controller>> {
+        Ok(self.held().controllers.values().cloned().collect())
+    }
+
+    async fn remove_controller(&self, id: ControllerId, incarnation: Incarnation) -> Result<()> {
+        let mut held = self.held();
+        if held.controllers.get(&id).is_some_and(|known| known.incarnation == incarnation) {
+            held.controllers.remove(&id);
+        }
+        Ok(())
+    }
+
+    async fn reports(&self) -> Result<Vec<Report>> {
+        Ok(self.held().reports.values().map(|(report, _)| report.clone()).collect())
+    }
+
+    async fn wishes(&self) -> Result<BTreeMap<WorkerId, Wish>> {
+        Ok(self.held().wishes.clone())
+    }
+
+    async fn wish(
+        &self,
+        worker: WorkerId,
+        wish: NewWish,
+        kept: Option<(Key, Bytes)>,
+        audit: Audit,
+        event: Option<NewEvent>,
+    ) -> Result<Wish> {
+        let mut held = self.held();
+        let now = self.clock.now();
+        let wish = rules::next_wish(held.wishes.get(&worker), wish, now);
+        held.wishes.insert(worker, wish.clone());
+        held.audit.push((now, audit));
+        held.add_events(event.into_iter().collect(), now);
+        if let Some((key, answer)) = kept {
+            held.keep(key, answer, now);
+        }
+        Ok(wish)
+    }
+
+    async fn item(&self, name: &str) -> Result<Option<Vec<u8>>> {
+        Ok(self.held().items.get(name).cloned())
+    }
+
+    async fn put_item(&self, name: &str, item: &[u8]) -> Result<Vec<u8>> {
+        Ok(self.held().items.entry(name.into()).or_insert_with(|| item.to_vec()).clone())
+    }
+
     async fn put_token(&self, token: Token, audit: Audit) -> Result<()> {
         let mut held = self.held();
         let now = self.clock.now();
@@ -430,6 +527,47 @@ impl Store for Memory {
 
     async fn bounds(&self, identity: &str) -> Result<WorkerBounds> {
         Ok(self.held().bounds.get(identity).cloned().unwrap_or_default())
+    }
+
+    async fn put_secret(
+        &self,
+        secret: ClosedSecret,
+        only: Option<&str>,
+        audit: Audit,
+    ) -> Result<std::result::Result<SecretInfo, SecretInfo>> {
+        let mut held = self.held();
+        let now = self.clock.now();
+        let ClosedSecret { name, namespace, owner, closed } = secret;
+        let former = held.secrets.get(&(namespace.clone(), name.clone())).map(|(former, _)| former.clone());
+        if let Some(former) = former.clone().filter(|former| only.is_some_and(|only| only != former.owner)) {
+            return Ok(Err(former));
+        }
+        let version = former.as_ref().map_or(1, |former| former.version + 1);
+        let created_at = former.map_or(now, |former| former.created_at);
+        let kept = SecretInfo { name, namespace, version, owner, created_at, updated_at: now };
+        held.secrets.insert((kept.namespace.clone(), kept.name.clone()), (kept.clone(), closed));
+        held.audit.push((now, audit));
+        Ok(Ok(kept))
+    }
+
+    async fn secrets(&self, audience: &Audience) -> Result<Vec<SecretInfo>> {
+        let held = self.held();
+        let infos = held.secrets.values().map(|(info, _)| info);
+        Ok(infos.filter(|info| rules::sees(audience, &info.namespace)).cloned().collect())
+    }
+
+    async fn secret(&self, namespace: &Namespace, name: &str) -> Result<Option<(SecretInfo, Vec<u8>)>> {
+        Ok(self.held().secrets.get(&(namespace.clone(), name.to_owned())).cloned())
+    }
+
+    async fn remove_secret(&self, namespace: &Namespace, name: &str, audit: Audit) -> Result<bool> {
+        let mut held = self.held();
+        let now = self.clock.now();
+        if held.secrets.remove(&(namespace.clone(), name.to_owned())).is_none() {
+            return Ok(false);
+        }
+        held.audit.push((now, audit));
+        Ok(true)
     }
 
     async fn put_certificate(&self, certificate: Certificate) -> Result<bool> {
@@ -507,10 +645,14 @@ impl Store for Memory {
         let now = self.clock.now();
         let (keys, events) = (rules::cutoff(now, KEY_RETENTION), rules::cutoff(now, EVENT_RETENTION));
         held.requests.retain(|_, answered| answered.at >= keys);
+        let lines = rules::cutoff(now, AUDIT_RETENTION);
+        held.audit.retain(|(at, _)| *at >= lines);
         held.events.retain(|_, (_, event)| event.time >= events);
         held.breakers.retain(|_, (_, at)| *at >= events);
         held.tokens.retain(|_, token| token.expires_at > now);
         held.certificates.retain(|_, certificate| certificate.not_after > now);
+        held.controllers.retain(|_, controller| controller.seen_at >= events);
+        held.reports.retain(|_, (_, at)| *at >= events);
         let members: BTreeSet<_> = held.certificates.values().map(|one| one.identity.clone()).collect();
         held.bounds.retain(|identity, _| members.contains(identity));
         let gone = |worker: &&Worker| {
@@ -522,6 +664,42 @@ impl Store for Memory {
             held.lost.remove(&id);
         }
         Ok(())
+    }
+
+    async fn cap_log(&self, task: TaskId, most: u64) -> Result<u64> {
+        let mut held = self.held();
+        let to = held.dropped.get(&task).map_or(Offset(0), |dropped| dropped.to);
+        let kept = held.logs.get(&task).map(Vec::as_slice).unwrap_or_default().iter();
+        let kept: Vec<_> = kept.filter(|record| log::is_bulk(record) && record.offset >= to).collect();
+        let outline = |record: &&Record| log::Outline {
+            first: record.offset,
+            last: record.offset,
+            first_time: record.time,
+            last_time: record.time,
+            bytes: record.weight() as u64,
+            dropped: false,
+        };
+        let outlines: Vec<_> = kept.iter().map(outline).collect();
+        let total = outlines.iter().map(|outline| outline.bytes).sum();
+        let Some((chunk, left)) = log::shorten(&outlines, total, most) else { return Ok(total) };
+        let bytes = log::dropped_bytes(chunk.data)?;
+        let dropped = held.dropped.entry(task).or_insert(Dropped { from: chunk.first, to: Offset(0), bytes: 0 });
+        dropped.to = chunk.last.next();
+        dropped.bytes += bytes;
+        Ok(left)
+    }
+
+    async fn forget_tasks(&self, ended_for: Duration) -> Result<u64> {
+        let mut held = self.held();
+        let before = rules::cutoff(self.clock.now(), ended_for);
+        let old = held.rows.values().filter(|row| row.task.ended_at.is_some_and(|at| at < before));
+        let old: Vec<_> = old.map(|row| row.task.id).collect();
+        for id in &old {
+            held.rows.remove(id);
+            held.logs.remove(id);
+            held.dropped.remove(id);
+        }
+        Ok(old.len() as u64)
     }
 
     async fn ping(&self) -> Result<()> {

@@ -20,10 +20,11 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use ado_proto::record::{Desired, Record};
-use ado_proto::request::{AuditLine, Events, EventsFrom, ListAudit, WorkerBounds};
-use ado_proto::spec::Containment;
+use ado_proto::request::{AuditLine, Events, EventsFrom, ListAudit, Load, SecretInfo, WorkerBounds, WorkerDesired};
+use ado_proto::spec::{Containment, Resources};
 use ado_proto::{
-    Audience, Epoch, GroupId, Incarnation, Namespace, Offset, RequestId, Role, TaskId, Timestamp, WorkerId,
+    Audience, ControllerId, Epoch, GroupId, Incarnation, Namespace, Offset, RequestId, Role, TaskId, Timestamp,
+    WorkerId,
 };
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -205,10 +206,9 @@ pub enum Committed {
 /// A part of a log.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Page {
-    /// In offset order without gaps; the first at the asked offset, unless that is below `first_kept` or past the end.
+    /// In offset order without gaps; the first at the asked offset, unless that is past the end. Runs of output and
+    /// progress that are no longer kept come as a [`ado_proto::record::Truncated`] each.
     pub records: Vec<Record>,
-    /// The lowest offset that is kept.
-    pub first_kept: Offset,
     /// Length of the log.
     pub next_offset: Offset,
     /// Whether the task is over: no record follows `next_offset`.
@@ -272,10 +272,85 @@ pub struct Worker {
     pub containment: Containment,
     /// Its build.
     pub build: String,
+    /// What it has for tasks with limits; see [`Resources`].
+    pub resources: Resources,
     /// Takes no more work.
     pub draining: bool,
     /// Last heartbeat, on the store's clock.
     pub seen_at: Timestamp,
+}
+
+/// What somebody wants of a worker. It is kept when the worker is started anew, and when it is forgotten.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Wish {
+    /// The state wanted.
+    pub desired: WorkerDesired,
+    /// Rises with every change.
+    pub generation: u64,
+    /// When it is to hand back what it still holds.
+    pub deadline: Option<Timestamp>,
+    /// Who wants it, as `role/name`.
+    pub by: String,
+}
+
+/// A wish before it is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewWish {
+    /// The state wanted.
+    pub desired: WorkerDesired,
+    /// How long from now on the worker may keep what it holds.
+    pub within: Option<Duration>,
+    /// Who wants it.
+    pub by: String,
+}
+
+/// A controller as it has said that it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Controller {
+    /// Its id.
+    pub id: ControllerId,
+    /// This start of it.
+    pub incarnation: Incarnation,
+    /// For people.
+    pub name: String,
+    /// `host:port` it is reached at.
+    pub addresses: Vec<String>,
+    /// Its build.
+    pub build: String,
+    /// When this start was first heard of, on the store's clock.
+    pub since: Timestamp,
+    /// When it was last heard of.
+    pub seen_at: Timestamp,
+    /// Workers connected to it.
+    pub workers: u32,
+    /// Viewers that follow logs through it.
+    pub viewers: u32,
+}
+
+/// What a controller knows of a worker that is connected to it, for the others.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Report {
+    /// The worker.
+    pub worker: WorkerId,
+    /// The start of the controller.
+    pub controller: Incarnation,
+    /// Attempts it holds.
+    pub busy: u32,
+    /// How busy its machine is.
+    pub load: Load,
+    /// Round trip to it.
+    pub rtt: Duration,
+}
+
+/// A loop that somebody holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HeldLoop {
+    /// Which.
+    pub name: String,
+    /// Who.
+    pub holder: Incarnation,
+    /// Rises with every new holder.
+    pub term: u64,
 }
 
 /// A queued task that is wanted running.
@@ -342,6 +417,19 @@ pub struct Token {
     pub created_by: String,
     /// What its holder may say of itself, if it is a worker.
     pub bounds: WorkerBounds,
+}
+
+/// A secret to keep. The store sees it closed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClosedSecret {
+    /// What tasks call it by.
+    pub name: String,
+    /// Where.
+    pub namespace: Namespace,
+    /// Who sets it.
+    pub owner: String,
+    /// Its value, closed under a key that is not in the store.
+    pub closed: Vec<u8>,
 }
 
 /// Why a token was not taken.
@@ -483,6 +571,40 @@ pub trait Store: Send + Sync + 'static {
     /// Gives a loop's lease back.
     async fn release_loop(&self, name: &str, holder: Incarnation) -> Result<()>;
 
+    /// Loops that are held, in order of name.
+    async fn loops(&self) -> Result<Vec<HeldLoop>>;
+
+    /// A controller lives, and knows this of workers connected to it. Sets `seen_at`, and `since` unless it is known.
+    async fn report(&self, controller: Controller, workers: Vec<Report>) -> Result<()>;
+
+    /// Controllers that have said that they live, in order of id; those that died too, until the sweep.
+    async fn controllers(&self) -> Result<Vec<Controller>>;
+
+    /// Forgets a controller, if this is its newest start.
+    async fn remove_controller(&self, id: ControllerId, incarnation: Incarnation) -> Result<()>;
+
+    /// What controllers said last of workers, in order of the worker's id.
+    async fn reports(&self) -> Result<Vec<Report>>;
+
+    /// What is wanted of workers; nothing of those who are not there.
+    async fn wishes(&self) -> Result<BTreeMap<WorkerId, Wish>>;
+
+    /// Wants something of a worker, and remembers the answer for the key. Returns the wish.
+    async fn wish(
+        &self,
+        worker: WorkerId,
+        wish: NewWish,
+        kept: Option<(Key, Bytes)>,
+        audit: Audit,
+        event: Option<NewEvent>,
+    ) -> Result<Wish>;
+
+    /// What is kept for all controllers under a name: closed, for none but them.
+    async fn item(&self, name: &str) -> Result<Option<Vec<u8>>>;
+
+    /// Keeps it unless there is one. Returns what is there afterwards.
+    async fn put_item(&self, name: &str, item: &[u8]) -> Result<Vec<u8>>;
+
     /// Keeps a token.
     async fn put_token(&self, token: Token, audit: Audit) -> Result<()>;
 
@@ -507,6 +629,24 @@ pub trait Store: Send + Sync + 'static {
     /// What a worker may say of itself.
     async fn bounds(&self, identity: &str) -> Result<WorkerBounds>;
 
+    /// Keeps a secret in the place of the version there was. `only`: not if that one belongs to somebody else, whom it
+    /// returns.
+    async fn put_secret(
+        &self,
+        secret: ClosedSecret,
+        only: Option<&str>,
+        audit: Audit,
+    ) -> Result<std::result::Result<SecretInfo, SecretInfo>>;
+
+    /// Secrets, by namespace and name.
+    async fn secrets(&self, audience: &Audience) -> Result<Vec<SecretInfo>>;
+
+    /// A secret and its closed value.
+    async fn secret(&self, namespace: &Namespace, name: &str) -> Result<Option<(SecretInfo, Vec<u8>)>>;
+
+    /// Forgets a secret. `false`: there was none.
+    async fn remove_secret(&self, namespace: &Namespace, name: &str, audit: Audit) -> Result<bool>;
+
     /// Remembers an issued certificate. `false`: its identity has been revoked, and the certificate must not be used.
     async fn put_certificate(&self, certificate: Certificate) -> Result<bool>;
 
@@ -526,9 +666,16 @@ pub trait Store: Send + Sync + 'static {
     /// The audit log, newest first; at most `limit` lines of it.
     async fn audit(&self, audience: &Audience, wanted: &ListAudit) -> Result<Vec<AuditLine>>;
 
-    /// Deletes what has outlived its retention: idempotency keys (24 h), events, breakers and lost workers that hold
-    /// nothing (7 days), expired tokens and certificates.
+    /// Deletes what has outlived its retention: idempotency keys (24 h), events, breakers, controllers and lost workers that
+    /// hold nothing (7 days), lines of the audit log (a year), expired tokens and certificates.
     async fn sweep(&self) -> Result<()>;
+
+    /// Drops the oldest output and progress of a log until what is left has `most` bytes or less: about an eighth more than
+    /// necessary. Lifecycle records, notes and checkpoints stay. Returns how many bytes are left, before compression.
+    async fn cap_log(&self, task: TaskId, most: u64) -> Result<u64>;
+
+    /// Forgets tasks that ended at least this long ago, and their logs. Returns how many.
+    async fn forget_tasks(&self, ended_for: Duration) -> Result<u64>;
 
     /// Whether the store answers: for `/ready`.
     async fn ping(&self) -> Result<()>;
@@ -541,6 +688,9 @@ pub trait Store: Send + Sync + 'static {
 pub const KEY_RETENTION: Duration = Duration::from_secs(24 * 3600);
 /// How long system events are kept, and workers that have gone without a word.
 pub const EVENT_RETENTION: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// How long lines of the audit log are kept.
+pub const AUDIT_RETENTION: Duration = Duration::from_secs(366 * 24 * 3600);
 
 /// The order of claims: earlier is lower. One step of priority is worth one minute of waiting, so that nothing starves.
 pub fn score(not_before: Timestamp, priority: i32) -> i64 {

@@ -3,12 +3,11 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use ado_proto::request::{Events, EventsFrom, SystemEvent, WorkerBounds};
-use ado_proto::{Audience, Epoch, Incarnation, Namespace, TaskId, Timestamp};
-
-use super::{Error, Lease, Renewal, Row, Token, TokenRefusal, Worker};
+use super::{Error, Lease, NewWish, Renewal, Row, Token, TokenRefusal, Wish, Worker};
 use crate::env::Env;
 use crate::task::{Breaker, Scope};
+use ado_proto::request::{Events, EventsFrom, SystemEvent, WorkerBounds, WorkerDesired};
+use ado_proto::{Audience, Epoch, Incarnation, Namespace, TaskId, Timestamp};
 
 /// A new generation id: random, not zero, and small enough for a signed column.
 pub(super) fn generation(env: &Env) -> u64 {
@@ -89,6 +88,28 @@ pub(super) fn still_drains(former: Option<&Worker>, worker: &Worker) -> bool {
     former.is_some_and(|former| former.draining && former.incarnation == worker.incarnation)
 }
 
+/// A wish in the place of a former one.
+pub(super) fn next_wish(former: Option<&Wish>, wish: NewWish, now: Timestamp) -> Wish {
+    Wish {
+        desired: wish.desired,
+        generation: former.map_or(0, |former| former.generation) + 1,
+        deadline: wish.within.map(|within| now.after(within)),
+        by: wish.by,
+    }
+}
+
+/// The wish that a word stands for.
+pub(super) fn desired(word: &str) -> Result<WorkerDesired, Error> {
+    let all = [WorkerDesired::Active, WorkerDesired::Cordoned, WorkerDesired::Drained];
+    let found = all.into_iter().find(|desired| desired.as_str() == word);
+    found.ok_or_else(|| Error::Damaged(format!("a worker is wanted `{word}`")))
+}
+
+/// A time as columns keep it.
+pub(super) fn micros(time: Duration) -> i64 {
+    i64::try_from(time.as_micros()).unwrap_or(i64::MAX)
+}
+
 /// The token after one use.
 pub(super) fn use_once(mut token: Token, now: Timestamp) -> Result<Token, TokenRefusal> {
     if token.expires_at <= now {
@@ -109,6 +130,11 @@ pub(super) fn bounds_text(bounds: &WorkerBounds) -> Option<String> {
 pub(super) fn bounds(text: Option<&str>) -> Result<WorkerBounds, Error> {
     let read = |text| serde_json::from_str(text).map_err(|error| Error::Damaged(format!("a worker's bounds: {error}")));
     text.map_or_else(|| Ok(WorkerBounds::default()), read)
+}
+
+/// Ids of tasks made before this instant are lower: their first 48 bits are milliseconds.
+pub(super) fn lowest_id(at: Timestamp) -> uuid::Uuid {
+    uuid::Uuid::from_u128(u128::try_from(at.0 / 1000).unwrap_or(0) << 80)
 }
 
 /// What is older than this has outlived its retention.

@@ -115,6 +115,7 @@ impl Signal {
             | Exit::TimedOut(_)
             | Exit::Cancelled
             | Exit::Unavailable { .. }
+            | Exit::OutOfMemory { .. }
             | Exit::Hopeless { .. } => Some(Self::Finished),
         }
     }
@@ -128,7 +129,12 @@ impl Signal {
             }
             Exit::Code(_) | Exit::Hopeless { .. } => Some(Self::Finished),
             // Nobody can tell how far it came.
-            Exit::Signal(_) | Exit::TimedOut(_) | Exit::Cancelled | Exit::NotStarted { .. } | Exit::Lost { .. } => None,
+            Exit::Signal(_)
+            | Exit::TimedOut(_)
+            | Exit::Cancelled
+            | Exit::NotStarted { .. }
+            | Exit::Lost { .. }
+            | Exit::OutOfMemory { .. } => None,
         }
     }
 }
@@ -347,6 +353,7 @@ mod tests {
             not_started(true),
             Exit::Hopeless { error: "x".into(), code: 1 },
             Exit::Unavailable { what: "x".into(), retry_after_ms: None },
+            Exit::OutOfMemory { limit: 1 },
         ]
         .into_iter()
         .chain(Limit::ALL.map(Exit::TimedOut))

@@ -7,7 +7,7 @@ use ado_proto::record::{
     Submitted, WorkerLost,
 };
 use ado_proto::request::Settled;
-use ado_proto::spec::{Exit, Limit, TaskSpec, span};
+use ado_proto::spec::{Exit, Limit, Resource, TaskSpec, span};
 use ado_proto::{Epoch, Origin, Seq, TaskId, Timestamp};
 
 use super::{FoldError, Holder, Policy, State, Task, backoff};
@@ -326,6 +326,9 @@ fn describe(exit: &Exit, spec: &TaskSpec) -> String {
         Exit::Lost { error } => format!("its worker lost hold of it: {error}"),
         Exit::Unavailable { what, .. } => format!("not available: {what}"),
         Exit::Hopeless { error, .. } => error.clone(),
+        Exit::OutOfMemory { limit } => {
+            format!("killed: it used more than its {} of memory", Resource::Memory.amount(*limit))
+        }
     }
 }
 

@@ -11,11 +11,11 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ado_proto::Seq;
 use ado_proto::inside::{CHECKPOINT, SOCKET};
 use ado_proto::record::{Body, Exited, Started};
 use ado_proto::session::Assignment;
 use ado_proto::spec::{Containment, Exit, Limit};
+use ado_proto::{Secret, Seq};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 
@@ -26,6 +26,7 @@ use super::inside::{Reply, Server, Sockets, Voice};
 use super::keeper::Keeper;
 use super::outbox::SharedOutbox;
 use super::pipes::{Mark, Pipes};
+use super::redact::Redactor;
 use super::silence::Silence;
 use super::{former, removal};
 use crate::agents::{self, Plan};
@@ -145,8 +146,11 @@ impl Attempt {
             outbox.close();
             return orders.give_up;
         }
+        let missing = self.assignment.secrets.iter().find_map(|given| given.value.as_ref().err());
         let planned = if orders.desired == ado_proto::record::Desired::Cancelled {
             Err(Exit::Cancelled)
+        } else if let Some(missing) = missing {
+            Err(Exit::NotStarted { error: missing.clone(), permanent: true })
         } else {
             agents::plan(spec).map_err(|error| Exit::NotStarted { error: error.to_string(), permanent: true })
         };
@@ -194,12 +198,13 @@ impl Attempt {
                 GiveUp::No,
             );
         }
-        let result = match Keeper::spawn(&self.place.executable, &self.place.guards) {
+        let redactor = Redactor::new(self.secrets().map(|(_, value)| value.expose())).map(Arc::new);
+        let result = match Keeper::spawn(&self.place.executable, &self.place.guards, redactor.as_ref()) {
             Ok((keeper, pipes)) => {
                 let voice = Arc::new(Voice::new());
                 let server = keeper.id().and_then(|guard| self.listen(guard, &voice, outbox));
                 let start = self.start(argv, &cwd, server.as_ref());
-                let agent = Agent::new(self, keeper, pipes, outbox, voice);
+                let agent = Agent::new(self, keeper, pipes, outbox, voice, redactor);
                 let result = Box::pin(agent.run(start)).await;
                 drop(server);
                 result
@@ -222,15 +227,28 @@ impl Attempt {
         server.inspect_err(|error| tracing::warn!(path = %path.display(), %error, "cannot listen to a task")).ok()
     }
 
+    /// Variables and their secret values.
+    fn secrets(&self) -> impl Iterator<Item = (&str, &Secret)> {
+        self.assignment.secrets.iter().filter_map(|given| Some((given.variable.as_str(), given.value.as_ref().ok()?)))
+    }
+
     fn start(&self, argv: Vec<String>, cwd: &Path, server: Option<&Server>) -> Start {
+        let env = environment(&self.place, server.map(Server::path), &self.assignment);
         Start {
             argv,
-            env: environment(&self.place, server.map(Server::path), &self.assignment),
+            // What ado itself says is no secret.
+            secrets: self
+                .secrets()
+                .filter(|(name, _)| !env.contains_key(*name))
+                .map(|(name, value)| (name.to_owned(), value.clone()))
+                .collect(),
+            env,
             cwd: cwd.display().to_string(),
             time_limit_ms: self.assignment.spec.time_limit_ms,
             total_left_ms: self.assignment.total_left_ms,
             lease: self.orders.borrow().lease,
             containment: self.place.containment,
+            limits: self.assignment.spec.resources,
         }
     }
 }
@@ -263,6 +281,8 @@ struct Agent<'a> {
     begun: bool,
     /// What the agent says beside its output.
     voice: Arc<Voice>,
+    /// Hides the task's secrets in that, as it is done in its output.
+    redactor: Option<Arc<Redactor>>,
     /// The one thing it said whose turn has not come.
     due: Option<Due>,
     guard_lives: bool,
@@ -290,7 +310,14 @@ enum Step {
 }
 
 impl<'a> Agent<'a> {
-    fn new(attempt: &'a Attempt, keeper: Keeper, pipes: Pipes, outbox: &'a SharedOutbox, voice: Arc<Voice>) -> Self {
+    fn new(
+        attempt: &'a Attempt,
+        keeper: Keeper,
+        pipes: Pipes,
+        outbox: &'a SharedOutbox,
+        voice: Arc<Voice>,
+        redactor: Option<Arc<Redactor>>,
+    ) -> Self {
         Self {
             attempt,
             outbox,
@@ -300,6 +327,7 @@ impl<'a> Agent<'a> {
             backlog: VecDeque::new(),
             begun: false,
             voice,
+            redactor,
             due: None,
             guard_lives: true,
             silence: Silence::new(attempt.assignment.spec.limit(Limit::Silence)),
@@ -415,7 +443,10 @@ impl<'a> Agent<'a> {
             // Its connection may be gone; the checkpoint counts all the same.
             let _ = reply.send(seq);
         }
-        self.backlog.push_back(body);
+        self.backlog.push_back(match &self.redactor {
+            Some(redactor) => redactor.body(body),
+            None => body,
+        });
     }
 
     /// A guard that is gone is noticed when it is listened to.
@@ -467,6 +498,8 @@ fn environment(place: &Place, socket: Option<&Path>, assignment: &Assignment) ->
         (CHECKPOINT, assignment.checkpoint.clone()),
     ];
     let mut all: BTreeMap<_, _> = place.environment.clone().into_iter().chain(assignment.spec.env.clone()).collect();
+    // It is given with the secrets.
+    all.retain(|name, _| !assignment.spec.secrets.contains_key(name));
     for (name, value) in own {
         match value {
             Some(value) => all.insert(name.to_owned(), value),
@@ -520,6 +553,7 @@ mod tests {
             lease_ms: 1000,
             desired: Desired::Running,
             generation: 0,
+            secrets: Vec::new(),
             total_left_ms: None,
         };
         let place = Place {

@@ -70,11 +70,12 @@ pub(super) fn clean_up(guards: &Path, guard: u32) {
     let path = guards.join(guard.to_string());
     let note = fs::read_to_string(&path).unwrap_or_default();
     let mut lines = note.lines();
-    let group = lines.next().filter(|group| !group.is_empty()).map(Path::new);
+    let groups = lines.next().unwrap_or_default().split('\t').filter(|group| !group.is_empty()).map(Path::new);
+    let groups: Vec<_> = groups.collect();
     let marks: Vec<String> = lines.map(str::to_owned).collect();
     // All of them or nothing: fewer would fit other attempts.
     let marks = if marks.len() == MARKS.len() { marks } else { Vec::new() };
-    containment::remove_leftovers(group, &marks);
+    containment::remove_leftovers(&groups, &marks);
     let _ = fs::remove_file(path);
 }
 

@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdStream;
 use std::path::Path;
 use std::process::Stdio;
+use std::sync::Arc;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -12,6 +13,7 @@ use tokio::process::{Child, Command};
 
 use super::guard::protocol::{self, FromGuard, ToGuard};
 use super::pipes::Pipes;
+use super::redact::Redactor;
 
 /// A guard. Dropping it closes the control socket: the guard kills its agent and ends.
 #[derive(Debug)]
@@ -23,7 +25,11 @@ pub(super) struct Keeper {
 
 impl Keeper {
     /// Starts `executable guard <guards>`.
-    pub(super) fn spawn(executable: &Path, guards: &Path) -> io::Result<(Self, Pipes)> {
+    pub(super) fn spawn(
+        executable: &Path,
+        guards: &Path,
+        redactor: Option<&Arc<Redactor>>,
+    ) -> io::Result<(Self, Pipes)> {
         let (ours, theirs) = StdStream::pair()?;
         ours.set_nonblocking(true)?;
         // Its environment is empty: what the agent gets comes in the start message, and nothing of ours can be read there.
@@ -38,7 +44,7 @@ impl Keeper {
         let stdout = child.stdout.take().expect("it is piped").into_owned_fd()?;
         let stderr = child.stderr.take().expect("it is piped").into_owned_fd()?;
         let keeper = Self { child, control: UnixStream::from_std(ours)?, buffer: Vec::new() };
-        Ok((keeper, Pipes::new(stdout, stderr)?))
+        Ok((keeper, Pipes::new(stdout, stderr, redactor)?))
     }
 
     /// The guard's process id; `None` once it has been waited for.

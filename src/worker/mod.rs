@@ -16,6 +16,7 @@ mod load;
 mod metrics;
 pub mod outbox;
 mod pipes;
+mod redact;
 mod removal;
 mod roster;
 mod session;
@@ -32,7 +33,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ado_proto::Incarnation;
-use ado_proto::request::WorkerSession;
+use ado_proto::request::{WorkerDesired, WorkerSession};
+use ado_proto::spec::{Containment, Resources};
 use tokio::time::timeout;
 use tracing::Instrument;
 
@@ -65,15 +67,22 @@ pub struct Config {
     pub labels: BTreeMap<String, String>,
     /// Agents it can run; see [`crate::agents::ALL`].
     pub agents: Vec<String>,
+    /// What it has for tasks with limits; `None`: all the machine has. Kinds of limits that it cannot enforce it never has.
+    pub capacity: Resources,
     /// The program whose subcommand `guard` is the guard; `None`: this program.
     pub executable: Option<PathBuf>,
     /// Most bytes of one attempt's spool file. When it is full, what the agent writes next waits in its pipe.
     pub spool_limit: u64,
+    /// Told whenever a controller says where the controllers are.
+    pub learned: Learned,
     /// How long attempts may go on once the worker is to leave.
     pub drain_for: Duration,
     /// This process's environment. Agents get the part that [`attempt::base_environment`] picks.
     pub env_base: BTreeMap<String, String>,
 }
+
+/// Is told `host:port` of all controllers that live.
+pub type Learned = Arc<dyn Fn(&[String]) + Send + Sync>;
 
 /// Why a worker cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -149,12 +158,14 @@ pub async fn start(config: Config, env: Env) -> Result<Handle, Error> {
         labels: config.labels.clone(),
         containment: place.containment,
         build: env!("CARGO_PKG_VERSION").into(),
+        resources: resources(&config, place.containment),
     };
     tracing::info!(name = config.name, containment = place.containment.as_str(), "worker starts");
     let shared = Arc::new(Shared::new(&config, env, request, place, Tasks::new()));
     let session = Tasks::new();
     let span = tracing::info_span!("worker", worker = config.name);
     session.spawn_until_stop("worker session", Box::pin(session::run(shared.clone()).instrument(span)));
+    session.spawn_until_stop("drain", session::keep_deadlines(shared.clone()));
     Ok(Handle { shared, dir: config.dir, drain_for: config.drain_for, session, _lock: Arc::new(lock) })
 }
 
@@ -199,7 +210,15 @@ impl Handle {
     /// Whether it has registered and takes work.
     pub fn is_ready(&self) -> bool {
         let status = *self.shared.status.borrow();
-        status.connected && status.leaving == 0
+        status.connected && !status.draining
+    }
+
+    /// Waits until somebody has drained it and a controller has heard that it holds nothing any more.
+    pub async fn drained(&self) {
+        let is_drained = |status: &Status| {
+            status.wish.desired == WorkerDesired::Drained && status.load == 0 && status.heard >= status.leaving
+        };
+        self.until(is_drained).await;
     }
 
     /// What it counts, in the text format of Prometheus.
@@ -217,6 +236,26 @@ impl Handle {
         // The sender is ours: it does not go while we wait.
         let _ = self.shared.status.subscribe().wait_for(is_so).await;
     }
+}
+
+/// What this worker has for tasks with limits.
+fn resources(config: &Config, grade: Containment) -> Resources {
+    let (can, machine) = (containment::enforceable(grade), load::read());
+    let processes = std::fs::read_to_string("/proc/sys/kernel/pid_max").ok().and_then(|text| text.trim().parse().ok());
+    let has = Resources {
+        cpu_milli: can.cpu_milli.map(|_| config.capacity.cpu_milli.unwrap_or(machine.cpus.saturating_mul(1000))),
+        memory: can.memory.map(|_| config.capacity.memory.unwrap_or(machine.memory)),
+        pids: can.pids.map(|_| config.capacity.pids.or(processes).unwrap_or(32_768)),
+    };
+    for ((kind, wanted), (_, has)) in config.capacity.kinds().into_iter().zip(has.kinds()) {
+        if wanted.is_some() && has.is_none() {
+            tracing::warn!(
+                kind = kind.as_str(),
+                "no limit of this kind can be enforced here: tasks that ask for it go elsewhere"
+            );
+        }
+    }
+    has
 }
 
 /// Without any, agents run on and cannot say how far they are.

@@ -3,16 +3,22 @@
 use std::future::ready;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
 use std::time::Duration;
 
 use ado_proto::record::{MAX_OUTPUT, Output, Stream};
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{BufMut, BytesMut};
 use tokio::net::unix::pipe;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
+
+use super::redact::{Redacting, Redactor};
 
 /// How long more is collected when more is waiting already: an agent that writes faster than it is read gets fewer,
 /// larger records; one that does not never waits.
 const COLLECT_FOR: Duration = Duration::from_millis(2);
+
+/// How long output is held back that may be the beginning of a secret.
+const HOLD_FOR: Duration = Duration::from_millis(20);
 
 /// What a pipe should hold: 400,000 lines of 80 bytes a second, four times over, for as long as lines are collected.
 #[cfg(target_os = "linux")]
@@ -35,8 +41,20 @@ struct Pipe {
     stream: Stream,
     /// `None` after its end.
     receiver: Option<pipe::Receiver>,
-    /// Bytes read.
+    /// Bytes the agent wrote that have been given out.
     position: u64,
+    /// Hides secrets, for tasks that have any.
+    hiding: Option<Hiding>,
+}
+
+/// What has been read goes through this before it is given out.
+#[derive(Debug)]
+struct Hiding {
+    redacting: Redacting,
+    /// Bytes given out: fewer than the agent wrote.
+    shown: u64,
+    /// When what is held is given out, whatever it may be the beginning of.
+    release_at: Option<Instant>,
 }
 
 /// What has been read and is not yet given out.
@@ -62,10 +80,11 @@ enum Read {
 
 impl Pipes {
     /// Takes the reading ends.
-    pub(super) fn new(stdout: OwnedFd, stderr: OwnedFd) -> io::Result<Self> {
+    pub(super) fn new(stdout: OwnedFd, stderr: OwnedFd, redactor: Option<&Arc<Redactor>>) -> io::Result<Self> {
         let pipe = |stream, fd| {
             widen(&fd);
-            io::Result::Ok(Pipe { stream, receiver: Some(pipe::Receiver::from_owned_fd(fd)?), position: 0 })
+            let hiding = redactor.map(|redactor| Hiding { redacting: redactor.stream(), shown: 0, release_at: None });
+            io::Result::Ok(Pipe { stream, receiver: Some(pipe::Receiver::from_owned_fd(fd)?), position: 0, hiding })
         };
         Ok(Self {
             stdout: pipe(Stream::Stdout, stdout)?,
@@ -78,7 +97,7 @@ impl Pipes {
 
     /// Nothing more comes.
     pub(super) fn is_ended(&self) -> bool {
-        self.collected.is_none() && self.stdout.receiver.is_none() && self.stderr.receiver.is_none()
+        self.collected.is_none() && self.stdout.is_over() && self.stderr.is_over()
     }
 
     /// Nobody who writes now is the agent: what is in the pipes already is all there will be.
@@ -93,14 +112,14 @@ impl Pipes {
             Some(collected) if collected.stream == stream => collected.data.len() as u64,
             _ => 0,
         };
-        let end = |pipe: &Pipe| pipe.position + collected(pipe.stream) + pipe.waiting();
+        let end = |pipe: &Pipe| pipe.position + pipe.held() as u64 + collected(pipe.stream) + pipe.waiting();
         Mark { stdout: end(&self.stdout), stderr: end(&self.stderr) }
     }
 
     /// Whether everything up to a mark has been given out, or never will be.
     pub(super) fn has_passed(&self, mark: &Mark) -> bool {
         let collects = |stream| self.collected.as_ref().is_some_and(|collected| collected.stream == stream);
-        let ended = |pipe: &Pipe| pipe.receiver.is_none() && !collects(pipe.stream);
+        let ended = |pipe: &Pipe| pipe.is_over() && !collects(pipe.stream);
         let passed = |pipe: &Pipe, mark: u64| pipe.position >= mark || ended(pipe);
         passed(&self.stdout, mark.stdout) && passed(&self.stderr, mark.stderr)
     }
@@ -108,15 +127,39 @@ impl Pipes {
     /// Reads no more.
     pub(super) fn close(&mut self) {
         self.collected = None;
-        self.stdout.receiver = None;
-        self.stderr.receiver = None;
+        for pipe in [&mut self.stdout, &mut self.stderr] {
+            pipe.receiver = None;
+            pipe.hiding = None;
+        }
     }
 
     /// What was written next; `None` after the end of both. Cancel safe.
     pub(super) async fn next(&mut self) -> Option<Output> {
+        loop {
+            if self.collected.is_none() && !self.wait().await {
+                if self.is_ended() {
+                    return None;
+                }
+                match self.stdout.release().or_else(|| self.stderr.release()) {
+                    Some(output) => return Some(output),
+                    // What was held is hidden with what came before.
+                    None => continue,
+                }
+            }
+            self.collect().await;
+            if let Some(output) = self.give() {
+                return Some(output);
+            }
+        }
+    }
+
+    /// Waits for something to read, and begins to. `false`: there is something held to be given out now, or nothing more at
+    /// all.
+    async fn wait(&mut self) -> bool {
         while self.collected.is_none() {
-            if self.is_ended() {
-                return None;
+            let release_at = [&self.stdout, &self.stderr].into_iter().filter_map(Pipe::release_at).min();
+            if self.is_ended() || release_at.is_some_and(|at| at <= Instant::now()) {
+                return false;
             }
             let (first, second) = if self.stderr_first {
                 (&mut self.stderr, &mut self.stdout)
@@ -126,11 +169,14 @@ impl Pipes {
             let mut data = BytesMut::new();
             let pipe = tokio::select! {
                 biased;
+                // Before what may never end.
+                () = sleep_until(release_at.unwrap_or_else(Instant::now)), if release_at.is_some() => continue,
                 () = first.readable() => first,
                 () = second.readable() => second,
                 () = ready(()), if self.last_call => {
-                    self.close();
-                    return None;
+                    first.receiver = None;
+                    second.receiver = None;
+                    continue;
                 }
             };
             if let Read::Some = pipe.try_read(&mut data) {
@@ -139,8 +185,7 @@ impl Pipes {
                 self.collected = Some(Collected { stream, data, until: Instant::now() + COLLECT_FOR });
             }
         }
-        self.collect().await;
-        self.give()
+        true
     }
 
     /// Goes on reading the same output while it has more, a short time at most. The time is waited out only once more was
@@ -152,7 +197,7 @@ impl Pipes {
             Stream::Stderr => &mut self.stderr,
         };
         let mut loaded = false;
-        while collected.data.len() < MAX_OUTPUT {
+        while collected.data.len() < pipe.most() {
             match pipe.try_read(&mut collected.data) {
                 Read::Some => loaded = true,
                 Read::End => return,
@@ -169,14 +214,75 @@ impl Pipes {
             Stream::Stdout => &mut self.stdout,
             Stream::Stderr => &mut self.stderr,
         };
-        let data: Bytes = data.freeze();
-        let position = pipe.position;
-        pipe.position += data.len() as u64;
-        Some(Output { stream, position, data })
+        pipe.give(data)
     }
 }
 
 impl Pipe {
+    /// What becomes of what was read. `None`: all of it is held.
+    fn give(&mut self, data: BytesMut) -> Option<Output> {
+        let ended = self.receiver.is_none();
+        let Some(hiding) = &mut self.hiding else {
+            let position = self.position;
+            self.position += data.len() as u64;
+            return Some(Output { stream: self.stream, position, data: data.freeze() });
+        };
+        let before = hiding.redacting.held();
+        let mut shown = BytesMut::new();
+        hiding.redacting.take(&data, &mut shown);
+        if ended {
+            hiding.redacting.release(&mut shown);
+        }
+        let held = hiding.redacting.held();
+        hiding.release_at = match hiding.release_at {
+            _ if held == 0 => None,
+            // Some of it was held before.
+            Some(at) if held > data.len() => Some(at),
+            _ => Some(Instant::now() + HOLD_FOR),
+        };
+        self.position += (before + data.len() - held) as u64;
+        self.show(shown)
+    }
+
+    /// Gives out what is held, if it is time or nothing more comes.
+    fn release(&mut self) -> Option<Output> {
+        let is_time = self.receiver.is_none() || self.release_at().is_some_and(|at| at <= Instant::now());
+        let hiding = self.hiding.as_mut().filter(|hiding| is_time && hiding.redacting.held() > 0)?;
+        let mut shown = BytesMut::new();
+        self.position += hiding.redacting.held() as u64;
+        hiding.redacting.release(&mut shown);
+        hiding.release_at = None;
+        self.show(shown)
+    }
+
+    fn show(&mut self, data: BytesMut) -> Option<Output> {
+        let hiding = self.hiding.as_mut().filter(|_| !data.is_empty())?;
+        let position = hiding.shown;
+        hiding.shown += data.len() as u64;
+        Some(Output { stream: self.stream, position, data: data.freeze() })
+    }
+
+    /// Bytes that are held back.
+    fn held(&self) -> usize {
+        self.hiding.as_ref().map_or(0, |hiding| hiding.redacting.held())
+    }
+
+    /// When what is held is to be given out.
+    fn release_at(&self) -> Option<Instant> {
+        let hiding = self.hiding.as_ref().filter(|hiding| hiding.redacting.held() > 0)?;
+        if self.receiver.is_none() { Some(Instant::now()) } else { hiding.release_at }
+    }
+
+    /// Nothing more comes of it.
+    fn is_over(&self) -> bool {
+        self.receiver.is_none() && self.held() == 0
+    }
+
+    /// Most bytes to read at once: with what is held they fit a record.
+    fn most(&self) -> usize {
+        MAX_OUTPUT - self.held()
+    }
+
     /// Pending for ever after the end.
     async fn readable(&self) {
         match &self.receiver {
@@ -197,8 +303,8 @@ impl Pipe {
     }
 
     fn try_read(&mut self, data: &mut BytesMut) -> Read {
+        let room = self.most() - data.len();
         let Some(receiver) = &mut self.receiver else { return Read::End };
-        let room = MAX_OUTPUT - data.len();
         data.reserve(room);
         match receiver.try_read_buf(&mut data.limit(room)) {
             Ok(0) => {
@@ -236,9 +342,14 @@ mod tests {
     use super::*;
 
     fn pipes() -> (Pipes, OwnedFd, OwnedFd) {
+        hiding(None)
+    }
+
+    fn hiding(secret: Option<&str>) -> (Pipes, OwnedFd, OwnedFd) {
         let (out, out_end) = pipe2(OFlag::O_CLOEXEC).unwrap();
         let (err, err_end) = pipe2(OFlag::O_CLOEXEC).unwrap();
-        (Pipes::new(out, err).unwrap(), out_end, err_end)
+        let redactor = Redactor::new(secret).map(Arc::new);
+        (Pipes::new(out, err, redactor.as_ref()).unwrap(), out_end, err_end)
     }
 
     #[tokio::test]
@@ -326,5 +437,71 @@ mod tests {
         write(&err, b"e").unwrap();
         let streams = [pipes.next().await.unwrap().stream, pipes.next().await.unwrap().stream];
         assert_eq!(streams, [Stream::Stdout, Stream::Stderr]);
+    }
+
+    #[tokio::test]
+    async fn a_secret_is_hidden_across_reads_and_positions_are_those_of_what_is_shown() {
+        let (mut pipes, out, err) = hiding(Some("hunter2-hunter2"));
+        write(&out, b"key: hunter2").unwrap();
+        let first = pipes.next().await.unwrap();
+        assert_eq!((first.position, &first.data[..]), (0, &b"key: "[..]), "the rest may be a secret");
+        let mark = pipes.mark();
+        assert!(!pipes.has_passed(&mark));
+        write(&out, b"-hunter2, and").unwrap();
+        let second = pipes.next().await.unwrap();
+        assert_eq!((second.position, &second.data[..]), (5, &b"***, and"[..]));
+        assert!(pipes.has_passed(&mark));
+        write(&err, b"hunter2-hunter2").unwrap();
+        let other = pipes.next().await.unwrap();
+        assert_eq!((other.stream, other.position, &other.data[..]), (Stream::Stderr, 0, &b"***"[..]));
+        write(&out, b"hunter2-").unwrap();
+        drop((out, err));
+        let last = pipes.next().await.unwrap();
+        assert_eq!((last.position, &last.data[..]), (13, &b"hunter2-"[..]), "there is no more of it");
+        assert_eq!(pipes.next().await, None);
+        assert!(pipes.is_ended());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_might_be_a_secret_waits_a_moment_only_and_is_not_shown_whole() {
+        let (mut pipes, out, _err) = hiding(Some("hunter2-hunter2"));
+        write(&out, b"hunter2").unwrap();
+        let asked = Instant::now();
+        assert_eq!(&pipes.next().await.unwrap().data[..], b"hunter2");
+        assert!(asked.elapsed() >= HOLD_FOR && asked.elapsed() < HOLD_FOR * 2, "{:?}", asked.elapsed());
+        write(&out, b"-hunter2.").unwrap();
+        assert_eq!(&pipes.next().await.unwrap().data[..], b"***.");
+    }
+
+    #[tokio::test]
+    async fn a_last_call_gives_out_what_is_held() {
+        let (mut pipes, out, _err) = hiding(Some("hunter2-hunter2"));
+        write(&out, b"a hunter2").unwrap();
+        assert_eq!(&pipes.next().await.unwrap().data[..], b"a ");
+        pipes.last_call();
+        assert_eq!(&pipes.next().await.unwrap().data[..], b"hunter2");
+        assert_eq!(pipes.next().await, None);
+    }
+
+    #[tokio::test]
+    async fn a_flood_with_secrets_in_it_loses_nothing_else() {
+        let (mut pipes, out, err) = hiding(Some("hunter2-hunter2"));
+        drop(err);
+        let writer = tokio::task::spawn_blocking(move || {
+            let text = "x hunter2-hunter2 y hunter2 z\n".repeat(20_000);
+            let mut rest = text.as_bytes();
+            while !rest.is_empty() {
+                let length = write(&out, &rest[..rest.len().min(4093)]).unwrap();
+                rest = &rest[length..];
+            }
+        });
+        let mut read = Vec::new();
+        while let Some(output) = pipes.next().await {
+            assert!((1..=MAX_OUTPUT).contains(&output.data.len()));
+            assert_eq!(output.position, read.len() as u64);
+            read.extend_from_slice(&output.data);
+        }
+        writer.await.unwrap();
+        assert!(read == "x *** y hunter2 z\n".repeat(20_000).as_bytes());
     }
 }

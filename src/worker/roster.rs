@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use ado_proto::request::Load;
+use ado_proto::request::{Load, WorkerDesired, WorkerWant};
 use ado_proto::session::{Assignment, Draining, Heartbeat, HeartbeatAnswer, Want};
 use ado_proto::{Epoch, TaskId};
 use tokio::sync::watch;
@@ -39,7 +39,10 @@ pub(super) struct Roster {
     sent: BTreeMap<u64, (BootTime, u64)>,
     /// When the last heartbeat was sent that was answered on this stream. Whatever comes on it was said after that.
     heard_since: Option<BootTime>,
-    draining: bool,
+    /// It ends, whatever anybody wants.
+    leaving: bool,
+    /// What somebody wants of it.
+    wish: WorkerWant,
     handed_back: Vec<Key>,
 }
 
@@ -89,7 +92,7 @@ impl Roster {
             // Long overtaken.
             return None;
         }
-        if self.draining {
+        if self.is_draining() {
             // It ran nothing.
             self.remember(key);
             self.handed_back.push(key);
@@ -136,7 +139,8 @@ impl Roster {
         if self.sent.len() > UNANSWERED {
             self.sent.pop_first();
         }
-        Heartbeat { number: self.number, holds: self.held.keys().copied().collect(), load }
+        let holds = self.held.keys().copied().collect();
+        Heartbeat { number: self.number, holds, load, draining: self.is_draining() }
     }
 
     /// A heartbeat was answered: renewals count from when it was sent. What the heartbeat was made with; `None` if it is
@@ -164,14 +168,33 @@ impl Roster {
         }
     }
 
-    /// No more work is taken.
+    /// No more work is taken, for good.
     pub(super) fn drain(&mut self) {
-        self.draining = true;
+        self.leaving = true;
+    }
+
+    /// Something is wanted of the worker. Whether that is new.
+    pub(super) fn wish(&mut self, wish: &WorkerWant) -> bool {
+        let is_new = wish.generation > self.wish.generation;
+        if is_new {
+            self.wish = *wish;
+        }
+        is_new
+    }
+
+    /// Whether work is refused.
+    pub(super) fn is_draining(&self) -> bool {
+        self.leaving || self.wish.desired == WorkerDesired::Drained
+    }
+
+    /// Gives up everything that is held, and leaves.
+    pub(super) fn hand_back(&mut self) {
+        self.drain();
+        self.hand_back_held();
     }
 
     /// Gives up everything that is held.
-    pub(super) fn hand_back(&mut self) {
-        self.drain();
+    pub(super) fn hand_back_held(&mut self) {
         for key in self.held.keys().copied().collect::<Vec<_>>() {
             self.give_up(key, GiveUp::HandBack);
         }
@@ -191,9 +214,10 @@ impl Roster {
         }
     }
 
-    /// What to say about leaving; `None` while the worker stays.
+    /// What to say about leaving; `None` while the worker stays and hands nothing back.
     pub(super) fn draining(&self) -> Option<Draining> {
-        self.draining.then(|| Draining { hand_back: self.handed_back.clone() })
+        let says = self.is_draining() || !self.handed_back.is_empty();
+        says.then(|| Draining { hand_back: self.handed_back.clone() })
     }
 
     /// Attempts held.
@@ -235,6 +259,7 @@ mod tests {
             desired: Desired::Running,
             generation: 0,
             total_left_ms: None,
+            secrets: Vec::new(),
         }
     }
 
@@ -282,7 +307,12 @@ mod tests {
         let first = roster.heartbeat(BootTime(5 * SECOND), 0, Load::default());
         assert_eq!(first.holds, [(task(1), Epoch(1))]);
         let second = roster.heartbeat(BootTime(10 * SECOND), 0, Load::default());
-        let answer = |number| HeartbeatAnswer { number, renewed: vec![want(1, 1, Desired::Running, 0)], lost: vec![] };
+        let answer = |number| HeartbeatAnswer {
+            number,
+            renewed: vec![want(1, 1, Desired::Running, 0)],
+            lost: vec![],
+            wish: WorkerWant::default(),
+        };
         roster.answered(&answer(second.number));
         assert_eq!(begin.orders.borrow().lease, BootTime(29 * SECOND));
         roster.answered(&answer(first.number));
@@ -298,7 +328,7 @@ mod tests {
     fn an_assignments_lease_counts_from_the_last_answered_heartbeat() {
         let mut roster = roster();
         let number = roster.heartbeat(BootTime(5 * SECOND), 0, Load::default()).number;
-        roster.answered(&HeartbeatAnswer { number, renewed: vec![], lost: vec![] });
+        roster.answered(&HeartbeatAnswer { number, renewed: vec![], lost: vec![], wish: WorkerWant::default() });
         roster.heartbeat(BootTime(10 * SECOND), 0, Load::default());
         let begin = roster.assign(&assignment(1, 1)).unwrap();
         assert_eq!(begin.orders.borrow().lease, BootTime(24 * SECOND), "a margin before its end");
@@ -320,6 +350,7 @@ mod tests {
             number,
             renewed: vec![want(1, 1, Desired::Paused, 1)],
             lost: vec![(task(2), Epoch(1)), (task(3), Epoch(1))],
+            wish: WorkerWant::default(),
         });
         assert_eq!(one.orders.borrow().desired, Desired::Paused);
         assert_eq!(two.orders.borrow().give_up, GiveUp::Discard);
@@ -341,6 +372,30 @@ mod tests {
         assert_eq!(roster.draining().unwrap().hand_back.len(), 1, "not before its process is gone");
         roster.end((task(1), Epoch(1)), Ended::HandedBack);
         assert_eq!(roster.draining().unwrap().hand_back, [(task(2), Epoch(1)), (task(1), Epoch(1))]);
+    }
+
+    #[test]
+    fn a_worker_that_is_drained_refuses_work_until_that_is_taken_back() {
+        let mut roster = roster();
+        let one = roster.assign(&assignment(1, 1)).unwrap();
+        let wish = |desired, generation| WorkerWant { desired, generation, left_ms: None };
+        assert!(roster.wish(&wish(WorkerDesired::Cordoned, 1)));
+        assert!(!roster.is_draining(), "the controllers see to it");
+        assert!(roster.wish(&wish(WorkerDesired::Drained, 3)));
+        assert!(!roster.wish(&wish(WorkerDesired::Active, 2)), "an older one");
+        assert!(roster.heartbeat(BootTime(0), 0, Load::default()).draining);
+        assert!(roster.assign(&assignment(2, 1)).is_none());
+        roster.hand_back_held();
+        assert_eq!(one.orders.borrow().give_up, GiveUp::HandBack);
+        roster.end((task(1), Epoch(1)), Ended::HandedBack);
+        assert!(roster.wish(&wish(WorkerDesired::Active, 4)));
+        assert!(!roster.heartbeat(BootTime(0), 0, Load::default()).draining);
+        assert!(roster.assign(&assignment(2, 2)).is_some());
+        let said = roster.draining().unwrap().hand_back;
+        assert_eq!(said, [(task(2), Epoch(1)), (task(1), Epoch(1))], "also when nobody has heard it yet");
+        roster.drain();
+        roster.wish(&wish(WorkerDesired::Active, 5));
+        assert!(roster.is_draining(), "it ends, whatever anybody wants");
     }
 
     #[test]

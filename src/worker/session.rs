@@ -4,10 +4,10 @@ use std::future::pending;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use ado_proto::request::{TaskOutput, WorkerAccepted, WorkerSession};
+use ado_proto::request::{TaskOutput, WorkerAccepted, WorkerDesired, WorkerSession, WorkerWant};
 use ado_proto::session::{Assignment, FromWorker, ToWorker};
 use tokio::sync::watch;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tracing::Instrument;
 
 use super::attempt::{Attempt, Ended, Place};
@@ -16,7 +16,7 @@ use super::metrics::Metrics;
 use super::outbox::{Outbox, SharedOutbox};
 use super::roster::{Begin, Key, Roster};
 use super::spool::{MEMORY_LIMIT, Spool};
-use super::{Config, backoff, load, uplink};
+use super::{Config, Learned, backoff, load, uplink};
 use crate::env::Env;
 use crate::net::{self, Call, Channel, Link, LinkState, Priority};
 use crate::tasks::Tasks;
@@ -33,6 +33,7 @@ pub(super) struct Shared {
     pub(super) attempts: Tasks,
     pub(super) metrics: Metrics,
     roster: Mutex<Roster>,
+    learned: Learned,
     pub(super) status: watch::Sender<Status>,
 }
 
@@ -51,6 +52,12 @@ pub(super) struct Status {
     pub(super) over: bool,
     /// Rises with every assignment that came without a lease: the next heartbeat asks for one, and does not wait.
     pub(super) unleased: u64,
+    /// It takes no work.
+    pub(super) draining: bool,
+    /// What somebody wants of it.
+    pub(super) wish: WorkerWant,
+    /// When it hands back what it still holds.
+    pub(super) deadline: Option<Instant>,
 }
 
 impl Shared {
@@ -65,6 +72,7 @@ impl Shared {
             attempts,
             metrics: Metrics::new(),
             roster: Mutex::default(),
+            learned: config.learned.clone(),
             status: watch::Sender::new(Status::default()),
         }
     }
@@ -79,15 +87,50 @@ impl Shared {
         let before = roster.draining();
         let result = change(&mut roster);
         let said = before != roster.draining();
-        let load = roster.load();
+        let (load, draining) = (roster.load(), roster.is_draining());
         // While the roster is still locked: of two changes the later one's must be what is seen.
         self.status.send_if_modified(|status| {
-            let changed = said || status.load != load;
-            status.load = load;
+            let changed = said || status.load != load || status.draining != draining;
+            (status.load, status.draining) = (load, draining);
             status.leaving += u64::from(said);
             changed
         });
         result
+    }
+
+    /// Something is wanted of the worker.
+    fn wish(&self, wish: &WorkerWant) {
+        if self.change(|roster| roster.wish(wish)) {
+            tracing::info!(desired = wish.desired.as_str(), left_ms = wish.left_ms, "wanted otherwise");
+            let left = wish.left_ms.filter(|_| wish.desired == WorkerDesired::Drained).map(Duration::from_millis);
+            self.status.send_modify(|status| {
+                status.wish = *wish;
+                status.deadline = left.and_then(|left| Instant::now().checked_add(left));
+            });
+        }
+    }
+}
+
+/// Hands back what a drained worker still holds when its time is over. Runs until it is dropped.
+pub(super) async fn keep_deadlines(shared: Arc<Shared>) {
+    let mut status = shared.status.subscribe();
+    loop {
+        let deadline = status.borrow_and_update().deadline;
+        let over = async {
+            match deadline {
+                Some(at) => sleep_until(at).await,
+                None => pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            changed = status.changed() => if changed.is_err() { return },
+            () = over => {
+                tracing::info!("handing back what has not ended");
+                shared.change(Roster::hand_back_held);
+                shared.status.send_modify(|status| status.deadline = None);
+            }
+        }
     }
 }
 
@@ -100,6 +143,8 @@ pub(super) async fn run(shared: Arc<Shared>) {
             Ok((accepted, channel)) => {
                 tracing::info!(heartbeat_ms = accepted.heartbeat_ms, lease_ms = accepted.lease_ms, "registered");
                 shared.roster().connected(Duration::from_millis(accepted.lease_ms));
+                (shared.learned)(&accepted.controllers);
+                shared.wish(&accepted.wish);
                 let mut answered = false;
                 let error = converse(&shared, &accepted, channel, &mut answered).await;
                 shared.status.send_modify(|status| status.connected = false);
@@ -166,12 +211,12 @@ async fn speak(shared: &Shared, accepted: &WorkerAccepted, mut tx: net::Sender) 
         let Status { leaving, unleased, .. } = *status.borrow();
         asked = unleased;
         let draining = if leaving > told { shared.roster().draining() } else { None };
-        if let Some(draining) = draining {
-            if let Err(error) = tx.send_message(&FromWorker::from(draining)).await {
-                return broken(error).await;
-            }
-            told = leaving;
+        if let Some(draining) = draining
+            && let Err(error) = tx.send_message(&FromWorker::from(draining)).await
+        {
+            return broken(error).await;
         }
+        told = leaving;
         // Also after what was said about leaving: its answer shows that a controller has heard that.
         let heartbeat = shared.roster().heartbeat(BootTime::now(), told, load::read());
         if let Err(error) = tx.send_message(&FromWorker::from(heartbeat)).await {
@@ -196,7 +241,10 @@ fn hear(shared: &Arc<Shared>, message: ToWorker) {
                 status.heard = status.heard.max(heard.unwrap_or(0));
                 more
             });
+            shared.wish(&answer.wish);
         }
+        ToWorker::Controllers(controllers) => (shared.learned)(&controllers.addresses),
+        ToWorker::Wish(wish) => shared.wish(&wish),
         ToWorker::Assign(assignment) => {
             let begin = shared.change(|roster| roster.assign(&assignment));
             if let Some(begin) = begin {

@@ -4,6 +4,8 @@ mod bench;
 mod cached;
 mod commands;
 mod completions;
+mod controllers;
+mod drain;
 mod failures;
 mod groups;
 mod inside;
@@ -15,7 +17,9 @@ mod processes;
 mod promises;
 mod redis;
 mod remote;
+mod retention;
 mod schema;
+mod secrets;
 #[path = "../support/servers/mod.rs"]
 mod servers;
 mod services;
@@ -39,6 +43,26 @@ fn a_bare_machine_runs_a_task() {
     let here = env.work().canonicalize().unwrap();
     assert_eq!(ran.stdout(), format!("hello\n{}\n", here.display()));
     assert_eq!(ran.stderr(), "oops\n");
+}
+
+#[test]
+fn who_takes_more_memory_than_it_may_is_killed_and_told_so() {
+    if !workers::can_limit_memory() {
+        return;
+    }
+    let env = TestEnv::new();
+    let ran = env.ado(["run", "--name", "hog", "--memory", "64Mi", "echo begun; tail /dev/zero"]);
+    ran.assert_code(137);
+    assert_eq!(ran.stdout(), "begun\n");
+    assert!(ran.stderr().contains("killed: it used more than its 64 MiB of memory"), "{}", ran.stderr());
+    let status = env.ado(["status", "hog"]);
+    assert!(status.stdout().contains("submit it with a larger `--memory`"), "{}", status.stdout());
+    let json = env.ado(["status", "hog", "--output", "json"]);
+    assert!(json.stdout().contains("\"outOfMemory\":67108864"), "{}", json.stdout());
+    env.ado(["run", "--memory", "64Mi", "--cpu", "0.5", "--pids", "20", "echo enough"]).assert_code(0);
+    let large = env.ado(["run", "--detach", "--memory", "900Ti", "true"]);
+    large.assert_code(0);
+    assert!(large.stderr().contains("no worker can take it now"), "{}", large.stderr());
 }
 
 #[test]

@@ -114,6 +114,17 @@ impl Mesh {
         submitted.group.expect("more than one").short()
     }
 
+    /// Waits for the end of the worker, which somebody has drained.
+    pub(crate) fn worker_ends(&mut self) {
+        self.worker.take().expect("it runs").ends();
+    }
+
+    /// Starts the worker again.
+    pub(crate) fn start_worker(&mut self) {
+        let worker = ["worker", "--name", "box", "--slots", "4", "--label", "gpu=yes", "--log-level", "error"];
+        self.worker = Some(Service::start(&self.env, worker));
+    }
+
     /// Stops the worker; what it held goes back.
     pub(crate) fn stop_worker(&mut self) {
         self.worker.take().expect("it runs").stop();

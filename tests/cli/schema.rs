@@ -98,6 +98,7 @@ fn every_record_is_an_event_of_the_schema() {
         Exit::Cancelled,
         Exit::NotStarted { error: "no".into(), permanent: true },
         Exit::Lost { error: "no".into() },
+        Exit::OutOfMemory { limit: 1 << 28 },
     ];
     let output = |data: &'static [u8]| Output { stream: Stream::Stdout, position: 0, data: Bytes::from_static(data) };
     let submitted = Submitted {
@@ -211,11 +212,20 @@ fn everything_printed_for_programs_is_in_the_schema() {
     one("workers", &["workers", "list"]);
     one("workers", &["workers", "--task", "held"]);
     one("ids", &["workers", "--ids"]);
+    one("workersSet", &["workers", "cordon", "box"]);
+    one("workersSet", &["workers", "drain", "box", "--deadline", "1h"]);
+    one("workersSet", &["workers", "uncordon", "box"]);
+    one("controllers", &["controllers", "list"]);
+    one("ids", &["controllers", "--ids"]);
     lines("systemEvent", &["events"]);
     one("config", &["config", "show"]);
     let token = one("tokenCreated", &["token", "create", "--name", "ann"]);
     one("tokens", &["token", "list"]);
     one("audit", &["audit"]);
+    std::fs::write(mesh.env().work().join("value"), "hunter2-hunter2").expect("a file");
+    one("secret", &["secret", "set", "key", "--from-file", "value"]);
+    one("secrets", &["secret", "list"]);
+    one("secretRemoved", &["secret", "rm", "key"]);
     let guest = TestEnv::new();
     schema.check("joined", &guest.ado(["join", token["join"].as_str().expect("one"), "-o", "json"]).json());
     one("tokenRevoked", &["token", "revoke", token["id"].as_str().expect("an id")]);

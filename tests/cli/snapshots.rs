@@ -262,6 +262,25 @@ fn machines_and_set_up() {
             "token",
         ])
     );
+    let work = scene.mesh.env().work();
+    std::fs::write(work.join("value"), "hunter2-hunter2").expect("a file");
+    std::fs::write(work.join("short"), "abc").expect("a file");
+    snapshot!(
+        "secret",
+        scene.transcript(&[
+            "secret list",
+            "secret set token --from-file value",
+            "secret set token --from-file value -o json",
+            "secret set short --from-file short",
+            "secret set -x --from-file value",
+            "secret list",
+            "run --secret nothing true",
+            "run --secret token=A --env A=1 true",
+            "run --secret token echo+$TOKEN;echo+$TOKEN|base64",
+            "secret rm token -o json",
+            "secret rm token",
+        ])
+    );
     snapshot!(
         "audit",
         scene.transcript(&["audit --refused", "audit --columns who,action,times,result --action Enrol"])
@@ -280,11 +299,14 @@ fn machines_and_set_up() {
 #[test]
 fn help() {
     let env = crate::support::TestEnv::new();
-    let names = "run attach logs wait pause resume detach cancel list status events workers top up down controller worker join token audit bench task config completions man schema";
+    let names = "run attach logs wait pause resume detach cancel list status events workers top up down controller worker join token secret audit bench task config completions man schema";
     let mut text = String::new();
-    let nested: [&str; 10] = [
+    let nested: [&str; 13] = [
         "workers list",
         "token create",
+        "secret set",
+        "secret list",
+        "secret rm",
         "token list",
         "token revoke",
         "token revoke-identity",

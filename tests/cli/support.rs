@@ -71,7 +71,12 @@ impl TestEnv {
 
     /// Submits a task and returns its id.
     pub(crate) fn submit(&self, text: &str) -> String {
-        let ran = self.ado(["run", "--detach", text]);
+        self.submit_with(&[], text)
+    }
+
+    /// The same, with flags.
+    pub(crate) fn submit_with(&self, flags: &[&str], text: &str) -> String {
+        let ran = self.ado(["run", "--detach"].iter().chain(flags).chain(&[text]));
         ran.assert_code(0);
         ran.stdout().trim().to_owned()
     }
@@ -131,6 +136,19 @@ impl Service {
         let mut line = String::new();
         self.stdout.read_line(&mut line).expect("its output");
         serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}"))
+    }
+
+    /// Ends it as a power cut would.
+    pub(crate) fn kill(mut self) {
+        self.child.kill().expect("it runs");
+        self.child.wait().expect("it ends");
+    }
+
+    /// Waits until it ends by itself, and well.
+    #[track_caller]
+    pub(crate) fn ends(mut self) {
+        let status = self.child.wait().expect("it ends");
+        assert!(status.success(), "{status}");
     }
 
     /// Asks it to stop, and waits for that.

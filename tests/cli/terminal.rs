@@ -383,3 +383,16 @@ fn a_narrow_terminal_cuts_the_line() {
     eventually("it ends", || terminal.child.try_wait().expect("it is ours").is_some());
     assert!(terminal.screen().contains("one\ntwo"), "{}", terminal.screen());
 }
+
+#[test]
+fn a_secret_that_is_typed_is_not_shown() {
+    let env = TestEnv::new();
+    let mut terminal = Terminal::start(&env, &["secret", "set", "token"]);
+    terminal.wait_for("value of token:");
+    terminal.press("hunter2-hunter2\n");
+    terminal.wait_for("token is set, version 1");
+    assert!(!String::from_utf8_lossy(&terminal.bytes()).contains("hunter2"), "{}", terminal.screen());
+    eventually("the terminal is as it was", || {
+        tcgetattr(&terminal.line).is_ok_and(|modes| modes.local_flags.contains(LocalFlags::ECHO))
+    });
+}

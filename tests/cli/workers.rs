@@ -194,6 +194,16 @@ fn controller(env: &TestEnv, quic: u16, http: u16, lost_after: Duration) -> Proc
     Process::start(command, http, env.work().join("mesh.log"))
 }
 
+/// Whether this machine lets us limit memory; says loudly if not.
+pub(crate) fn can_limit_memory() -> bool {
+    use ado::worker::containment;
+    let able = containment::enforceable(containment::choose(None)).memory.is_some();
+    if !able {
+        eprintln!("SKIPPED: no limit of memory can be enforced here");
+    }
+    able
+}
+
 fn free_udp() -> u16 {
     UdpSocket::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a port").port()
 }
@@ -340,6 +350,40 @@ fn what_is_counted_and_what_is_logged_tells_what_it_is_about() {
     let (about, ids) = (&line["spans"], mesh.ado(&["list", "--all", "--output", "json"]).stdout().to_owned());
     assert_eq!((&about[0]["worker"], &about[1]["epoch"]), (&"counts".into(), &"1".into()), "{line}");
     assert!(ids.contains(about[1]["task"].as_str().expect("an id")), "{line} {ids}");
+}
+
+#[test]
+fn a_worker_that_comes_back_removes_the_limits_of_the_dead() {
+    let mesh = Mesh::start("limited");
+    if !can_limit_memory() {
+        return;
+    }
+    let mut worker = mesh.worker("limited", &[]);
+    let args = ["run", "--detach", "--name", "held", "--memory", "64Mi", "--pids", "20", "--env", &mesh.marker];
+    mesh.ado(&[&args[..], &["echo begun; test $ADO_EPOCH != 1 || sleep 600"]].concat()).assert_code(0);
+    eventually("it runs", || mesh.told("held", "output", "data").len() == 1);
+    let guards = mesh.work("limited").join("guards");
+    let (guard, note) = fs::read_dir(&guards)
+        .expect("guards")
+        .map(|entry| entry.expect("an entry"))
+        .map(|entry| {
+            (entry.file_name().into_string().expect("a pid"), fs::read_to_string(entry.path()).expect("a note"))
+        })
+        .next()
+        .expect("one guard");
+    let groups: Vec<_> = note.lines().next().expect("its groups").split('\t').map(PathBuf::from).collect();
+    assert!(groups.len() > 1 || groups[0].join("memory.max").exists(), "{groups:?}");
+    // It is stopped first: it can do nothing about its worker's death.
+    let guard = Pid::from_raw(guard.parse().expect("a pid"));
+    kill(guard, Signal::SIGSTOP).expect("it runs");
+    worker.signal(Signal::SIGKILL);
+    worker.end();
+    kill(guard, Signal::SIGKILL).expect("it is stopped");
+    assert!(groups.iter().all(|group| group.exists()), "{groups:?}");
+    let _again = mesh.rejoin("limited", None, &[]);
+    assert_eq!(mesh.output("held").0, Some(0));
+    assert!(groups.iter().all(|group| !group.exists()), "{groups:?}");
+    assert_eq!(mesh.agents(), [] as [i32; 0]);
 }
 
 #[test]

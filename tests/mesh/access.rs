@@ -7,13 +7,14 @@ use ado::net::{Call, Error, Link};
 use ado_certs::{Ca, ClientTls, KeyRequest};
 use ado_proto::record::{Desired, Note};
 use ado_proto::request::{
-    CreateToken, DeadOnes, Detach, Enrol, ErrorCode, EventsFrom, Follow, GetTasks, Hello, KNOWN, ListAudit, ListEvents,
-    ListTasks, ListTokens, ListWorkers, PurgeDead, Renew, Request, RetryDead, RevokeIdentity, RevokeToken, SetDesired,
-    StartAt, Submit, TaskOutput, WorkerBounds, WorkerSession,
+    CreateToken, DeadOnes, Detach, Enrol, ErrorCode, EventsFrom, Follow, GetTasks, Hello, KNOWN, ListAudit,
+    ListControllers, ListEvents, ListSecrets, ListTasks, ListTokens, ListWorkers, PurgeDead, RemoveSecret, Renew,
+    Request, RetryDead, RevokeIdentity, RevokeToken, SetDesired, SetSecret, SetWorker, StartAt, Submit, TaskOutput,
+    WorkerBounds, WorkerDesired, WorkerSession,
 };
 use ado_proto::session::ToAttempt;
 use ado_proto::spec::Input;
-use ado_proto::{Epoch, Incarnation, Namespace, Offset, Principal, RequestId, Role, TaskId};
+use ado_proto::{Epoch, Incarnation, Namespace, Offset, Principal, RequestId, Role, Secret, TaskId};
 
 use crate::mesh::{Mesh, Worker, ask, call, refusal, session, spec};
 
@@ -189,8 +190,13 @@ async fn allowed(link: &Link, namespace: Option<&str>) -> Vec<&'static str> {
         Follow { task, from: StartAt::Tail(1), follow: false, without_output: false, generation: None };
         Detach { reference: reference(), all: false };
         ListWorkers { task: None };
+        SetWorker { worker: "none".into(), desired: WorkerDesired::Active, within_ms: None };
+        ListControllers {};
         ListEvents { from: EventsFrom::Tail(1), limit: 1, wait_ms: 0 };
         ListAudit { limit: 1, ..ListAudit::default() };
+        SetSecret { name: "-".into(), value: Secret::new("none".into()) };
+        ListSecrets {};
+        RemoveSecret { name: "none".into() };
         WorkerSession { ..session(incarnation, 0) };
         TaskOutput { task, epoch: Epoch(1), incarnation };
     }
@@ -204,11 +210,12 @@ async fn allowed(link: &Link, namespace: Option<&str>) -> Vec<&'static str> {
 async fn every_request_of_every_role_goes_through_the_table() {
     let mesh = Mesh::start().await;
     let ca = Ca::open_or_create(&mesh.dir.path().join("controller"), mesh.env.now()).unwrap();
-    let reads = "GetTasks ListTasks Follow Detach ListWorkers ListEvents";
+    let reads = "GetTasks ListTasks Follow Detach ListWorkers ListControllers ListEvents";
     let user = "Hello Renew Submit GetTasks ListTasks SetDesired RetryDead PurgeDead Follow Detach ListWorkers \
-                ListEvents";
+                ListControllers ListEvents SetSecret ListSecrets RemoveSecret";
     let admin = "Hello Renew CreateToken ListTokens RevokeToken RevokeIdentity Submit GetTasks ListTasks SetDesired \
-                 RetryDead PurgeDead Follow Detach ListWorkers ListEvents ListAudit";
+                 RetryDead PurgeDead Follow Detach ListWorkers SetWorker ListControllers ListEvents ListAudit SetSecret \
+                 ListSecrets RemoveSecret";
     for (role, own, elsewhere) in [
         (Role::Admin, admin, admin),
         (Role::User, user, ""),

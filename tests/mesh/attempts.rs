@@ -313,6 +313,7 @@ async fn events_say_that_workers_come_and_go() {
     // Silent for longer still: that is nothing new. It comes back, and leaves with a word.
     tokio::time::sleep(TIMING.lost_after / 2).await;
     worker.beat(&[]).await;
+    worker.draining = true;
     let leaving = FromWorker::from(Draining { hand_back: Vec::new() });
     worker.channel.tx.send_message(&leaving).await.unwrap();
     worker.beat(&[]).await;
@@ -327,6 +328,7 @@ async fn a_worker_that_leaves_gets_nothing_when_it_connects_again() {
     let (admin, mut leaving) = (mesh.admin(), mesh.worker(4).await);
     let task = mesh.submit(&admin, spec()).await;
     let first = leaving.assignment().await;
+    leaving.draining = true;
     let notice = FromWorker::from(Draining { hand_back: Vec::new() });
     leaving.channel.tx.send_message(&notice).await.unwrap();
     leaving.beat(&[(task, first.epoch)]).await;

@@ -11,11 +11,13 @@ mod servers;
 
 mod access;
 mod attempts;
+mod controllers;
 mod detach;
 mod events;
 mod failures;
 mod lists;
 mod metrics;
 mod queue;
+mod secrets;
 mod viewers;
 mod workers;

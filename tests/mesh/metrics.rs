@@ -86,7 +86,14 @@ async fn what_happens_is_counted_once() {
     assert!(running.get("ado_dispatch_wait_seconds_sum") >= 0.019, "it waited for a worker");
     assert!(running.get("ado_heartbeats_total") >= 1.0 && running.get("ado_connections") >= 2.0);
     assert_eq!(running.find(QUEUED), None);
+    // Whoever leaves is sent nothing more once that is known.
     drop(watching);
+    for _ in 0..1000 {
+        if scrape(&mesh).await.get("ado_viewers") == 0.0 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 
     attempt.send(2, vec![output(b"abc", 10), exited(0)]).await;
     assert_eq!(attempt.acknowledged().await, Seq(4));
@@ -97,6 +104,7 @@ async fn what_happens_is_counted_once() {
             (r#"ado_tasks_ended_total{outcome="completed"}"#, 1.0),
             ("ado_output_bytes_total", 3.0),
             ("ado_leases", -1.0),
+            ("ado_viewers", -1.0),
             ("ado_append_seconds_count", 1.0),
             // Its output, its exit, its end.
             ("ado_records_total", 3.0),

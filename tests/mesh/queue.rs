@@ -44,7 +44,7 @@ impl Truth {
 
     /// A controller on it with this queue.
     async fn controller(&self, queue: Arc<dyn Queue>) -> Mesh {
-        Mesh::on(Parts { store: self.0.clone(), queue, others: None, background: Tasks::new() }).await
+        Mesh::on(Parts { store: self.0.clone(), queue, others: None, shared: false, background: Tasks::new() }).await
     }
 
     /// A controller on it with this Redis.
@@ -53,7 +53,8 @@ impl Truth {
         let config = RedisConfig { url: server.url(), prefix: prefix.into() };
         let redis = Redis::start(&config, Env::system(), &background).await.expect("a good URL");
         let redis = Arc::new(redis);
-        Mesh::on(Parts { store: self.0.clone(), queue: redis.clone(), others: Some(redis), background }).await
+        Mesh::on(Parts { store: self.0.clone(), queue: redis.clone(), others: Some(redis), shared: true, background })
+            .await
     }
 
     async fn waiting(&self) -> usize {

@@ -2,11 +2,11 @@
 
 use ado::net::Link;
 use ado_proto::record::{Body, Desired, Exited, Started};
-use ado_proto::request::{ErrorCode, GetTasks, ListWorkers, Load, SetDesired, Submit, WorkerInfo};
-use ado_proto::spec::{Containment, Exit};
-use ado_proto::{Epoch, Role, TaskId};
+use ado_proto::request::{ErrorCode, GetTasks, ListWorkers, Load, SetDesired, Submit, WorkerInfo, WorkerSession};
+use ado_proto::spec::{Containment, Exit, Resources, TaskSpec};
+use ado_proto::{Epoch, Incarnation, Role, TaskId};
 
-use crate::mesh::{Mesh, Worker, ask, refusal, spec};
+use crate::mesh::{Mesh, Worker, ask, call, refusal, session, spec};
 
 async fn workers(link: &Link, task: Option<&str>) -> Vec<WorkerInfo> {
     ask(link, ListWorkers { task: task.map(Into::into) }).await.expect("workers")
@@ -128,4 +128,62 @@ async fn a_task_says_why_it_is_where_it_is() {
     attempt.send(1, vec![Exited { exit: Exit::Code(3) }.into()]).await;
     attempt.acknowledged().await;
     says("exited with code 3: `ado logs task-").await;
+}
+
+fn with_memory(gib: u64) -> TaskSpec {
+    TaskSpec { resources: Resources { memory: Some(gib << 30), ..Resources::default() }, ..spec() }
+}
+
+#[tokio::test]
+async fn what_tasks_may_use_is_shared_out_and_what_nobody_can_limit_is_refused() {
+    let mesh = Mesh::start().await;
+    let admin = mesh.admin();
+    // With nobody there nobody knows: it waits.
+    let early = mesh.submit(&admin, with_memory(3)).await;
+    let mut plain = mesh.worker(1).await;
+    let says = |why: String, expected: &str| assert!(why.contains(expected), "{why}");
+    says(reason(&admin, early).await, "the only connected worker cannot run it: played cannot limit memory; leave out");
+    let refused = ask(&admin, Submit { name: None, specs: vec![spec(), with_memory(1)], copies: 1 }).await;
+    let expected = "the only worker that could run it, played, cannot limit memory: that takes control groups";
+    says(refusal(refused, ErrorCode::Invalid), expected);
+    let nothing = ask(&admin, Submit { name: None, specs: vec![with_memory(0)], copies: 1 }).await;
+    says(refusal(nothing, ErrorCode::Invalid), "a limit of 0 for memory leaves nothing to run with");
+
+    // One that can.
+    let (link, identity) = mesh.member(Role::Worker, "default", "large").await;
+    let resources = Resources { memory: Some(4 << 30), ..Resources::default() };
+    let incarnation = Incarnation(mesh.env.uuid());
+    let able = WorkerSession { resources, name: "large".into(), ..session(incarnation, 9) };
+    let (_, channel) = link.open(&able, call()).await.expect("the worker is accepted");
+    let mut large = Worker::on(link, identity, incarnation, channel);
+    let first = large.assignment().await;
+    assert_eq!((first.task, first.spec.resources.memory), (early, Some(3 << 30)));
+    let mut holds = vec![(first.task, first.epoch)];
+    large.beat(&holds).await;
+    let second = mesh.submit(&admin, with_memory(2)).await;
+    let small = mesh.submit(&admin, with_memory(1)).await;
+    let next = large.next_assignment(&holds).await;
+    assert_eq!(next.task, small, "there is room for one more, of a certain size");
+    holds.push((next.task, next.epoch));
+    large.beat(&holds).await;
+    says(
+        reason(&admin, second).await,
+        "it asks for 2 GiB, and other tasks leave 0 bytes at most on the workers with a free slot",
+    );
+    let answer = ask(&admin, Submit { name: None, specs: vec![with_memory(5)], copies: 1 }).await.expect("it is taken");
+    assert_eq!(answer.eligible_workers, 0, "and may wait for a larger worker");
+    says(reason(&admin, answer.tasks[0]).await, "large has 4 GiB for tasks, less than the 5 GiB it asks for");
+
+    // What one leaves another takes.
+    let mut attempt = large.output(early, first.epoch).await.expect("the epoch is current");
+    let started = Started { pid: 7, containment: Containment::Cgroup };
+    let out = Exited { exit: Exit::OutOfMemory { limit: 3 << 30 } };
+    attempt.send(0, vec![started.into(), out.into()]).await;
+    attempt.acknowledged().await;
+    assert_eq!(large.next_assignment(&holds[1..]).await.task, second);
+    says(
+        reason(&admin, early).await,
+        "killed: it used more than its 3 GiB of memory: submit it with a larger `--memory`",
+    );
+    plain.beat(&[]).await;
 }

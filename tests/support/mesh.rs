@@ -7,7 +7,7 @@ use ado::controller::{self, Config, LocalIdentities, Timing};
 use ado::env::Env;
 use ado::net::{Call, Channel, Error, Link, LinkConfig};
 use ado::tasks::Tasks;
-use ado_certs::{ClientTls, Identity, JoinString, KeyRequest};
+use ado_certs::{ClientTls, Identity, JoinString, KeyRequest, MasterKey};
 use ado_proto::record::{Body, Desired, Record};
 use ado_proto::request::{
     AuditLine, CreateToken, CreatedToken, Enrol, ErrorCode, Follow, ListAudit, Load, OutputAccepted, Request,
@@ -170,6 +170,10 @@ fn config(dir: &tempfile::TempDir) -> Config {
         policy: ado::task::Policy::default(),
         redis: None,
         database: None,
+        name: "played".into(),
+        // Controllers that share a store in a test have one mesh.
+        master_key: Some(MasterKey::from_setting(&"a5".repeat(32)).expect("a key")),
+        retention: controller::Retention::default(),
         local: Some(LocalIdentities { admin: dir.path().join("admin"), worker: dir.path().join("worker") }),
     }
 }
@@ -190,6 +194,8 @@ pub struct Worker {
     pub channel: Channel,
     /// What its heartbeats say of its machine.
     pub load: Load,
+    /// What they say of its wish to work.
+    pub draining: bool,
     beats: u64,
 }
 
@@ -198,7 +204,12 @@ impl Worker {
         let incarnation = Incarnation(mesh.env.uuid());
         let session = session(incarnation, slots);
         let (_, channel) = link.open(&session, call()).await.expect("the worker is accepted");
-        Self { link, identity, incarnation, channel, load: Load::default(), beats: 0 }
+        Self::on(link, identity, incarnation, channel)
+    }
+
+    /// One whose session was accepted.
+    pub fn on(link: Link, identity: Identity, incarnation: Incarnation, channel: Channel) -> Self {
+        Self { link, identity, incarnation, channel, load: Load::default(), draining: false, beats: 0 }
     }
 
     /// The worker's process died and came back.
@@ -210,7 +221,12 @@ impl Worker {
 
     pub async fn report(&mut self, holds: &[(TaskId, Epoch)]) {
         self.beats += 1;
-        let heartbeat = FromWorker::from(Heartbeat { number: self.beats, holds: holds.to_vec(), load: self.load });
+        let heartbeat = FromWorker::from(Heartbeat {
+            number: self.beats,
+            holds: holds.to_vec(),
+            load: self.load,
+            draining: self.draining,
+        });
         self.channel.tx.send_message(&heartbeat).await.expect("the session lives");
     }
 
@@ -232,6 +248,11 @@ impl Worker {
 
     /// The next assignment; reports that it lives, and holds nothing, while it waits.
     pub async fn assignment(&mut self) -> Assignment {
+        self.next_assignment(&[]).await
+    }
+
+    /// The next assignment; reports what it holds while it waits.
+    pub async fn next_assignment(&mut self, holds: &[(TaskId, Epoch)]) -> Assignment {
         for _ in 0..200 {
             match tokio::time::timeout(TIMING.heartbeat, self.channel.rx.next_message()).await {
                 Ok(message) => {
@@ -239,7 +260,7 @@ impl Worker {
                         return assignment;
                     }
                 }
-                Err(_) => self.report(&[]).await,
+                Err(_) => self.report(holds).await,
             }
         }
         panic!("no assignment comes");
@@ -273,6 +294,7 @@ pub fn session(incarnation: Incarnation, slots: u32) -> WorkerSession {
         labels: Default::default(),
         containment: Containment::Subreaper,
         build: "test".into(),
+        resources: Default::default(),
     }
 }
 

@@ -10,7 +10,7 @@ mod tests;
 mod trace;
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, VecDeque};
+use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -142,6 +142,18 @@ pub struct Totals {
     pub bytes_delivered: u64,
     /// By reason, in the order of [`Why::ALL`].
     pub dropped: [u64; Why::ALL.len()],
+}
+
+impl Totals {
+    /// As JSON, reasons by name.
+    pub fn json(&self) -> serde_json::Value {
+        let dropped: BTreeMap<_, _> =
+            Why::ALL.into_iter().map(|why| (why.name(), self.dropped[why as usize])).collect();
+        serde_json::json!({
+            "came": self.came, "delivered": self.delivered, "duplicated": self.duplicated, "inside": self.inside,
+            "bytes_came": self.bytes_came, "bytes_delivered": self.bytes_delivered, "dropped": dropped,
+        })
+    }
 }
 
 #[derive(Debug)]

@@ -11,6 +11,9 @@ mod tcp;
 mod tests;
 mod wire;
 
+#[cfg(test)]
+pub(crate) use wire::engine_of_a_proxy;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};

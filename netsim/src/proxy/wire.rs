@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep_until};
 use super::streams::Streams;
 use super::tcp::Segment;
 use crate::command::{Command, Edge, Way};
-use crate::link::{Event, Packet, Protocol, What, Why};
+use crate::link::{Event, Packet, Protocol, What};
 use crate::nat::{Nat, Table};
 use crate::path::{Output, Path};
 use crate::record::Record;
@@ -197,14 +197,10 @@ impl Wire {
             record.flush();
         }
         let way = |way: Way| {
-            let (totals, (waiting, waiting_bytes)) = (state.path.link(way).totals(), state.path.link(way).queue());
-            let dropped: BTreeMap<_, _> =
-                Why::ALL.into_iter().map(|why| (why.name(), totals.dropped[why as usize])).collect();
-            serde_json::json!({
-                "came": totals.came, "delivered": totals.delivered, "duplicated": totals.duplicated,
-                "inside": totals.inside, "bytes_came": totals.bytes_came, "bytes_delivered": totals.bytes_delivered,
-                "waiting": waiting, "waiting_bytes": waiting_bytes, "dropped": dropped,
-            })
+            let (waiting, waiting_bytes) = state.path.link(way).queue();
+            let mut json = state.path.link(way).totals().json();
+            (json["waiting"], json["waiting_bytes"]) = (waiting.into(), waiting_bytes.into());
+            json
         };
         serde_json::json!({
             "up": way(Way::Up), "down": way(Way::Down), "not_let_in": state.not_let_in,
@@ -248,7 +244,10 @@ impl State {
     }
 
     fn carry(&mut self, wire: &Wire) {
-        let now = wire.now();
+        self.carry_until(wire, wire.now());
+    }
+
+    fn carry_until(&mut self, wire: &Wire, now: Duration) {
         self.repeat_segments(now);
         while let Some(output) = self.path.poll(now) {
             match output {
@@ -327,6 +326,23 @@ impl State {
         self.outside.insert(port, outside);
         Ok(socket)
     }
+}
+
+/// What a proxy's engine records about packets of these times and sizes on their way up.
+#[cfg(test)]
+pub(crate) fn engine_of_a_proxy(name: &str, scenario: &Scenario, sent: &[(Duration, usize)]) -> String {
+    let (record, written) = Record::in_memory();
+    let wire = Wire::new(name, scenario, Some(record));
+    let mut state = wire.lock();
+    for (at, size) in sent {
+        state.carry_until(&wire, *at);
+        let nobodys = Parcel::Acknowledgement { stream: 0, until: 0 };
+        state.path.send(*at, Way::Up, Packet::udp(*size), nobodys);
+    }
+    while let Some(at) = state.next_at() {
+        state.carry_until(&wire, at);
+    }
+    written()
 }
 
 /// A datagram with the headers it would have.

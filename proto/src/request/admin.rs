@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ControllerId, Incarnation, Namespace, Role, TaskId, Timestamp, WorkerId};
+use crate::{ControllerId, Incarnation, Namespace, Role, Secret, TaskId, Timestamp, WorkerId};
 
 /// Who is there? Also the health probe of a connection.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,6 +30,8 @@ pub struct Welcome {
     pub now: Timestamp,
     /// Who the controller says the caller is.
     pub you: String,
+    /// `host:port` of all controllers that live, this one first.
+    pub controllers: Vec<String>,
 }
 
 /// Asks for a first certificate. The only request of `ado-join/1`.
@@ -247,4 +249,41 @@ pub struct AuditLine {
     pub result: String,
     /// How often: what is refused again and again is counted, not repeated.
     pub count: u32,
+}
+
+/// Keeps a secret, or a new version of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SetSecret {
+    /// What tasks call it by.
+    pub name: String,
+    /// Its value.
+    pub value: Secret,
+}
+
+/// Lists secrets of the caller's namespace, without their values.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListSecrets;
+
+/// What is known of a secret: all but its value.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SecretInfo {
+    /// What tasks call it by.
+    pub name: String,
+    /// Where.
+    pub namespace: Namespace,
+    /// How often it has been set.
+    pub version: u64,
+    /// Who set it: `role/name`.
+    pub owner: String,
+    /// When it was first set.
+    pub created_at: Timestamp,
+    /// When it was set last.
+    pub updated_at: Timestamp,
+}
+
+/// Forgets a secret. Tasks that name it fail when they are to begin.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemoveSecret {
+    /// Which.
+    pub name: String,
 }

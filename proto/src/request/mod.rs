@@ -13,8 +13,8 @@ use crate::{DecodeError, Namespace, RequestId};
 
 pub use admin::{
     AuditLine, CreateToken, CreatedToken, Enrol, Enrolled, Events, EventsFrom, Hello, ListAudit, ListEvents,
-    ListTokens, Renew, Renewed, RevokeIdentity, RevokeToken, RevokedIdentity, SystemEvent, TokenInfo, Welcome,
-    WorkerBounds,
+    ListSecrets, ListTokens, RemoveSecret, Renew, Renewed, RevokeIdentity, RevokeToken, RevokedIdentity, SecretInfo,
+    SetSecret, SystemEvent, TokenInfo, Welcome, WorkerBounds,
 };
 pub use task::{
     CheckpointInfo, DeadOnes, DesiredSet, Detach, DetachedViewers, Follow, Following, GetTasks, ListTasks, PurgeDead,
@@ -22,7 +22,8 @@ pub use task::{
     TaskPage,
 };
 pub use worker::{
-    BreakerInfo, ListWorkers, Load, OutputAccepted, TaskOutput, WorkerAccepted, WorkerInfo, WorkerSession,
+    BreakerInfo, ControllerInfo, ListControllers, ListWorkers, Load, OutputAccepted, SetWorker, TaskOutput,
+    WorkerAccepted, WorkerDesired, WorkerInfo, WorkerSession, WorkerSet, WorkerWant,
 };
 
 /// What repeating a request may do: whether it may travel as 0-RTT data, and whether a client may resend it by itself.
@@ -202,8 +203,14 @@ requests! {
     RetryDead: 26/1, Idempotent => SettledDead;
     PurgeDead: 27/1, Idempotent => SettledDead;
     ListWorkers: 30/1, Read => Vec<WorkerInfo>;
+    SetWorker: 31/1, Idempotent => WorkerSet;
     ListEvents: 40/1, Read => Events;
     ListAudit: 45/1, Read => Vec<AuditLine>;
+    ListControllers: 50/1, Read => Vec<ControllerInfo>;
+    // No value in 0-RTT data, which can be played again.
+    SetSecret: 46/1, Once => SecretInfo;
+    ListSecrets: 47/1, Read => Vec<SecretInfo>;
+    RemoveSecret: 48/1, Once => ();
     // Registers a start of the worker: a replay would bring back an old one.
     WorkerSession: 60/1, Once => WorkerAccepted;
     TaskOutput: 61/1, Read => OutputAccepted;

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::spec::Containment;
-use crate::{Epoch, Incarnation, Namespace, Seq, TaskId, Timestamp, WorkerId};
+use crate::spec::{Containment, Resources};
+use crate::{ControllerId, Epoch, Incarnation, Namespace, Seq, TaskId, Timestamp, WorkerId};
 
 /// Lists workers of the caller's namespace.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,7 +34,7 @@ pub struct WorkerInfo {
     pub id: WorkerId,
     /// Its name.
     pub name: String,
-    /// `ready`, `draining`, `disconnected`, `lost`.
+    /// `ready`, `cordoned`, `draining`, `drained`, `disconnected`, `lost`.
     pub state: String,
     /// Where it belongs.
     pub namespace: Namespace,
@@ -64,6 +64,14 @@ pub struct WorkerInfo {
     pub ineligible: Option<String>,
     /// Its breaker, unless it is closed.
     pub breaker: Option<BreakerInfo>,
+    /// What somebody wants of it.
+    pub desired: WorkerDesired,
+    /// Who wants that, as `role/name`; `None`: nobody ever wanted anything.
+    pub desired_by: Option<String>,
+    /// When it hands back what it still holds, if it is to drain.
+    pub deadline: Option<Timestamp>,
+    /// The controller it is connected to.
+    pub controller: Option<ControllerId>,
 }
 
 /// A breaker that is not closed.
@@ -75,6 +83,99 @@ pub struct BreakerInfo {
     pub opened_at: Timestamp,
     /// From then on one attempt at a time finds out whether all is well again.
     pub probe_at: Timestamp,
+}
+
+/// What somebody may want of a worker.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum WorkerDesired {
+    /// It works.
+    #[default]
+    Active,
+    /// It gets no more work; what it has goes on.
+    Cordoned,
+    /// It gets no more work, ends or hands back what it has, and leaves.
+    Drained,
+}
+
+impl WorkerDesired {
+    /// The word programs see.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Cordoned => "cordoned",
+            Self::Drained => "drained",
+        }
+    }
+}
+
+/// What is wanted of a worker, as it is told.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkerWant {
+    /// The state wanted.
+    pub desired: WorkerDesired,
+    /// Rises with every change; an older one is ignored.
+    pub generation: u64,
+    /// Milliseconds until it hands back what it still holds, counted from when this was sent; `None`: it does not.
+    pub left_ms: Option<u64>,
+}
+
+/// Asks for another state of a worker: for administrators.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SetWorker {
+    /// Its name, its id, or the beginning of that.
+    pub worker: String,
+    /// What is wanted.
+    pub desired: WorkerDesired,
+    /// With [`WorkerDesired::Drained`]: how long what it has may go on, milliseconds.
+    pub within_ms: Option<u64>,
+}
+
+/// Answer to [`SetWorker`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkerSet {
+    /// The worker.
+    pub id: WorkerId,
+    /// Its name.
+    pub name: String,
+    /// Its state before the request, as in [`WorkerInfo::state`].
+    pub state: String,
+    /// Attempts it holds.
+    pub busy: u32,
+    /// When it hands back what it still holds, if it is to drain.
+    pub deadline: Option<Timestamp>,
+    /// Why nothing changed (`cordoned already`), if so.
+    pub unchanged: Option<String>,
+}
+
+/// Lists the controllers of the mesh.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListControllers;
+
+/// What is known of a controller.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ControllerInfo {
+    /// Its id.
+    pub id: ControllerId,
+    /// Its name.
+    pub name: String,
+    /// `live`, or `lost`: it has not been heard of lately.
+    pub state: String,
+    /// `host:port` it is reached at.
+    pub addresses: Vec<String>,
+    /// Its build.
+    pub build: String,
+    /// When it started.
+    pub since: Timestamp,
+    /// Milliseconds since it was last heard of.
+    pub seen_age_ms: u64,
+    /// Loops it runs for the mesh, in order.
+    pub loops: Vec<String>,
+    /// Workers connected to it.
+    pub workers: u32,
+    /// Viewers that follow logs through it.
+    pub viewers: u32,
+    /// Whether it is the one that answers.
+    pub answers: bool,
 }
 
 /// A worker's long-lived stream: it sends [`crate::session::FromWorker`], the controller
@@ -97,6 +198,8 @@ pub struct WorkerSession {
     pub containment: Containment,
     /// Its build.
     pub build: String,
+    /// What it has for tasks with limits, of the kinds that it can enforce.
+    pub resources: Resources,
 }
 
 /// Answer to [`WorkerSession`].
@@ -106,6 +209,10 @@ pub struct WorkerAccepted {
     pub heartbeat_ms: u64,
     /// How long a renewal is good for, counted from when it was sent, milliseconds.
     pub lease_ms: u64,
+    /// `host:port` of all controllers that live, this one first.
+    pub controllers: Vec<String>,
+    /// What is wanted of the worker.
+    pub wish: WorkerWant,
 }
 
 /// The stream of one attempt's records: the worker sends [`crate::session::FromAttempt`], the controller

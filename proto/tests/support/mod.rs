@@ -93,6 +93,8 @@ pub(crate) fn cases() -> Vec<Case> {
             HeartbeatAnswer = make::<session::HeartbeatAnswer>,
             Assign = make::<session::Assignment>,
             Want = make::<session::Want>,
+            Controllers = make::<session::Controllers>,
+            Wish = make::<request::WorkerWant>,
         }
         FromAttempt { Records = |entropy: &[u8]| session::Records(make::<Vec<u8>>(entropy).into()) }
         ToAttempt {
@@ -128,8 +130,13 @@ fn requests(cases: &mut Vec<Case>) {
     request::<request::Follow>(cases);
     request::<request::Detach>(cases);
     request::<request::ListWorkers>(cases);
+    request::<request::SetWorker>(cases);
     request::<request::ListEvents>(cases);
     request::<request::ListAudit>(cases);
+    request::<request::ListControllers>(cases);
+    request::<request::SetSecret>(cases);
+    request::<request::ListSecrets>(cases);
+    request::<request::RemoveSecret>(cases);
     request::<request::WorkerSession>(cases);
     request::<request::TaskOutput>(cases);
 }

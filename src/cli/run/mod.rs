@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use ado_proto::request::{Submit, Submitted};
-use ado_proto::spec::{Input, TaskSpec};
+use ado_proto::spec::{Input, Resources, TaskSpec};
 use ado_proto::{GroupId, RequestId};
 use serde_json::json;
 use tokio::time::Instant;
@@ -20,7 +20,7 @@ use super::signals::Signals;
 use super::values;
 use super::watch::{MOST_TASKS, OnInterrupt, Watch, Watched, look};
 use crate::client::{self, Client};
-use crate::config::{Config, Flags};
+use crate::config::{ByteSize, Config, Flags, MilliCpu};
 
 /// Run a task, or a group of them, and watch the output
 ///
@@ -49,6 +49,9 @@ pub(crate) struct Args {
     /// Set a variable of its environment (public: shown to whoever may see the task)
     #[arg(long, short, value_name = "NAME=VALUE", value_parser = values::pair)]
     env: Vec<(String, String)>,
+    /// Give it a secret (`ado secret set`), in the variable NAME in capitals or in this one
+    #[arg(long, value_name = "NAME[=VARIABLE]", value_parser = values::secret)]
+    secret: Vec<(String, String)>,
     /// Run it in this directory of the worker; default: here on this machine, a fresh directory elsewhere
     #[arg(long, value_name = "DIR")]
     cwd: Option<String>,
@@ -64,6 +67,15 @@ pub(crate) struct Args {
     /// End it this long after its submission, whatever it does and however often it was tried
     #[arg(long, value_name = "TIME", value_parser = values::duration)]
     total_limit: Option<Duration>,
+    /// Let it use this much processor time at most, in processors (2, 0.5, 500m)
+    #[arg(long, value_name = "CPUS")]
+    cpu: Option<MilliCpu>,
+    /// Let it use this much memory at most (512Mi, 4Gi); it is killed when it needs more
+    #[arg(long, value_name = "BYTES")]
+    memory: Option<ByteSize>,
+    /// Let it have this many processes and threads at most
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pids: Option<u32>,
     /// Try again this often when it fails
     #[arg(long, value_name = "N")]
     retries: Option<u32>,
@@ -130,7 +142,10 @@ pub(crate) async fn run(global: Global, args: Args) -> Result<u8, Error> {
     }
     let name = submitted.group.map_or_else(|| submitted.tasks[0].short(), GroupId::short);
     // This machine's own worker may only just have been started.
-    let sure = session.is_local() && args.pool == "default" && args.label.is_empty();
+    let sure = session.is_local()
+        && args.pool == "default"
+        && args.label.is_empty()
+        && resources(&args) == Resources::default();
     if submitted.eligible_workers == 0 && !sure && people {
         let (them, wait) = if submitted.group.is_some() { ("its tasks", "they wait") } else { ("it", "it waits") };
         eprintln!("{name}: no worker can take {them} now; {wait} for one");
@@ -245,8 +260,14 @@ fn spec(args: &Args, config: &Config, local: bool) -> Result<TaskSpec, Error> {
         priority: args.priority,
         pool: args.pool.clone(),
         labels: args.label.iter().cloned().collect::<BTreeMap<_, _>>(),
+        secrets: args.secret.iter().cloned().collect(),
+        resources: resources(args),
         agent,
     })
+}
+
+fn resources(args: &Args) -> Resources {
+    Resources { cpu_milli: args.cpu.map(|cpus| cpus.0), memory: args.memory.map(|bytes| bytes.0), pids: args.pids }
 }
 
 /// The local worker sees the caller's directories; others do not.
@@ -332,6 +353,17 @@ mod tests {
         assert_eq!(limits(&["x"], &[]), [None; 4]);
         assert_eq!(limits(&["x"], &env), [5, 6, 7, 8].map(Some));
         assert_eq!(limits(&line, &env), [1, 2, 3, 4].map(Some));
+    }
+
+    #[test]
+    fn limits_are_read_as_people_write_them() {
+        let line = ["x", "--cpu", "1.5", "--memory", "256Mi", "--pids", "50"];
+        let given = resources(&args(&line).unwrap());
+        assert_eq!(given, Resources { cpu_milli: Some(1500), memory: Some(256 << 20), pids: Some(50) });
+        for (flag, value) in [("--cpu", "0"), ("--cpu", "much"), ("--memory", "4GB"), ("--pids", "0")] {
+            let error = args(&["x", flag, value]).unwrap_err().to_string();
+            assert!(error.contains(value) && error.contains(flag), "{error}");
+        }
     }
 
     #[test]

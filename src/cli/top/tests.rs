@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use ado_proto::record::{Desired, Outcome, Progress};
-use ado_proto::request::{Load, SystemEvent, TaskInfo, WorkerInfo};
+use ado_proto::request::{Load, SystemEvent, TaskInfo, WorkerDesired, WorkerInfo};
 use ado_proto::spec::{Containment, Input as Given};
 use ado_proto::{Namespace, Offset, TaskId, Timestamp, WorkerId};
 use proptest::prelude::*;
@@ -77,6 +77,10 @@ fn worker(name: &str, state: &str) -> WorkerInfo {
         holds: Vec::new(),
         ineligible: (!up).then(|| "it is not connected".into()),
         breaker: None,
+        controller: None,
+        deadline: None,
+        desired: WorkerDesired::Active,
+        desired_by: None,
     }
 }
 

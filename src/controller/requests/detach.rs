@@ -20,8 +20,10 @@ impl Asked<'_> {
         let rows = self.find(&request.reference).await?;
         let ids: Vec<_> = rows.iter().map(|row| row.task.id).collect();
         let own = (!request.all).then_some(self.access.principal.as_str());
+        // Those elsewhere leave before it is remembered: to have left twice is to have left.
+        let elsewhere = self.shared.detach_elsewhere(&ids, own, &self.access.owner).await?;
         let leaving = self.shared.viewers.take(&ids, own);
-        let answer = DetachedViewers { viewers: leaving.count() };
+        let answer = DetachedViewers { viewers: leaving.count() + elsewhere };
         let committed = self.remember(&request, answer.clone()).await;
         match committed {
             Ok(None) => leaving.tell(&self.access.owner),

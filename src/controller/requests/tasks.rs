@@ -1,18 +1,22 @@
 //! Requests about tasks.
 
+use std::collections::BTreeSet;
+
 use ado_proto::ids::{Reference, ReferenceError};
 use ado_proto::record::{self, Member};
 use ado_proto::request::{
     DesiredSet, ErrorCode, ErrorReply, GetTasks, SetDesired, Submit, Submitted, TaskInfo, encode_response,
 };
-use ado_proto::spec::{Input, TaskSpec};
+use ado_proto::spec::{Input, Resources, TaskSpec};
 use ado_proto::{Audience, GroupId, TaskId};
 
 use super::{Asked, info, unavailable};
 use crate::controller::dispatch;
 use crate::controller::fleet::want;
+use crate::controller::secrets;
 use crate::controller::session::event_of;
-use crate::scheduler::{Candidate, Demand};
+use crate::queue::Word;
+use crate::scheduler::{Candidate, Demand, Unfit};
 use crate::store::{Change, Find, NewEvent, Outcome, Row, Unit, Write};
 use crate::task::{self, Command, Settled};
 
@@ -113,7 +117,7 @@ impl Asked<'_> {
 
     pub(super) async fn infos(&self, rows: &[Row]) -> Result<Vec<TaskInfo>, ErrorReply> {
         let now = self.shared.store.now().await.map_err(unavailable)?;
-        let fleet = self.shared.fleet.candidates();
+        let fleet = self.shared.everyone().await;
         let info = |row: &Row| {
             let away = self.shared.breakers.of_task(&row.task);
             info::task(row, &fleet, away.as_ref(), now)
@@ -128,13 +132,24 @@ impl Asked<'_> {
 
     pub(super) async fn submit(&self, request: Submit) -> Result<Vec<u8>, ErrorReply> {
         check_submit(&request)?;
+        let named: BTreeSet<_> = request.specs.iter().flat_map(|spec| spec.secrets.values()).collect();
+        if !named.is_empty() {
+            // A secret may be gone when the request comes again.
+            if let Some(answer) = self.replayed::<Submit>().await? {
+                return Ok(answer);
+            }
+            secrets::check(self.shared, &self.access.namespace, named).await?;
+        }
         let copies = request.copies as usize;
         let count = request.specs.len() * copies;
         let group = (count > 1).then(|| GroupId(self.shared.env.uuid()));
-        let fleet = self.shared.fleet.candidates();
+        let fleet = self.shared.everyone().await;
         let fits = |worker: &&Candidate| {
             request.specs.iter().any(|spec| worker.unfit(&Demand::of(&self.access.namespace, spec)).is_none())
         };
+        for spec in &request.specs {
+            enforceable(&fleet, &Demand::of(&self.access.namespace, spec))?;
+        }
         let eligible = u32::try_from(fleet.iter().filter(fits).count()).unwrap_or(u32::MAX);
         let mut tasks: Vec<_> = (0..count).map(|_| TaskId(self.shared.env.uuid())).collect();
         // Ids of one millisecond are in order by chance only, and lists go by id.
@@ -187,7 +202,11 @@ impl Asked<'_> {
             outcomes.into_iter().filter_map(applied).partition(|row| row.lease.is_some());
         for row in &held {
             if let Some(lease) = &row.lease {
-                self.shared.fleet.tell(lease.worker, lease.incarnation, want(&row.task));
+                if self.shared.fleet.is_connected(lease.worker) {
+                    self.shared.fleet.tell(lease.worker, lease.incarnation, want(&row.task));
+                } else {
+                    self.shared.say(Word::Wanted { task: row.task.id, worker: lease.worker });
+                }
             }
         }
         dispatch::give_hints(self.shared, &free).await;
@@ -243,13 +262,38 @@ fn desired_set(task: TaskId, outcome: &Outcome) -> DesiredSet {
     DesiredSet { task, state: state.into(), unchanged }
 }
 
+/// Refuses a limit that nobody can enforce who could run the task otherwise. With nobody there the task waits: who comes
+/// may be able to.
+fn enforceable(fleet: &[Candidate], demand: &Demand<'_>) -> Result<(), ErrorReply> {
+    let without = Demand { resources: Resources::default(), ..*demand };
+    let able: Vec<_> = fleet.iter().filter(|worker| worker.unfit(&without).is_none()).collect();
+    let cannot = |worker: &&&Candidate| match worker.unfit(demand) {
+        Some(Unfit::Unlimited(kind)) => Some(kind),
+        _ => None,
+    };
+    let kinds: Vec<_> = able.iter().filter_map(|worker| cannot(&worker)).collect();
+    match kinds.first() {
+        Some(kind) if kinds.len() == able.len() => {
+            let who = match able.as_slice() {
+                [only] => format!("the only worker that could run it, {}, cannot", only.name),
+                all => format!("none of {} workers that could run it can", all.len()),
+            };
+            let message = format!("{who} limit {}: that takes control groups that it may make", kind.as_str());
+            Err(ErrorReply::new(ErrorCode::Invalid, message)
+                .hint(format!("leave out --{}", kind.as_str()))
+                .hint("run the worker as root, or by systemd with Delegate=yes"))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Bytes of a task's texts.
 fn weight(spec: &TaskSpec) -> usize {
     let input = match &spec.input {
         Input::Text(text) => text.len(),
         Input::Argv(argv) => argv.iter().map(String::len).sum(),
     };
-    let pairs = spec.env.iter().chain(&spec.labels);
+    let pairs = spec.env.iter().chain(&spec.labels).chain(&spec.secrets);
     input + pairs.map(|(key, value)| key.len() + value.len()).sum::<usize>() + spec.cwd.as_ref().map_or(0, String::len)
 }
 

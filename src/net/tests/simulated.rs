@@ -55,7 +55,7 @@ async fn echo(_: Connection, incoming: Incoming) {
 async fn loss_and_a_blackout_cost_time_only() {
     const FRAMES: u32 = 2000;
     let (mesh, network) = (Mesh::new(), Network::new(7));
-    network.set(CLIENT, FIRST, Conditions { delay: Duration::from_millis(20), loss: 0.05, blackout: false });
+    network.set(CLIENT, FIRST, Conditions { delay: Duration::from_millis(20), loss: 0.05, ..Conditions::default() });
     let _server = mesh.serve(mesh.config_at(&network, FIRST), echo);
     let link = mesh.link_from(&network, &[FIRST], Duration::from_secs(5));
     let (_, Channel { mut tx, mut rx }) = soon(link.open(&follow(), Call::default())).await.unwrap();

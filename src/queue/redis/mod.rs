@@ -20,7 +20,7 @@ use link::{Link, Listener, Target};
 
 use super::pushes::Pushes;
 use super::wakes::{Gathered, News};
-use super::{Class, Error, Hint, Queue, Wakes};
+use super::{Class, Error, Hint, Queue, Wakes, Word};
 use crate::env::Env;
 use crate::tasks::Tasks;
 
@@ -243,6 +243,10 @@ impl Queue for Redis {
 impl Wakes for Redis {
     fn tell(&self, task: TaskId, next: Offset) {
         self.telling.add(task, next);
+    }
+
+    fn say(&self, word: Word) {
+        self.telling.say(word);
     }
 
     async fn heard(&self) -> News {

@@ -266,6 +266,52 @@ pub(super) async fn workers_are_bound(bed: Bed) {
     assert_eq!(bound().await, WorkerBounds::default());
 }
 
+pub(super) async fn secrets_have_versions_and_owners(bed: Bed) {
+    let secret = |at: &str, name: &str, owner: &str, closed: &[u8]| ClosedSecret {
+        name: name.into(),
+        namespace: namespace(at),
+        owner: owner.into(),
+        closed: closed.into(),
+    };
+    let put = async |secret, only| bed.store.put_secret(secret, only, audit("SetSecret")).await.unwrap();
+    let start = bed.hand.time();
+    let first = put(secret("red", "token", "user/ann", b"1"), Some("user/ann")).await.unwrap();
+    let expected = SecretInfo {
+        name: "token".into(),
+        namespace: namespace("red"),
+        version: 1,
+        owner: "user/ann".into(),
+        created_at: start,
+        updated_at: start,
+    };
+    assert_eq!(first, expected);
+    bed.hand.advance(Duration::from_secs(1));
+    assert_eq!(put(secret("red", "token", "user/bob", b"b"), Some("user/bob")).await, Err(expected.clone()));
+    let read = async |at: &str, name: &str| bed.store.secret(&namespace(at), name).await.unwrap();
+    assert_eq!(read("red", "token").await, Some((expected.clone(), b"1".to_vec())), "nothing happened");
+    let second = SecretInfo { version: 2, updated_at: bed.hand.time(), ..expected };
+    assert_eq!(put(secret("red", "token", "user/ann", b"2\0"), Some("user/ann")).await, Ok(second.clone()));
+    let third = SecretInfo { version: 3, owner: "admin/eve".into(), ..second };
+    assert_eq!(put(secret("red", "token", "admin/eve", b"3\0"), None).await, Ok(third.clone()));
+    let blue = put(secret("blue", "token", "user/cy", b"blue"), Some("user/cy")).await.unwrap();
+    let key = put(secret("red", "key", "user/ann", b""), None).await.unwrap();
+    assert_eq!(read("red", "token").await, Some((third.clone(), b"3\0".to_vec())));
+    assert_eq!((read("red", "none").await, read("green", "token").await), (None, None));
+    assert_eq!(bed.store.secrets(&Audience::Everywhere).await.unwrap(), [blue.clone(), key.clone(), third.clone()]);
+    assert_eq!(bed.store.secrets(&only("red")).await.unwrap(), [key, third]);
+    let remove =
+        async |at: &str, name| bed.store.remove_secret(&namespace(at), name, audit("RemoveSecret")).await.unwrap();
+    let lines = bed.audit().await.len();
+    assert_eq!(lines, 5, "and the one that did not happen is not there");
+    assert!(!remove("green", "token").await && !remove("red", "none").await);
+    assert_eq!(bed.audit().await.len(), lines);
+    assert!(remove("red", "token").await && !remove("red", "token").await);
+    assert_eq!(bed.audit().await.len(), lines + 1);
+    assert_eq!(read("red", "token").await, None);
+    assert_eq!(read("blue", "token").await, Some((blue, b"blue".to_vec())));
+    assert_eq!(put(secret("red", "token", "user/bob", b"n"), Some("user/bob")).await.unwrap().version, 1);
+}
+
 pub(super) async fn the_audit_log_says_why_nothing_was_done(bed: Bed) {
     bed.create(task(1)).await;
     let cancel = |n| update(task(n), desire(Desired::Cancelled));

@@ -14,6 +14,7 @@ pub(super) fn registered(n: u64, start: u64) -> Worker {
         labels: BTreeMap::from([("zone".into(), "a \"quoted\"".into())]),
         containment: Containment::Subreaper,
         build: "0.1.0".into(),
+        resources: Resources { cpu_milli: Some(2500), memory: Some(u64::MAX), pids: None },
         draining: false,
         seen_at: Timestamp(0),
     }

@@ -1,5 +1,7 @@
 //! Reading logs.
 
+use std::collections::BTreeSet;
+
 use ado_proto::record::Note;
 
 use super::*;
@@ -36,7 +38,7 @@ pub(super) async fn a_log_is_read_from_any_offset(bed: Bed) {
             let page = bed.store.read(task(1), Offset(from as u64), max_bytes).await.unwrap().unwrap();
             assert!(!page.records.is_empty());
             assert_eq!(page.records, log[from..from + page.records.len()], "from {from}, {max_bytes} bytes");
-            assert_eq!((page.first_kept, page.next_offset, page.ended), (Offset(0), next_offset, false));
+            assert_eq!((page.next_offset, page.ended), (next_offset, false));
         }
     }
     for past in [next_offset, next_offset.next(), Offset(u64::MAX)] {
@@ -142,4 +144,106 @@ pub(super) async fn the_clock_never_goes_back(bed: Bed) {
     // Nor does it stand still until the clock that was set back has caught up: leases end in the meantime.
     bed.hand.set(Timestamp(before.0 - 60_000_000 + 5));
     assert_eq!(bed.store.now().await.unwrap(), Timestamp(before.0 + 5));
+}
+
+/// A log that is capped: what is left of it, beside all there was.
+async fn capped(bed: &Bed, most: u64) -> (Vec<Record>, Vec<Record>) {
+    let all = mixed(bed).await;
+    let bulk: u64 = all.iter().filter(|record| record.body.kind().0 >= 100).map(|record| record.weight() as u64).sum();
+    let left = bed.store.cap_log(task(1), most).await.unwrap();
+    assert!(left <= most && bulk > most, "{left} of {bulk}");
+    assert_eq!(bed.store.cap_log(task(1), most).await.unwrap(), left, "that is enough");
+    let page = bed.store.read(task(1), Offset(0), usize::MAX).await.unwrap().unwrap();
+    assert_eq!(page.next_offset, Offset(all.len() as u64));
+    (all, page.records)
+}
+
+/// The offsets that records stand for lie end to end.
+fn covers(records: &[Record], from: Offset, to: Offset) {
+    let mut next = from;
+    for record in records {
+        assert_eq!(record.span().start, next);
+        next = record.span().end;
+    }
+    assert_eq!(next, to);
+}
+
+pub(super) async fn a_cap_drops_the_oldest_output_and_nothing_else(bed: Bed) {
+    let (all, left) = capped(&bed, 9_000).await;
+    let end = Offset(all.len() as u64);
+    covers(&left, Offset(0), end);
+    let is_gap = |record: &&Record| matches!(record.body, Body::Truncated(_));
+    let dropped: BTreeSet<_> =
+        left.iter().filter(is_gap).flat_map(|record| record.span().start.0..record.span().end.0).collect();
+    assert!(!dropped.is_empty());
+    for record in &all {
+        let is_bulk = record.body.kind().0 >= 100;
+        assert_eq!(left.contains(record), !dropped.contains(&record.offset.0), "{record:?}");
+        assert!(is_bulk || !dropped.contains(&record.offset.0), "what says what happened stays: {record:?}");
+    }
+    let first_left = left.iter().find(|record| record.body.kind().0 >= 100).expect("some output is left").offset;
+    assert!(dropped.iter().all(|offset| *offset < first_left.0), "the oldest");
+    let bytes: u64 = left
+        .iter()
+        .filter_map(|record| match &record.body {
+            Body::Truncated(gap) => Some(gap.bytes),
+            _ => None,
+        })
+        .sum();
+    assert!(bytes > 0);
+    // From anywhere, in pages of any size, there and back.
+    for from in 0..all.len() as u64 {
+        for max_bytes in [0, 600, 1 << 20] {
+            let page = bed.store.read(task(1), Offset(from), max_bytes).await.unwrap().unwrap().records;
+            covers(&page, Offset(from), page.last().unwrap().span().end);
+            let page = bed.store.read_back(task(1), Offset(from + 1), max_bytes).await.unwrap().unwrap().records;
+            covers(&page, page[0].span().start, Offset(from + 1));
+        }
+    }
+    // It goes on, and is capped again: one gap grows.
+    let epoch = bed.row(task(1)).await.task.epoch;
+    let seq = bed.row(task(1)).await.task.next_seq;
+    let bodies = (0..40).map(|_| output("x".repeat(400))).collect();
+    applied(&bed.run(task(1), append(epoch, seq.0, bodies)).await);
+    let kept = bed.store.cap_log(task(1), 9_000).await.unwrap();
+    assert!(kept <= 9_000);
+    let page = bed.store.read(task(1), Offset(0), usize::MAX).await.unwrap().unwrap();
+    covers(&page.records, Offset(0), page.next_offset);
+    assert!(bed.store.cap_log(task(1), 0).await.unwrap() == 0);
+    let page = bed.store.read(task(1), Offset(0), usize::MAX).await.unwrap().unwrap();
+    covers(&page.records, Offset(0), page.next_offset);
+    assert!(page.records.iter().all(|record| record.body.kind().0 < 100), "all output is gone");
+    assert_eq!(bed.store.cap_log(task(9), 0).await.unwrap(), 0, "there is no such task");
+}
+
+pub(super) async fn tasks_that_ended_long_ago_are_forgotten(bed: Bed) {
+    let month = Duration::from_secs(30 * 24 * 3600);
+    for n in 1..=3 {
+        bed.create(task(n)).await;
+        let epoch = bed.start(task(n), worker(1)).await;
+        applied(&bed.run(task(n), append(epoch, 1, vec![output("x")])).await);
+        if n < 3 {
+            applied(&bed.run(task(n), append(epoch, 2, vec![exited(0)])).await);
+        }
+        bed.hand.advance(Duration::from_secs(1));
+    }
+    bed.hand.advance(month - Duration::from_secs(3));
+    assert_eq!(bed.store.forget_tasks(month).await.unwrap(), 0);
+    bed.hand.advance(Duration::from_micros(1));
+    assert_eq!(bed.store.forget_tasks(month).await.unwrap(), 1, "the first");
+    assert_eq!(bed.store.row(task(1)).await.unwrap(), None);
+    assert_eq!(bed.store.read(task(1), Offset(0), 100).await.unwrap(), None);
+    assert_eq!(bed.log(task(2)).await.len(), 6);
+    bed.hand.advance(month * 3);
+    assert_eq!(bed.store.forget_tasks(month).await.unwrap(), 1, "what runs is kept");
+    assert_eq!(bed.log(task(3)).await.len(), 4);
+    let epoch = bed.row(task(3)).await.task.epoch;
+    applied(&bed.run(task(3), append(epoch, 2, vec![exited(0)])).await);
+    bed.hand.advance(month * 2);
+    assert_eq!(bed.store.forget_tasks(month).await.unwrap(), 1, "the last of that day");
+    // The same day again.
+    bed.create(task(4)).await;
+    let epoch = bed.start(task(4), worker(1)).await;
+    applied(&bed.run(task(4), append(epoch, 1, vec![output("x")])).await);
+    assert_eq!(bed.log(task(4)).await.len(), 4);
 }

@@ -3,6 +3,7 @@
 mod access;
 mod fleet;
 mod logs;
+mod mesh;
 mod random;
 mod tasks;
 
@@ -11,7 +12,7 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use ado_proto::record::{Body, Desired, Exited, Member, Output, Record, Started, Stream, Submitted};
-use ado_proto::spec::{Containment, Exit, Input, TaskSpec};
+use ado_proto::spec::{Containment, Exit, Input, Resources, TaskSpec};
 use ado_proto::{
     Audience, Epoch, GroupId, Incarnation, Namespace, Offset, RequestId, Seq, TaskId, Timestamp, WorkerId,
 };
@@ -380,6 +381,8 @@ suite! {
         unknown_records_are_kept
         the_first_offset_since_a_time
         an_ended_log_says_so
+        a_cap_drops_the_oldest_output_and_nothing_else
+        tasks_that_ended_long_ago_are_forgotten
         the_clock_never_goes_back;
     fleet:
         a_heartbeat_renews_what_is_held
@@ -390,6 +393,12 @@ suite! {
         a_silent_worker_is_lost_once_a_silence
         a_loop_has_one_holder_and_rising_terms
         a_breaker_is_kept_while_anything_is_known_of_it;
+    mesh:
+        controllers_are_known_by_what_they_said_last
+        controllers_say_what_they_know_of_workers
+        held_loops_are_listed
+        wishes_are_kept_and_counted
+        an_item_is_kept_once;
     access:
         tokens_are_used_up
         tokens_expire
@@ -401,6 +410,7 @@ suite! {
         the_audit_log_is_newest_first
         the_audit_log_is_searched
         workers_are_bound
+        secrets_have_versions_and_owners
         the_audit_log_says_why_nothing_was_done
         sweeping_deletes_what_has_outlived_its_retention
         the_store_answers;

@@ -6,7 +6,9 @@ use bytes::Bytes;
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, QueryBuilder, Row as _, query, raw_sql};
 
-use super::super::{Audit, Certificate, EVENT_RETENTION, Error, KEY_RETENTION, Key, Token, TokenRefusal, rules};
+use super::super::{
+    AUDIT_RETENTION, Audit, Certificate, EVENT_RETENTION, Error, KEY_RETENTION, Key, Token, TokenRefusal, rules,
+};
 use super::commit::{commit, remember};
 use super::error::Tried;
 use super::write::push_audit;
@@ -49,7 +51,7 @@ pub(super) const AUDIT: &str = "SELECT no, at, namespace, principal, action, tar
      AND ($6::text IS NULL OR strpos(target, $6) > 0 OR strpos(result, $6) > 0) \
      AND (NOT $7 OR result <> 'ok') ORDER BY no DESC LIMIT $8";
 
-async fn insert_audit(db: &mut PgConnection, now: Timestamp, audit: Audit) -> Tried<()> {
+pub(super) async fn insert_audit(db: &mut PgConnection, now: Timestamp, audit: Audit) -> Tried<()> {
     let mut sql = QueryBuilder::new("");
     push_audit(&mut sql, now, &[audit]);
     sql.build().execute(db).await?;
@@ -247,8 +249,11 @@ impl Postgres {
             ("DELETE FROM request WHERE at < $1", rules::cutoff(now, KEY_RETENTION)),
             ("DELETE FROM event WHERE at < $1", rules::cutoff(now, EVENT_RETENTION)),
             ("DELETE FROM breaker WHERE at < $1", rules::cutoff(now, EVENT_RETENTION)),
+            ("DELETE FROM audit WHERE at < $1", rules::cutoff(now, AUDIT_RETENTION)),
             ("DELETE FROM token WHERE expires_at <= $1", now),
             ("DELETE FROM certificate WHERE not_after <= $1", now),
+            ("DELETE FROM controller WHERE seen_at < $1", rules::cutoff(now, EVENT_RETENTION)),
+            ("DELETE FROM report WHERE at < $1", rules::cutoff(now, EVENT_RETENTION)),
             // Whoever has no certificate joins anew.
             ("DELETE FROM bound WHERE identity NOT IN (SELECT identity FROM certificate WHERE not_after > $1)", now),
             (

@@ -21,8 +21,8 @@ const CONTAINMENTS: [Containment; 3] = [Containment::Cgroup, Containment::Subrea
 macro_rules! select {
     ($rest:literal) => {
         query(concat!(
-            "SELECT id, incarnation, name, namespace, pool, slots, agents, labels, containment, build, draining, seen_at \
-             FROM worker ",
+            "SELECT id, incarnation, name, namespace, pool, slots, agents, labels, containment, build, draining, seen_at, \
+             resources FROM worker ",
             $rest
         ))
     };
@@ -45,6 +45,7 @@ fn worker(columns: &PgRow) -> Tried<Worker> {
         labels: json::<BTreeMap<_, _>>(columns.try_get(7)?)?,
         containment,
         build: columns.try_get(9)?,
+        resources: json(columns.try_get(12)?)?,
         draining: columns.try_get(10)?,
         seen_at: Timestamp(columns.try_get(11)?),
     })
@@ -63,9 +64,9 @@ impl Postgres {
         let now = self.clock.read(&mut tx).await?;
         query(
             "INSERT INTO worker (id, incarnation, name, namespace, pool, slots, agents, labels, containment, build, \
-             draining, seen_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) ON CONFLICT (id) DO UPDATE SET \
-             (incarnation, name, namespace, pool, slots, agents, labels, containment, build, draining, seen_at, lost) = \
-             ROW ($2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, false)",
+             draining, seen_at, resources) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) ON CONFLICT (id) \
+             DO UPDATE SET (incarnation, name, namespace, pool, slots, agents, labels, containment, build, draining, \
+             seen_at, resources, lost) = ROW ($2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, false)",
         )
         .bind(worker.id.0)
         .bind(worker.incarnation.0)
@@ -79,6 +80,7 @@ impl Postgres {
         .bind(text(&worker.build))
         .bind(draining)
         .bind(now.0)
+        .bind(serde_json::to_string(&worker.resources).expect("numbers are JSON"))
         .execute(&mut *tx)
         .await?;
         commit(tx).await?;

@@ -7,7 +7,8 @@ use sqlx::sqlite::SqliteRow;
 use sqlx::{Row as _, SqliteConnection, query};
 
 use super::super::{
-    Audit, Certificate, EVENT_RETENTION, Error, KEY_RETENTION, Key, NewEvent, Result, Token, TokenRefusal, rules,
+    AUDIT_RETENTION, Audit, Certificate, EVENT_RETENTION, Error, KEY_RETENTION, Key, NewEvent, Result, Token,
+    TokenRefusal, rules,
 };
 use super::commit::remember;
 use super::tasks::{blob, uuid};
@@ -275,8 +276,11 @@ impl Sqlite {
             ("DELETE FROM request WHERE at < ?", rules::cutoff(tx.now, KEY_RETENTION)),
             ("DELETE FROM event WHERE at < ?", rules::cutoff(tx.now, EVENT_RETENTION)),
             ("DELETE FROM breaker WHERE at < ?", rules::cutoff(tx.now, EVENT_RETENTION)),
+            ("DELETE FROM audit WHERE at < ?", rules::cutoff(tx.now, AUDIT_RETENTION)),
             ("DELETE FROM token WHERE expires_at <= ?", tx.now),
             ("DELETE FROM certificate WHERE not_after <= ?", tx.now),
+            ("DELETE FROM controller WHERE seen_at < ?", rules::cutoff(tx.now, EVENT_RETENTION)),
+            ("DELETE FROM report WHERE at < ?", rules::cutoff(tx.now, EVENT_RETENTION)),
             // Whoever has no certificate joins anew.
             ("DELETE FROM bound WHERE identity NOT IN (SELECT identity FROM certificate WHERE not_after > ?)", tx.now),
             (

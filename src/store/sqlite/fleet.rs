@@ -20,8 +20,8 @@ const CONTAINMENTS: [Containment; 3] = [Containment::Cgroup, Containment::Subrea
 macro_rules! select {
     ($rest:literal) => {
         query(concat!(
-            "SELECT id, incarnation, name, namespace, pool, slots, agents, labels, containment, build, draining, seen_at \
-             FROM worker ",
+            "SELECT id, incarnation, name, namespace, pool, slots, agents, labels, containment, build, draining, seen_at, \
+             resources FROM worker ",
             $rest
         ))
     };
@@ -44,6 +44,7 @@ fn worker(columns: &SqliteRow) -> Result<Worker> {
         labels: json::<BTreeMap<_, _>>(columns.try_get(7)?)?,
         containment,
         build: columns.try_get(9)?,
+        resources: json(columns.try_get(12)?)?,
         draining: columns.try_get(10)?,
         seen_at: Timestamp(columns.try_get(11)?),
     })
@@ -65,7 +66,7 @@ impl Sqlite {
         let draining = worker.draining || rules::still_drains(former.as_ref(), &worker);
         query(
             "INSERT OR REPLACE INTO worker (id, incarnation, name, namespace, pool, slots, agents, labels, containment, \
-             build, draining, seen_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+             build, draining, seen_at, resources) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         )
         .bind(blob(worker.id.0))
         .bind(blob(worker.incarnation.0))
@@ -79,6 +80,7 @@ impl Sqlite {
         .bind(worker.build)
         .bind(draining)
         .bind(tx.now.0)
+        .bind(serde_json::to_string(&worker.resources).expect("numbers are JSON"))
         .execute(&mut tx.connection)
         .await?;
         tx.commit().await?;

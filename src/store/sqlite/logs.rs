@@ -2,18 +2,29 @@
 //!
 //! Readers take no snapshot: a log only grows, so whatever is below the length read first is there, whole.
 
+use std::time::Duration;
+
 use ado_proto::record::{Record, encode_all};
 use ado_proto::{Offset, TaskId, Timestamp};
 use futures_util::TryStreamExt;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row as _, SqliteConnection, query};
 
-use super::super::{Page, Result, log};
+use super::super::log::{Chunk, Outline};
+use super::super::{Page, Result, log, rules};
 use super::tasks::blob;
 use super::{Sqlite, int, size};
 
 pub(super) const CHUNKS_SINCE: &str =
     "SELECT format, bytes, data FROM chunk WHERE task = ? AND last_time >= ? ORDER BY first_offset LIMIT 1";
+
+/// The first chunks of a log; [`outline`] reads them. The data of what was dropped says how much that was.
+const OLDEST: &str = "SELECT first_offset, last_offset, first_time, last_time, bytes, CASE format WHEN 2 THEN data END \
+     FROM chunk WHERE task = ? ORDER BY first_offset LIMIT ?";
+pub(super) const ENDED: &str = "SELECT no FROM task WHERE id < ? AND ended_at < ? ORDER BY id LIMIT ?";
+/// Tasks forgotten in one transaction, and most bytes of the log of each.
+const FORGET_AT_ONCE: i64 = 50;
+const FORGET_BYTES: u64 = 1024 * 1024;
 
 /// A log as far as its length.
 struct Log {
@@ -34,22 +45,27 @@ pub(super) async fn append(connection: &mut SqliteConnection, task: i64, records
             .await?;
     }
     for chunk in log::pack(records) {
-        query(
-            "INSERT INTO chunk (task, first_offset, last_offset, first_time, last_time, newlines, bytes, format, data) \
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        )
-        .bind(task)
-        .bind(int(chunk.first.0))
-        .bind(int(chunk.last.0))
-        .bind(chunk.first_time.0)
-        .bind(chunk.last_time.0)
-        .bind(size(chunk.newlines))
-        .bind(size(chunk.bytes))
-        .bind(chunk.format)
-        .bind(chunk.data)
-        .execute(&mut *connection)
-        .await?;
+        insert(connection, task, chunk).await?;
     }
+    Ok(())
+}
+
+async fn insert(connection: &mut SqliteConnection, task: i64, chunk: Chunk) -> Result<()> {
+    query(
+        "INSERT INTO chunk (task, first_offset, last_offset, first_time, last_time, newlines, bytes, format, data) \
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+    )
+    .bind(task)
+    .bind(int(chunk.first.0))
+    .bind(int(chunk.last.0))
+    .bind(chunk.first_time.0)
+    .bind(chunk.last_time.0)
+    .bind(size(chunk.newlines))
+    .bind(size(chunk.bytes))
+    .bind(chunk.format)
+    .bind(chunk.data)
+    .execute(connection)
+    .await?;
     Ok(())
 }
 
@@ -70,7 +86,7 @@ impl Sqlite {
                 .bind(size(log::most_rows(max_bytes)))
                 .fetch_all(&self.readers)
                 .await?;
-        let mut records = log::merge(bulk, self::own(&own)?);
+        let mut records = log::with_gaps(log::merge(bulk, self::own(&own)?), from);
         records.truncate(log::fitting(&records, max_bytes));
         if records.is_empty() {
             return Err(log::hole(from));
@@ -93,7 +109,7 @@ impl Sqlite {
         .bind(size(log::most_rows(max_bytes)))
         .fetch_all(&self.readers)
         .await?;
-        let mut records = log::merge(bulk, self::own(&own)?);
+        let mut records = log::with_gaps(log::merge(bulk, self::own(&own)?), Offset(0));
         let first = records.len() - log::fitting(records.iter().rev(), max_bytes);
         records.drain(..first);
         log::dense(&records, None)?;
@@ -120,6 +136,73 @@ impl Sqlite {
         let first = own.into_iter().chain(bulk.map(|record| record.offset)).min();
         // What was appended after the length was read counts as not there yet.
         Ok(Some(first.unwrap_or(log.next_offset).min(log.next_offset)))
+    }
+
+    pub(super) async fn shorten_log(&self, task: TaskId, most: u64) -> Result<u64> {
+        let Some(log) = self.log(task).await? else { return Ok(0) };
+        self.shorten(log.task, most).await
+    }
+
+    /// A part at a time: others write between.
+    async fn shorten(&self, no: i64, most: u64) -> Result<u64> {
+        loop {
+            let total = query("SELECT coalesce(sum(bytes), 0) FROM chunk WHERE task = ? AND format <> ?")
+                .bind(no)
+                .bind(log::DROPPED)
+                .fetch_one(&self.readers)
+                .await?;
+            let total = total.try_get::<i64, _>(0)?.unsigned_abs();
+            if total <= most {
+                return Ok(total);
+            }
+            let mut tx = self.write().await?;
+            let oldest = query(OLDEST).bind(no).bind(log::DROP_AT_ONCE).fetch_all(&mut tx.connection).await?;
+            let oldest = oldest.iter().map(outline).collect::<Result<Vec<_>>>()?;
+            let Some((chunk, _)) = log::shorten(&oldest, total, most) else {
+                tx.undo().await?;
+                return Ok(total);
+            };
+            query("DELETE FROM chunk WHERE task = ? AND first_offset <= ?")
+                .bind(no)
+                .bind(int(chunk.last.0))
+                .execute(&mut tx.connection)
+                .await?;
+            insert(&mut tx.connection, no, chunk).await?;
+            tx.commit().await?;
+        }
+    }
+
+    pub(super) async fn forget_ended(&self, ended_for: Duration) -> Result<u64> {
+        let mut forgotten = 0;
+        loop {
+            let before = rules::cutoff(self.clock.now(), ended_for);
+            let old = query(ENDED)
+                .bind(blob(rules::lowest_id(before)))
+                .bind(before.0)
+                .bind(FORGET_AT_ONCE)
+                .fetch_all(&self.readers)
+                .await?;
+            if old.is_empty() {
+                return Ok(forgotten);
+            }
+            for columns in &old {
+                // A long log in one piece would keep others from writing for as long.
+                self.shorten(columns.try_get(0)?, FORGET_BYTES).await?;
+            }
+            let mut tx = self.write().await?;
+            for columns in &old {
+                let no: i64 = columns.try_get(0)?;
+                for sql in [
+                    "DELETE FROM chunk WHERE task = ?",
+                    "DELETE FROM lifecycle WHERE task = ?",
+                    "DELETE FROM task WHERE no = ?",
+                ] {
+                    query(sql).bind(no).execute(&mut tx.connection).await?;
+                }
+            }
+            tx.commit().await?;
+            forgotten += old.len() as u64;
+        }
     }
 
     async fn log(&self, task: TaskId) -> Result<Option<Log>> {
@@ -168,7 +251,7 @@ impl Sqlite {
         let mut total = 0;
         while total < max_bytes.max(1) {
             let Some(columns) = chunks.try_next().await? else { break };
-            let wanted = records(&columns)?.into_iter().rev().filter(|record| record.offset < before);
+            let wanted = records(&columns)?.into_iter().rev().filter_map(|record| log::before(record, before));
             for record in wanted {
                 total += record.weight();
                 bulk.push(record);
@@ -181,8 +264,7 @@ impl Sqlite {
 
 impl Log {
     fn page(&self, records: Vec<Record>) -> Page {
-        // Nothing is dropped from logs yet.
-        Page { records, first_kept: Offset(0), next_offset: self.next_offset, ended: self.ended }
+        Page { records, next_offset: self.next_offset, ended: self.ended }
     }
 }
 
@@ -196,4 +278,21 @@ fn records(columns: &SqliteRow) -> Result<Vec<Record>> {
 /// Lifecycle rows.
 fn own(rows: &[SqliteRow]) -> Result<Vec<Record>> {
     rows.iter().map(|columns| log::decode_one(columns.try_get(0)?)).collect()
+}
+
+/// The columns of [`OLDEST`].
+fn outline(columns: &SqliteRow) -> Result<Outline> {
+    let offset = |at| Ok::<_, sqlx::Error>(Offset(columns.try_get::<i64, _>(at)?.unsigned_abs()));
+    let dropped: Option<Vec<u8>> = columns.try_get(5)?;
+    Ok(Outline {
+        first: offset(0)?,
+        last: offset(1)?,
+        first_time: Timestamp(columns.try_get(2)?),
+        last_time: Timestamp(columns.try_get(3)?),
+        dropped: dropped.is_some(),
+        bytes: match dropped {
+            Some(data) => log::dropped_bytes(data)?,
+            None => columns.try_get::<i64, _>(4)?.unsigned_abs(),
+        },
+    })
 }

@@ -8,7 +8,9 @@ mod commit;
 mod error;
 mod fleet;
 mod logs;
+mod mesh;
 mod schema;
+mod secrets;
 mod tasks;
 #[cfg(test)]
 mod tests;
@@ -18,8 +20,8 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use ado_proto::request::{AuditLine, Events, EventsFrom, ListAudit, WorkerBounds};
-use ado_proto::{Audience, Epoch, Incarnation, Offset, TaskId, Timestamp, WorkerId};
+use ado_proto::request::{AuditLine, Events, EventsFrom, ListAudit, SecretInfo, WorkerBounds};
+use ado_proto::{Audience, ControllerId, Epoch, Incarnation, Namespace, Offset, TaskId, Timestamp, WorkerId};
 use async_trait::async_trait;
 use bytes::Bytes;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
@@ -28,8 +30,9 @@ use tokio::sync::{Mutex, MutexGuard};
 
 use super::clock::Clock;
 use super::{
-    Audit, Backlog, Certificate, ChangeBreaker, Committed, Error, Find, Key, ListFilter, NewEvent, Page, Renewal,
-    Result, Row, Store, Token, TokenRefusal, Unit, Waiting, Worker, WorkerEvent, rules,
+    Audit, Backlog, Certificate, ChangeBreaker, ClosedSecret, Committed, Controller, Error, Find, HeldLoop, Key,
+    ListFilter, NewEvent, NewWish, Page, Renewal, Report, Result, Row, Store, Token, TokenRefusal, Unit, Waiting, Wish,
+    Worker, WorkerEvent, rules,
 };
 use crate::env::Env;
 use crate::task::{Breaker, Scope};
@@ -266,6 +269,49 @@ impl Store for Sqlite {
         self.give_back_loop(name, holder).await
     }
 
+    async fn loops(&self) -> Result<Vec<HeldLoop>> {
+        self.held_loops().await
+    }
+
+    async fn report(&self, controller: Controller, workers: Vec<Report>) -> Result<()> {
+        self.keep_report(controller, workers).await
+    }
+
+    async fn controllers(&self) -> Result<Vec<Controller>> {
+        self.all_controllers().await
+    }
+
+    async fn remove_controller(&self, id: ControllerId, incarnation: Incarnation) -> Result<()> {
+        self.forget_controller(id, incarnation).await
+    }
+
+    async fn reports(&self) -> Result<Vec<Report>> {
+        self.all_reports().await
+    }
+
+    async fn wishes(&self) -> Result<BTreeMap<WorkerId, Wish>> {
+        self.all_wishes().await
+    }
+
+    async fn wish(
+        &self,
+        worker: WorkerId,
+        wish: NewWish,
+        kept: Option<(Key, Bytes)>,
+        audit: Audit,
+        event: Option<NewEvent>,
+    ) -> Result<Wish> {
+        self.keep_wish(worker, wish, kept, audit, event).await
+    }
+
+    async fn item(&self, name: &str) -> Result<Option<Vec<u8>>> {
+        self.find_item(name).await
+    }
+
+    async fn put_item(&self, name: &str, item: &[u8]) -> Result<Vec<u8>> {
+        self.keep_item(name, item).await
+    }
+
     async fn put_token(&self, token: Token, audit: Audit) -> Result<()> {
         self.keep_token(token, audit).await
     }
@@ -296,6 +342,27 @@ impl Store for Sqlite {
         self.read_bounds(identity).await
     }
 
+    async fn put_secret(
+        &self,
+        secret: ClosedSecret,
+        only: Option<&str>,
+        audit: Audit,
+    ) -> Result<std::result::Result<SecretInfo, SecretInfo>> {
+        self.keep_secret(secret, only, audit).await
+    }
+
+    async fn secrets(&self, audience: &Audience) -> Result<Vec<SecretInfo>> {
+        self.all_secrets(audience).await
+    }
+
+    async fn secret(&self, namespace: &Namespace, name: &str) -> Result<Option<(SecretInfo, Vec<u8>)>> {
+        self.read_secret(namespace, name).await
+    }
+
+    async fn remove_secret(&self, namespace: &Namespace, name: &str, audit: Audit) -> Result<bool> {
+        self.forget_secret(namespace, name, audit).await
+    }
+
     async fn put_certificate(&self, certificate: Certificate) -> Result<bool> {
         self.keep_certificate(certificate).await
     }
@@ -322,6 +389,14 @@ impl Store for Sqlite {
 
     async fn sweep(&self) -> Result<()> {
         self.delete_outlived().await
+    }
+
+    async fn cap_log(&self, task: TaskId, most: u64) -> Result<u64> {
+        self.shorten_log(task, most).await
+    }
+
+    async fn forget_tasks(&self, ended_for: Duration) -> Result<u64> {
+        self.forget_ended(ended_for).await
     }
 
     async fn ping(&self) -> Result<()> {

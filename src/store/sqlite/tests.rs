@@ -278,11 +278,11 @@ async fn questions_asked_often_use_indexes() {
     let file = File::new();
     let store = file.open().await.unwrap();
     use super::access::{EVENTS_AFTER, EVENTS_SINCE, EVENTS_TAIL};
-    use super::logs::CHUNKS_SINCE;
+    use super::logs::{CHUNKS_SINCE, ENDED};
     use super::tasks::*;
     let tasks =
         [LOAD, BY_PREFIX, BY_GROUP, BY_GROUP_PREFIX, BY_NAME, LIST, LIST_STATE, LIST_DEAD, LIST_GROUP, LIST_NAME];
-    let others = [WAITING, EXPIRED, OVERDUE, HELD, CHUNKS_SINCE, EVENTS_AFTER, EVENTS_SINCE, EVENTS_TAIL];
+    let others = [WAITING, EXPIRED, OVERDUE, HELD, CHUNKS_SINCE, ENDED, EVENTS_AFTER, EVENTS_SINCE, EVENTS_TAIL];
     for sql in tasks.into_iter().chain(others) {
         let explain = sqlx::AssertSqlSafe(format!("EXPLAIN QUERY PLAN {sql}"));
         let plan: Vec<String> = query(explain)

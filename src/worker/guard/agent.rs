@@ -38,6 +38,7 @@ pub(super) fn spawn(start: &Start, hold: &Hold) -> Result<Pid, Failure> {
     };
     let mut command = Command::new(program);
     command.args(arguments).env_clear().envs(&start.env).current_dir(&start.cwd).stdin(Stdio::null());
+    command.envs(start.secrets.iter().map(|(name, value)| (name, value.expose())));
     match born(&mut command, hold) {
         Ok(agent) => Ok(agent),
         Err(error) if error.raw_os_error() == Some(NOT_HELD as i32) => Err(Failure::NotHeld),
@@ -48,6 +49,8 @@ pub(super) fn spawn(start: &Start, hold: &Hold) -> Result<Pid, Failure> {
 /// The process, held by `hold` from its first instruction on.
 fn born(command: &mut Command, hold: &Hold) -> io::Result<Pid> {
     prepare_in_child(command);
+    #[cfg(target_os = "linux")]
+    limit_in_child(command, hold);
     #[cfg(target_os = "linux")]
     if let Some(group) = hold.group_fd() {
         return match birth::spawn_into(command, group) {
@@ -62,6 +65,22 @@ fn born(command: &mut Command, hold: &Hold) -> io::Result<Pid> {
     #[cfg(not(target_os = "linux"))]
     let _ = hold;
     forked(command)
+}
+
+/// Lets the child go under its limits by itself, where that is not done by the group it is born in.
+#[cfg(target_os = "linux")]
+#[expect(unsafe_code, reason = "what happens between fork and exec; it makes one system call for each limit")]
+fn limit_in_child(command: &mut Command, hold: &Hold) {
+    use std::os::fd::AsRawFd;
+    for entrance in hold.limited_by().into_iter().map(|fd| fd.as_raw_fd()) {
+        // SAFETY: one async-signal-safe call, and `entrance` is open until the spawn returns, since `hold` outlives it.
+        unsafe {
+            command.pre_exec(move || match libc::write(entrance, b"0".as_ptr().cast(), 1) {
+                1 => Ok(()),
+                _ => Err(io::Error::from_raw_os_error(NOT_HELD as i32)),
+            });
+        }
+    }
 }
 
 fn forked(command: &mut Command) -> io::Result<Pid> {

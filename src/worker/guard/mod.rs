@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use ado_proto::spec::Exit;
+use ado_proto::spec::{Containment, Exit};
 use nix::errno::Errno;
 use nix::sys::signal::SigSet;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
@@ -77,32 +77,48 @@ fn prepare(guards: &Path) -> io::Result<Guard> {
 impl Guard {
     fn live(mut self) -> io::Result<()> {
         let Some((start, early)) = self.wait_for_start()? else { return Ok(()) };
-        let mut hold = Hold::new(start.containment);
-        self.life.note(&hold, &start)?;
-        let spawned = match agent::spawn(&start, &hold) {
+        let held = self.hold(&start, start.containment).and_then(|(hold, spawned)| match spawned {
             Err(Failure::NotHeld) => {
-                hold = Hold::new(ado_proto::spec::Containment::Subreaper);
-                self.life.note(&hold, &start)?;
-                agent::spawn(&start, &hold)
+                drop(hold);
+                self.hold(&start, Containment::Subreaper)
             }
-            spawned => spawned,
+            spawned => Ok((hold, spawned)),
+        });
+        let (hold, spawned) = match held {
+            Ok((hold, spawned)) => (Some(hold), spawned),
+            // Another worker may be able to.
+            Err(error) => (None, Err(Failure::Refused { error: error.to_string(), permanent: false })),
         };
         let null = File::options().read(true).write(true).open("/dev/null")?;
         dup2_stdout(&null)?;
         dup2_stderr(&null)?;
         match spawned {
             Ok(agent) => {
+                let hold = hold.expect("it was spawned into it");
                 self.control
                     .tell(&FromGuard::Started { pid: agent.as_raw().unsigned_abs(), containment: hold.grade() });
                 let watch = Watch::new(&start, BootTime::now());
-                Running { guard: self, agent, hold, watch, status: None }.run(early)
+                let limit = start.limits.memory;
+                Running { guard: self, agent, hold, watch, limit, status: None }.run(early)
             }
             Err(Failure::Refused { error, permanent }) => {
                 self.control.tell(&FromGuard::NotStarted { error, permanent });
                 Ok(())
             }
-            Err(Failure::NotHeld) => unreachable!("a subreaper's agent joins nothing"),
+            Err(Failure::NotHeld) => {
+                let error = "cannot put it under its limits".into();
+                self.control.tell(&FromGuard::NotStarted { error, permanent: false });
+                Ok(())
+            }
         }
+    }
+
+    /// Makes what holds the agent, notes it, and starts the agent in it.
+    fn hold(&mut self, start: &Start, strongest: Containment) -> io::Result<(Hold, Result<Pid, Failure>)> {
+        let hold = Hold::new(strongest, &start.limits).map_err(io::Error::other)?;
+        self.life.note(&hold, start)?;
+        let spawned = agent::spawn(start, &hold);
+        Ok((hold, spawned))
     }
 
     /// `None`: the worker is gone, or wants nothing any more. Only once the lock is held and the worker has been seen alive
@@ -116,7 +132,7 @@ impl Guard {
             match messages.next() {
                 Some(ToGuard::Start(start)) => return Ok(Some((start, messages.collect()))),
                 Some(_) => return Ok(None),
-                None => self.wake.wait(self.control.fd(), BootTime::NEVER)?,
+                None => self.wake.wait(self.control.fd(), None, BootTime::NEVER)?,
             }
         }
     }
@@ -127,6 +143,8 @@ struct Running {
     agent: Pid,
     hold: Hold,
     watch: Watch,
+    /// Bytes of memory that it may use.
+    limit: Option<u64>,
     /// How the agent's first process ended.
     status: Option<Exit>,
 }
@@ -140,14 +158,14 @@ impl Running {
             acts.extend(self.watch.tick(now));
             let killed = !acts.into_iter().all(|act| self.perform(act));
             self.reap();
-            if killed || self.status.is_some() {
+            if killed || self.status.is_some() || self.hold.ran_out_of_memory() {
                 return self.end();
             }
             if self.guard.control.is_closed() {
                 // Nobody is left to tell.
                 return self.end();
             }
-            self.guard.wake.wait(self.guard.control.fd(), self.watch.next_tick())?;
+            self.guard.wake.wait(self.guard.control.fd(), self.hold.notice(), self.watch.next_tick())?;
             messages = self.guard.control.receive();
         }
     }
@@ -172,6 +190,10 @@ impl Running {
             self.guard.wake.wait_for_child(BootTime::now().after(KILL_AGAIN_AFTER))?;
         }
         let status = self.status.take().unwrap_or(Exit::Lost { error: "the agent was reaped by another".into() });
+        let status = match self.limit.filter(|_| self.hold.ran_out_of_memory()) {
+            Some(limit) => Exit::OutOfMemory { limit },
+            None => status,
+        };
         let exit = self.watch.conclude(status);
         // The group is removed before the report: nothing is left then, in no sense.
         drop(self.hold);
@@ -196,7 +218,7 @@ impl Running {
 }
 
 /// The file that shows that this guard lives: locked as long as it does. It says how what it holds is found, for the case
-/// that the guard is killed: the control group on the first line, then variables of the agent's environment.
+/// that the guard is killed: the control groups on the first line, between tabs, then variables of the agent's environment.
 struct Life {
     file: File,
     path: PathBuf,
@@ -211,7 +233,8 @@ impl Life {
     }
 
     fn note(&mut self, hold: &Hold, start: &Start) -> io::Result<()> {
-        let mut text = hold.group().map_or_else(String::new, |group| group.display().to_string());
+        let groups: Vec<_> = hold.groups().into_iter().map(|group| group.display().to_string()).collect();
+        let mut text = groups.join("\t");
         for name in MARKS {
             if let Some(value) = start.env.get(name) {
                 text.push_str(&format!("\n{name}={value}"));

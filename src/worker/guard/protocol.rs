@@ -3,7 +3,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ado_proto::spec::{Containment, Exit, Limit};
+use ado_proto::Secret;
+use ado_proto::spec::{Containment, Exit, Limit, Resources};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::BootTime;
@@ -49,8 +50,10 @@ pub enum ToGuard {
 pub struct Start {
     /// Program and arguments; never empty.
     pub argv: Vec<String>,
-    /// The whole environment.
+    /// The environment, but for the secrets.
     pub env: BTreeMap<String, String>,
+    /// The rest of it.
+    pub secrets: BTreeMap<String, Secret>,
     /// Working directory.
     pub cwd: String,
     /// Longest running time, milliseconds; time frozen does not count.
@@ -61,6 +64,8 @@ pub struct Start {
     pub lease: BootTime,
     /// The strongest grade to try.
     pub containment: Containment,
+    /// What it may use at most.
+    pub limits: Resources,
 }
 
 /// Why an agent is frozen.

@@ -1,4 +1,4 @@
-//! What a guard waits for: its worker, the death of a child, an instant. It only waits; the caller then looks at all three.
+//! What a guard waits for: its worker, the death of a child, the end of memory, an instant. It only waits; the caller then looks at all of them.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -48,13 +48,15 @@ mod linux {
         }
 
         /// Waits for anything.
-        pub(in super::super) fn wait(&mut self, control: BorrowedFd<'_>, until: BootTime) -> io::Result<()> {
+        pub(in super::super) fn wait(
+            &mut self,
+            control: BorrowedFd<'_>,
+            also: Option<BorrowedFd<'_>>,
+            until: BootTime,
+        ) -> io::Result<()> {
             self.set_timer(until)?;
-            let mut fds = [
-                PollFd::new(self.timer.as_fd(), PollFlags::POLLIN),
-                PollFd::new(control, PollFlags::POLLIN),
-                PollFd::new(self.children.as_fd(), PollFlags::POLLIN),
-            ];
+            let own = [self.timer.as_fd(), control, self.children.as_fd()];
+            let mut fds: Vec<_> = own.into_iter().chain(also).map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
             poll_all(&mut fds, PollTimeout::NONE)?;
             self.drain()
         }
@@ -104,7 +106,12 @@ mod portable {
         }
 
         /// Waits for anything.
-        pub(in super::super) fn wait(&mut self, control: BorrowedFd<'_>, until: BootTime) -> io::Result<()> {
+        pub(in super::super) fn wait(
+            &mut self,
+            control: BorrowedFd<'_>,
+            _also: Option<BorrowedFd<'_>>,
+            until: BootTime,
+        ) -> io::Result<()> {
             poll_all(&mut [PollFd::new(control, PollFlags::POLLIN)], timeout(until))
         }
 

@@ -186,11 +186,13 @@ mod tests {
         Start {
             argv: vec!["x".into()],
             env: BTreeMap::new(),
+            secrets: BTreeMap::new(),
             cwd: "/".into(),
             time_limit_ms: limit.map(|seconds| seconds * 1000),
             total_left_ms: None,
             lease: at(lease),
             containment: Containment::Subreaper,
+            limits: ado_proto::spec::Resources::default(),
         }
     }
 

@@ -118,6 +118,7 @@ CREATE TABLE worker (
     labels      text    NOT NULL,
     containment text    NOT NULL,
     build       text    NOT NULL,
+    resources   text    NOT NULL,
     draining    boolean NOT NULL,
     seen_at     bigint  NOT NULL,
     -- It has been said that it is.
@@ -139,6 +140,47 @@ CREATE TABLE loop (
     expires_at bigint NOT NULL
 ) WITH (fillfactor = 60);
 
+-- A controller that lives, or lived a while ago.
+CREATE TABLE controller (
+    id          uuid    PRIMARY KEY,
+    incarnation uuid    NOT NULL,
+    name        text    NOT NULL,
+    addresses   text    NOT NULL,
+    build       text    NOT NULL,
+    since       bigint  NOT NULL,
+    seen_at     bigint  NOT NULL,
+    workers     bigint  NOT NULL,
+    viewers     bigint  NOT NULL
+) WITH (fillfactor = 60);
+
+-- What a controller knows of a worker that is connected to it, for the others.
+CREATE TABLE report (
+    worker           uuid   PRIMARY KEY,
+    controller       uuid   NOT NULL,
+    busy             bigint NOT NULL,
+    cpus             bigint NOT NULL,
+    load_milli       bigint NOT NULL,
+    memory           bigint NOT NULL,
+    memory_available bigint NOT NULL,
+    rtt_us           bigint NOT NULL,
+    at               bigint NOT NULL
+) WITH (fillfactor = 60);
+
+-- What somebody wants of a worker. The row stays when the worker is forgotten: generations only rise.
+CREATE TABLE wish (
+    worker     uuid   PRIMARY KEY,
+    desired    text   NOT NULL,
+    generation bigint NOT NULL,
+    deadline   bigint,
+    wished_by  text   NOT NULL
+);
+
+-- What all controllers of the mesh need, closed under a key that is not here.
+CREATE TABLE item (
+    name text  COLLATE "C" PRIMARY KEY,
+    item bytea NOT NULL
+);
+
 CREATE TABLE token (
     id         text   COLLATE "C" PRIMARY KEY,
     hash       bytea  NOT NULL UNIQUE,
@@ -157,6 +199,18 @@ CREATE TABLE token (
 CREATE TABLE bound (
     identity text COLLATE "C" PRIMARY KEY,
     bounds   text NOT NULL
+);
+
+-- `closed` is opened by a key that is not here.
+CREATE TABLE secret (
+    namespace  text   COLLATE "C" NOT NULL,
+    name       text   COLLATE "C" NOT NULL,
+    version    bigint NOT NULL,
+    owner      text   COLLATE "C" NOT NULL,
+    created_at bigint NOT NULL,
+    updated_at bigint NOT NULL,
+    closed     bytea  NOT NULL,
+    PRIMARY KEY (namespace, name)
 );
 
 CREATE TABLE certificate (

@@ -84,6 +84,7 @@ CREATE TABLE worker (
     labels      TEXT    NOT NULL,
     containment TEXT    NOT NULL,
     build       TEXT    NOT NULL,
+    resources   TEXT    NOT NULL,
     draining    INTEGER NOT NULL,
     seen_at     INTEGER NOT NULL,
     -- It has been said that it is.
@@ -105,6 +106,47 @@ CREATE TABLE loop (
     expires_at INTEGER NOT NULL
 ) STRICT;
 
+-- A controller that lives, or lived a while ago.
+CREATE TABLE controller (
+    id          BLOB    PRIMARY KEY,
+    incarnation BLOB    NOT NULL,
+    name        TEXT    NOT NULL,
+    addresses   TEXT    NOT NULL,
+    build       TEXT    NOT NULL,
+    since       INTEGER NOT NULL,
+    seen_at     INTEGER NOT NULL,
+    workers     INTEGER NOT NULL,
+    viewers     INTEGER NOT NULL
+) STRICT;
+
+-- What a controller knows of a worker that is connected to it, for the others.
+CREATE TABLE report (
+    worker           BLOB    PRIMARY KEY,
+    controller       BLOB   NOT NULL,
+    busy             INTEGER NOT NULL,
+    cpus             INTEGER NOT NULL,
+    load_milli       INTEGER NOT NULL,
+    memory           INTEGER NOT NULL,
+    memory_available INTEGER NOT NULL,
+    rtt_us           INTEGER NOT NULL,
+    at               INTEGER NOT NULL
+) STRICT;
+
+-- What somebody wants of a worker. The row stays when the worker is forgotten: generations only rise.
+CREATE TABLE wish (
+    worker     BLOB    PRIMARY KEY,
+    desired    TEXT   NOT NULL,
+    generation INTEGER NOT NULL,
+    deadline   INTEGER,
+    wished_by  TEXT   NOT NULL
+) STRICT;
+
+-- What all controllers of the mesh need, closed under a key that is not here.
+CREATE TABLE item (
+    name TEXT PRIMARY KEY,
+    item BLOB NOT NULL
+) STRICT;
+
 CREATE TABLE token (
     id         TEXT    PRIMARY KEY,
     hash       BLOB    NOT NULL UNIQUE,
@@ -123,6 +165,18 @@ CREATE TABLE token (
 CREATE TABLE bound (
     identity TEXT PRIMARY KEY,
     bounds   TEXT NOT NULL
+) STRICT;
+
+-- `closed` is opened by a key that is not here.
+CREATE TABLE secret (
+    namespace  TEXT    NOT NULL,
+    name       TEXT    NOT NULL,
+    version    INTEGER NOT NULL,
+    owner      TEXT    NOT NULL,
+    created_at INTEGER NOT NULL,
+    updated_at INTEGER NOT NULL,
+    closed     BLOB    NOT NULL,
+    PRIMARY KEY (namespace, name)
 ) STRICT;
 
 CREATE TABLE certificate (
