@@ -214,12 +214,14 @@ async fn try_page(shared: &Shared, page: Vec<Waiting>, aside: &mut Aside) -> Vec
             if free == 0 || shared.tasks.is_stopping() {
                 break;
             }
-            let first = hints.drain(..hints.len().min(free + SPARE)).collect();
-            claim(shared, fleet, class, first, aside).await;
-            // Slots were freed meanwhile. They are not for those further down, but for whom there was none before.
-            if give_fitting(shared, aside).await {
+            // Slots that were freed since are not for those further down, but for whom there was none before.
+            let fitting = aside.take_fitting(&fleet);
+            if !fitting.is_empty() {
+                give(shared, fitting).await;
                 break;
             }
+            let first = hints.drain(..hints.len().min(free + SPARE)).collect();
+            claim(shared, fleet, class, first, aside).await;
         }
     }
     let of_class = |(class, hints): (Class, VecDeque<Hint>)| hints.into_iter().map(move |hint| (class.clone(), hint));
@@ -245,14 +247,14 @@ async fn place_hinted(shared: &Shared, aside: &mut Aside) -> Result<(), queue::E
             if free == 0 {
                 continue;
             }
+            // Slots that were freed since are first for whom there was none before: for those that this look shows, too.
+            give(shared, aside.take_fitting(&fleet)).await;
             // What is not placed here is wanted elsewhere.
             let spare = if shared.mesh.others() > 0 { 0 } else { SPARE };
             let hints = shared.queue.pop(&class, free + spare).await?;
             if !hints.is_empty() {
                 tried = true;
                 claim(shared, fleet, &class, hints, aside).await;
-                // Slots that were freed meanwhile are first for whom there was none before.
-                give_fitting(shared, aside).await;
             }
         }
         if !tried {

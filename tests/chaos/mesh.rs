@@ -206,6 +206,11 @@ impl Mesh {
         let (url, redis, timing) = (self.postgres.url("postgres"), self.redis.url(), self.size);
         let (listen, http) = (format!("127.0.0.1:{quic}"), format!("127.0.0.1:{}", free_tcp_port()));
         let advertise = relay.address().to_string();
+        // One mesh: the others open what the first one has sealed.
+        let master_key = (number > 0).then(|| {
+            let file = self.path("c0/serve/controller/master.key");
+            fs::read_to_string(file).expect("the first one has made it").trim().to_owned()
+        });
         let greeting = self.path(&format!("logs/c{number}.out"));
         let out = greeting.clone();
         let mut daemon = Daemon::new(self.path(&format!("logs/c{number}.log")), move || {
@@ -213,6 +218,9 @@ impl Mesh {
             command.args(["--advertise", &advertise]).env("ADO_DATABASE_URL", &url).env("ADO_REDIS_URL", &redis);
             command.env("ADO_HEARTBEAT_INTERVAL", timing.heartbeat.as_millis().to_string());
             command.env("ADO_HEARTBEAT_TIMEOUT", timing.lost_after.as_millis().to_string());
+            if let Some(key) = &master_key {
+                command.env("ADO_MASTER_KEY", key);
+            }
             command.stdout(File::options().create(true).append(true).open(&out).expect("a file"));
             command
         });

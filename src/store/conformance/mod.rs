@@ -262,9 +262,10 @@ pub(super) fn update(id: TaskId, command: Command) -> Change {
     Change::Update { id, decide: Box::new(move |row, now| write(row, command, now)) }
 }
 
-/// The lease of a claim: it is given to the start that [`registered`] says, ten times the worker's number.
+/// The lease of a claim: it is given to the start whose number is ten times the worker's.
 pub(super) fn given(worker: WorkerId, now: Timestamp) -> Lease {
-    let incarnation = Incarnation(Uuid::from_u128(10 * worker.0.as_u128()));
+    let number = (1..100).find(|number| self::worker(*number) == worker).expect("one of ours");
+    let incarnation = incarnation(10 * number);
     Lease { worker, incarnation, is_known: false, expires_at: now.after(LEASE) }
 }
 

@@ -163,7 +163,7 @@ async fn play(beds: Vec<Bed>, batches: Vec<(u64, Vec<(u64, Op)>)>) -> TestCaseRe
     let mut model = Model::default();
     for bed in &beds {
         for n in 1..3 {
-            bed.store.register(fleet::registered(n, 1)).await.unwrap();
+            bed.store.register(fleet::registered(n, 10 * n)).await.unwrap();
         }
     }
     for (pause, ops) in batches {
@@ -171,10 +171,11 @@ async fn play(beds: Vec<Bed>, batches: Vec<(u64, Vec<(u64, Op)>)>) -> TestCaseRe
         let now = beds[0].hand.time();
         for (n, _) in ops.iter().filter(|(_, op)| matches!(op, Op::Renew { .. })) {
             let holds: Vec<_> = model.tasks.values().map(|(row, _)| (row.task.id, row.task.epoch)).collect();
-            let holder = worker(n % 2 + 1);
+            let number = n % 2 + 1;
+            let holder = worker(number);
             model.renew(holder, now.after(LEASE));
             for bed in &beds {
-                bed.store.renew(holder, incarnation(1), &holds, LEASE, false).await.unwrap().unwrap();
+                bed.store.renew(holder, incarnation(10 * number), &holds, LEASE, false).await.unwrap().unwrap();
             }
         }
         let mut expected = Vec::new();
