@@ -227,8 +227,12 @@ impl Store for Memory {
                 && filter.before.is_none_or(|before| row.task.id < before)
                 && filter.group.is_none_or(|group| in_group(row, |id| id == group))
                 && filter.name.as_ref().is_none_or(|name| row.task.name.as_ref() == Some(name))
-                && (!filter.dead || rules::is_dead(row))
-                && (filter.states.is_empty() || filter.states.iter().any(|state| state == row.task.state_word()))
+                && match filter.dead {
+                    true => rules::is_dead(row),
+                    false => {
+                        filter.states.is_empty() || filter.states.iter().any(|state| state == row.task.state_word())
+                    }
+                }
         };
         Ok(self.held().pick(fits, |row| Reverse(row.task.id), filter.limit))
     }

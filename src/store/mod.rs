@@ -226,7 +226,7 @@ pub struct ListFilter {
     pub group: Option<GroupId>,
     /// Only those with this label.
     pub name: Option<String>,
-    /// Only those in the dead letter.
+    /// Only those in the dead letter, whatever `states` says: they have failed.
     pub dead: bool,
     /// Only tasks with a lower id.
     pub before: Option<TaskId>,

@@ -90,7 +90,7 @@ async fn secrets_belong_to_a_namespace_and_to_who_set_them() {
     let (vic, _) = mesh.member(Role::Viewer, "a", "vic").await;
     let info = ask(&ann, set("key", VALUE)).await.unwrap();
     assert_eq!((&*info.owner, &*info.namespace.0), ("user/ann", "a"));
-    assert_eq!(ask(&carl, ListSecrets).await.unwrap(), [info.clone()]);
+    assert_eq!(ask(&carl, ListSecrets).await.unwrap(), std::slice::from_ref(&info));
     assert_eq!(ask(&bob, ListSecrets).await.unwrap(), []);
     refusal(ask(&vic, ListSecrets).await, ErrorCode::Denied);
     let denied = "secret `key` belongs to user/ann: only they and administrators may change it";
