@@ -263,13 +263,10 @@ impl Mesh {
     }
 
     /// The same, where it must do well: what it printed.
-    #[track_caller]
-    pub(crate) fn well<'a>(&'a self, args: &'a [&str]) -> impl Future<Output = String> + 'a {
-        async move {
-            let ran = self.ado(args).await;
-            assert!(ran.status.success(), "{args:?}: {}", String::from_utf8_lossy(&ran.stderr));
-            String::from_utf8(ran.stdout).expect("text")
-        }
+    pub(crate) async fn well(&self, args: &[&str]) -> String {
+        let ran = self.ado(args).await;
+        assert!(ran.status.success(), "{args:?}: {}", String::from_utf8_lossy(&ran.stderr));
+        String::from_utf8(ran.stdout).expect("text")
     }
 
     /// As [`Mesh::well`], a JSON value a line.

@@ -33,7 +33,7 @@ pub(crate) struct Viewer {
 impl Viewer {
     /// Looks at a task from an offset on.
     pub(crate) fn of(mesh: &Mesh, number: usize, task: TaskId, from: u64) -> Self {
-        let command = if number % 2 == 0 { "logs" } else { "attach" };
+        let command = if number.is_multiple_of(2) { "logs" } else { "attach" };
         let out = mesh.path(&format!("logs/v{number}"));
         let rest_until = Instant::now();
         Self {

@@ -56,7 +56,7 @@ impl Cuts {
     fn passes(&self, way: Way, flow: usize) -> bool {
         let now = u64::try_from(self.since.elapsed().as_millis()).expect("soon");
         let open = |cuts: &[AtomicU64; 2]| cuts[way as usize].load(Ordering::Relaxed) <= now;
-        open(&self.all) && (flow % 2 == 0 || open(&self.half))
+        open(&self.all) && (flow.is_multiple_of(2) || open(&self.half))
     }
 }
 
@@ -90,8 +90,11 @@ impl Relay {
     }
 }
 
+/// Its number, its socket towards the controller, and when it was last used.
+type Flow = (usize, Arc<UdpSocket>, Arc<Mutex<Instant>>);
+
 async fn forward(front: Arc<UdpSocket>, controller: SocketAddr, cuts: Arc<Cuts>) {
-    let mut flows: BTreeMap<SocketAddr, (usize, Arc<UdpSocket>, Arc<Mutex<Instant>>)> = BTreeMap::new();
+    let mut flows: BTreeMap<SocketAddr, Flow> = BTreeMap::new();
     let mut came = 0;
     let mut back = JoinSet::new();
     let mut datagram = vec![0; DATAGRAM];
