@@ -160,7 +160,10 @@ impl Run {
             self.tend();
             tokio::time::sleep(TICK).await;
         }
-        self.undo.clear();
+        // What was stopped for longer goes on now: nobody else would wake an agent or a viewer.
+        for (_, undo) in std::mem::take(&mut self.undo) {
+            self.undo(undo);
+        }
     }
 
     fn note(&self, line: &str) {
