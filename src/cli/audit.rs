@@ -5,7 +5,7 @@ use ado_proto::request::{AuditLine, ListAudit};
 use serde_json::{Value, json};
 
 use super::Global;
-use super::columns::{self, Column, Side, Table};
+use super::columns::{self, Column, Side, Table, column};
 use super::error::Error;
 use super::output::{Format, print, scene};
 use super::session::App;
@@ -65,18 +65,6 @@ static COLUMNS: [Column<AuditLine>; 8] = [
     column("times", "TIMES", Side::Right, 5, 8, 2, |line, _| line.count.to_string()),
     column("result", "RESULT", Side::Left, 8, 100, 0, |line, _| line.result.clone()),
 ];
-
-const fn column(
-    name: &'static str,
-    head: &'static str,
-    side: Side,
-    least: usize,
-    most: usize,
-    rank: u8,
-    cell: fn(&AuditLine, Timestamp) -> String,
-) -> Column<AuditLine> {
-    Column { name, head, side, least, most, rank, cell, colour: |_| None }
-}
 
 pub(crate) async fn run(global: Global, args: Args) -> Result<u8, Error> {
     let app = App::new(global, Flags::default())?;

@@ -48,6 +48,19 @@ pub(crate) struct Column<T: 'static> {
     pub(crate) colour: fn(&T) -> Option<Colour>,
 }
 
+/// A column whose cells have no colour.
+pub(crate) const fn column<T>(
+    name: &'static str,
+    head: &'static str,
+    side: Side,
+    least: usize,
+    most: usize,
+    rank: u8,
+    cell: fn(&T, Timestamp) -> String,
+) -> Column<T> {
+    Column { name, head, side, least, most, rank, cell, colour: |_| None }
+}
+
 impl<T> Column<T> {
     /// Fewest characters: its head is not cut.
     fn least(&self) -> usize {

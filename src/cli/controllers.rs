@@ -2,12 +2,11 @@
 
 use std::time::Duration;
 
-use ado_proto::Timestamp;
 use ado_proto::request::ControllerInfo;
 use serde_json::Value;
 
 use super::Global;
-use super::columns::{self, Colour, Column, Side, Table};
+use super::columns::{self, Colour, Column, Side, Table, column};
 use super::error::Error;
 use super::output::{age, print, scene};
 use super::session::App;
@@ -70,18 +69,6 @@ static COLUMNS: [Column<ControllerInfo>; 10] = [
     column("build", "BUILD", Side::Left, 5, 20, 9, |controller, _| controller.build.clone()),
 ];
 
-const fn column(
-    name: &'static str,
-    head: &'static str,
-    side: Side,
-    least: usize,
-    most: usize,
-    rank: u8,
-    cell: fn(&ControllerInfo, Timestamp) -> String,
-) -> Column<ControllerInfo> {
-    Column { name, head, side, least, most, rank, cell, colour: |_| None }
-}
-
 pub(crate) async fn run(global: Global, args: Args) -> Result<u8, Error> {
     let args = match args.command {
         Some(Command::List(list)) => list,
@@ -104,7 +91,7 @@ pub(crate) async fn run(global: Global, args: Args) -> Result<u8, Error> {
 
 #[cfg(test)]
 mod tests {
-    use ado_proto::ControllerId;
+    use ado_proto::{ControllerId, Timestamp};
     use uuid::Uuid;
 
     use super::*;

@@ -8,7 +8,7 @@ use ado_proto::request::{ListTasks, TaskFilter, TaskInfo};
 use serde_json::Value;
 
 use super::Global;
-use super::columns::{self, Colour, Column, Side, Table};
+use super::columns::{self, Colour, Column, Side, Table, column};
 use super::complete;
 use super::error::Error;
 use super::output::{Format, age, print, scene};
@@ -146,18 +146,6 @@ pub(super) static COLUMNS: [Column<TaskInfo>; 22] = [
     column("why", "WHY", Side::Left, 10, 60, 2, |task, _| or_dash(task.reason.as_deref())),
     column("command", "COMMAND", Side::Left, 10, 200, 0, |task, _| what(task)),
 ];
-
-const fn column(
-    name: &'static str,
-    head: &'static str,
-    side: Side,
-    least: usize,
-    most: usize,
-    rank: u8,
-    cell: fn(&TaskInfo, Timestamp) -> String,
-) -> Column<TaskInfo> {
-    Column { name, head, side, least, most, rank, cell, colour: |_| None }
-}
 
 pub(crate) async fn run(global: Global, args: Args) -> Result<u8, Error> {
     let app = App::new(global, Flags::default())?;

@@ -8,7 +8,7 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use super::Global;
-use super::columns::{self, Colour, Column, Side, Table};
+use super::columns::{self, Colour, Column, Side, Table, column};
 use super::complete;
 use super::error::{Error, Kind};
 use super::list::labels;
@@ -119,18 +119,6 @@ static COLUMNS: [Column<WorkerInfo>; 15] = [
         worker.ineligible.clone().unwrap_or_else(|| "-".into())
     }),
 ];
-
-const fn column(
-    name: &'static str,
-    head: &'static str,
-    side: Side,
-    least: usize,
-    most: usize,
-    rank: u8,
-    cell: fn(&WorkerInfo, Timestamp) -> String,
-) -> Column<WorkerInfo> {
-    Column { name, head, side, least, most, rank, cell, colour: |_| None }
-}
 
 pub(crate) async fn run(global: Global, args: Args) -> Result<u8, Error> {
     let args = match args.command {
