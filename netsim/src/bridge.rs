@@ -20,13 +20,14 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 
 use crate::command::{Command, CommandError, Edge, ReadFile, Way};
 use crate::link::{Packet, Protocol, What};
 use crate::path::{Output, Path};
 use crate::record::Record;
 use crate::scenario::Scenario;
+use crate::timer;
 
 /// The devices' name.
 const DEVICE: &str = "netsim0";
@@ -194,17 +195,7 @@ async fn run(shared: Arc<Shared>) {
             state.armed_for = state.path.next_at();
             state.armed_for.map(|next| shared.started_at + next)
         };
-        let timer = async {
-            match next {
-                Some(next) => sleep_until(next).await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            biased;
-            () = shared.changed.notified() => {}
-            () = timer => {}
-        }
+        timer::changed_or(next, &shared.changed).await;
     }
 }
 

@@ -26,6 +26,7 @@ pub mod record;
 mod runtime;
 pub mod scenario;
 mod socket;
+mod timer;
 mod units;
 
 pub use command::{Command, Edge, Way};

@@ -10,7 +10,7 @@ use quinn::AsyncUdpSocket;
 use quinn::udp::{EcnCodepoint, Transmit};
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 
 use crate::command::{Edge, Way};
 use crate::link::{Conditions, Packet, Protocol, Totals, What, udp_headers};
@@ -19,6 +19,7 @@ use crate::path::{Output, Path};
 use crate::record::Record;
 use crate::scenario::Scenario;
 use crate::socket::{Inbox, Received, Socket};
+use crate::timer;
 
 /// First port given to a socket that asks for any.
 const EPHEMERAL: u16 = 49152;
@@ -110,17 +111,7 @@ async fn pump(shared: Weak<Shared>, changed: Arc<Notify>) {
             state.armed_for = state.next_at();
             state.armed_for.map(|next| state.start() + next)
         };
-        let timer = async {
-            match next {
-                Some(next) => sleep_until(next).await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            biased;
-            () = changed.notified() => {}
-            () = timer => {}
-        }
+        timer::changed_or(next, &changed).await;
     }
 }
 

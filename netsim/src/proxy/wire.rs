@@ -10,7 +10,7 @@ use socket2::SockRef;
 use tokio::net::UdpSocket;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 
 use super::streams::Streams;
 use super::tcp::Segment;
@@ -20,6 +20,7 @@ use crate::nat::{Nat, Table};
 use crate::path::{Output, Path};
 use crate::record::Record;
 use crate::scenario::Scenario;
+use crate::timer;
 
 /// Datagrams read at a time, so that timers have their turn.
 const BATCH: usize = 64;
@@ -104,17 +105,7 @@ pub(super) async fn run(wire: Arc<Wire>) {
             state.armed_for = state.next_at();
             state.armed_for.map(|next| wire.started_at + next)
         };
-        let timer = async {
-            match next {
-                Some(next) => sleep_until(next).await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            biased;
-            () = wire.changed.notified() => {}
-            () = timer => {}
-        }
+        timer::changed_or(next, &wire.changed).await;
     }
 }
 
