@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use ado_proto::Timestamp;
 
+use super::leased::Leased;
 use super::session::event_of;
 use super::{Shared, dispatch};
 use crate::store::{self, Change, Committed, Outcome, Row, Unit, Write};
@@ -20,18 +21,19 @@ const LOOP: &str = "deadlines";
 
 /// Runs until the controller stops.
 pub(super) async fn run(shared: Shared) {
+    let mut lease = Leased::new(LOOP, ROUND * 10);
     loop {
-        if let Err(error) = look(&shared).await {
+        if let Err(error) = look(&shared, &mut lease).await {
             tracing::warn!(%error, "cannot look for what has taken too long");
         }
         tokio::time::sleep(ROUND).await;
     }
 }
 
-async fn look(shared: &Shared) -> store::Result<()> {
+async fn look(shared: &Shared, lease: &mut Leased) -> store::Result<()> {
     let now = shared.store.now().await?;
     let overdue = shared.store.overdue(now, LIMIT).await?;
-    if overdue.is_empty() || shared.store.hold_loop(LOOP, shared.incarnation, ROUND * 10).await?.is_none() {
+    if overdue.is_empty() || lease.hold(shared).await?.is_none() {
         return Ok(());
     }
     let changes = overdue.iter().map(|row| expire(shared, row)).collect();

@@ -288,6 +288,8 @@ async fn claim(shared: &Shared, fleet: Vec<Candidate>, class: &Class, hints: Vec
     };
     let mut back = Vec::new();
     let mut unplaced = false;
+    // Asked when somebody is not placed; what was placed here counts already.
+    let mut is_full = None;
     for (hint, outcome) in hints.into_iter().zip(outcomes) {
         match outcome {
             Outcome::Applied(write) => {
@@ -302,7 +304,9 @@ async fn claim(shared: &Shared, fleet: Vec<Candidate>, class: &Class, hints: Vec
                     let not_before = not_before.max(away.unwrap_or(not_before));
                     if not_before > now {
                         aside.early(not_before, class, hint);
-                    } else if shared.mesh.others() > 0 && free_slots(&shared.fleet.candidates(), class) == 0 {
+                    } else if shared.mesh.others() > 0
+                        && *is_full.get_or_insert_with(|| free_slots(&shared.fleet.candidates(), class) == 0)
+                    {
                         // The slots it was popped for are taken: another controller's may be free. With others free, it
                         // would only be popped again.
                         back.push((class.clone(), hint));

@@ -31,8 +31,7 @@ impl Leased {
         }
         // Counted from before the question: the store's count begins later.
         let now = Instant::now();
-        if let Some((term, at)) = self.held.filter(|(_, at)| now.duration_since(*at) < self.ttl / 3) {
-            self.held = Some((term, at));
+        if let Some((term, _)) = self.held.filter(|(_, at)| now.duration_since(*at) < self.ttl / 3) {
             return Ok(Some(term));
         }
         let former = self.held.take();
