@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::Shared;
 use super::fleet::{self, Report, Seen};
-use crate::scheduler::Candidate;
+use crate::scheduler::{Candidate, Taken};
 use crate::store::{self, Worker};
 
 /// How old what was read may be for reasons and numbers: reports come once a second.
@@ -71,8 +71,9 @@ impl Shared {
             };
             let age = now.since(worker.seen_at);
             // What those it holds may use is known where it is connected; for the reasons people are told it does not count.
-            let candidate = fleet::candidate(worker, self.fleet.wish_of(worker.id).as_ref(), std::iter::empty());
-            let candidate = Candidate { busy: report.busy, silent: age > self.timing.lease(), ..candidate };
+            let (wish, holds) = (self.fleet.wish_of(worker.id), report.busy as usize);
+            let candidate = fleet::candidate(worker, wish.as_ref(), holds, Taken::default());
+            let candidate = Candidate { silent: age > self.timing.lease(), ..candidate };
             let report = Some(Report { load: report.load, rtt: report.rtt });
             found.insert(worker.id, (Seen { candidate, holds: Vec::new(), report }, controller));
         }

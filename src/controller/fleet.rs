@@ -4,15 +4,16 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::scheduler::{Candidate, Cordon, Taken, Tripped};
-use crate::store::{self, Row, Wish, Worker};
-use crate::task::Task;
 use ado_proto::request::{Load, WorkerDesired, WorkerWant};
 use ado_proto::session::{ToWorker, Want};
 use ado_proto::spec::Resources;
 use ado_proto::{Incarnation, TaskId, Timestamp, WorkerId};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
+
+use crate::scheduler::{Candidate, Cordon, Taken, Tripped};
+use crate::store::{self, Row, Wish, Worker};
+use crate::task::Task;
 
 /// Messages waiting for one worker. When full, the message is dropped: all of them are state, and the next heartbeat's
 /// answer says it again.
@@ -318,7 +319,8 @@ impl Fleet {
         let tripped = inner.tripped.get(&member.worker.id).cloned();
         let tripped = tripped.map(|tripped| Tripped { probe: tripped.probe && !is_tried, ..tripped });
         let wish = inner.wishes.get(&member.worker.id).map(|(wish, _)| wish);
-        Candidate { silent, tripped, ..candidate(&member.worker, wish, member.holds.values()) }
+        let taken = Taken::of(member.holds.values());
+        Candidate { silent, tripped, ..candidate(&member.worker, wish, member.holds.len(), taken) }
     }
 
     /// Resolves when something may be placeable.
@@ -345,12 +347,8 @@ impl Inner {
     }
 }
 
-/// What placement would know of a worker that is heard.
-pub(super) fn candidate<'a>(
-    worker: &Worker,
-    wish: Option<&Wish>,
-    holds: impl ExactSizeIterator<Item = &'a Resources>,
-) -> Candidate {
+/// What placement would know of a worker that is heard and holds this many tasks, which may use this together.
+pub(super) fn candidate(worker: &Worker, wish: Option<&Wish>, holds: usize, taken: Taken) -> Candidate {
     let cordon = |wish: &Wish| Cordon { by: wish.by.clone(), drain: wish.desired == WorkerDesired::Drained };
     Candidate {
         id: worker.id,
@@ -360,9 +358,9 @@ pub(super) fn candidate<'a>(
         agents: worker.agents.clone(),
         labels: worker.labels.clone(),
         slots: worker.slots,
-        busy: u32::try_from(holds.len()).unwrap_or(u32::MAX),
+        busy: u32::try_from(holds).unwrap_or(u32::MAX),
         resources: worker.resources,
-        taken: Taken::of(holds),
+        taken,
         draining: worker.draining,
         cordon: wish.filter(|wish| wish.desired != WorkerDesired::Active).map(cordon),
         silent: false,

@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use ado_proto::request::{CheckpointInfo, TaskInfo, WorkerDesired, WorkerInfo, encode_response};
-use ado_proto::spec::{Exit, Input, Resources};
+use ado_proto::spec::{Exit, Input};
 use ado_proto::{ControllerId, TaskId, Timestamp};
 use serde::Serialize;
 
 use super::fleet::{self, Seen};
 use super::reason::reason;
-use crate::scheduler::{Candidate, Presence};
+use crate::scheduler::{Candidate, Presence, Taken};
 use crate::store::{Row, Wish, Worker};
 use crate::task::{Checkpoint, Open, State};
 
@@ -144,14 +144,9 @@ impl Member {
     /// As placement sees it, or would see it if it were connected.
     pub(super) fn candidate(&self) -> Candidate {
         let known = self.seen.as_ref().map(|seen| seen.candidate.clone());
-        known.unwrap_or_else(|| {
-            // Nothing is placed on it, so nobody counts.
-            fleet::candidate(
-                &self.worker,
-                self.wish.as_ref(),
-                self.holds.iter().map(|_| &Resources { cpu_milli: None, memory: None, pids: None }),
-            )
-        })
+        // Nothing is placed on it, so nobody counts what those it holds may use.
+        let unknown = || fleet::candidate(&self.worker, self.wish.as_ref(), self.holds.len(), Taken::default());
+        known.unwrap_or_else(unknown)
     }
 }
 

@@ -3,11 +3,12 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use ado_proto::request::{Events, EventsFrom, SystemEvent, WorkerBounds, WorkerDesired};
+use ado_proto::{Audience, Epoch, Incarnation, Namespace, TaskId, Timestamp};
+
 use super::{Error, Lease, NewWish, Renewal, Row, Token, TokenRefusal, Wish, Worker};
 use crate::env::Env;
 use crate::task::{Breaker, Scope};
-use ado_proto::request::{Events, EventsFrom, SystemEvent, WorkerBounds, WorkerDesired};
-use ado_proto::{Audience, Epoch, Incarnation, Namespace, TaskId, Timestamp};
 
 /// A new generation id: random, not zero, and small enough for a signed column.
 pub(super) fn generation(env: &Env) -> u64 {
