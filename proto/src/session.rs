@@ -64,6 +64,8 @@ payloads! {
         31 / 1 => Controllers(Controllers),
         /// What is wanted of the worker itself.
         32 / 1 => Wish(WorkerWant),
+        /// Answer to a heartbeat while the store does not answer: nothing is renewed, and nothing is taken away yet.
+        33 / 1 => Bridge(Bridge),
     }
 }
 
@@ -132,6 +134,17 @@ pub struct HeartbeatAnswer {
     pub lost: Vec<(TaskId, Epoch)>,
     /// What is wanted of the worker itself.
     pub wish: WorkerWant,
+}
+
+/// See [`ToWorker::Bridge`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bridge {
+    /// The heartbeat's number.
+    pub number: u64,
+    /// Attempts that may go on.
+    pub holds: Vec<(TaskId, Epoch)>,
+    /// For how long, milliseconds, counted from when the heartbeat was sent.
+    pub left_ms: u64,
 }
 
 /// What is wanted of an attempt.
@@ -275,6 +288,7 @@ postcard_payload!(
     Heartbeat,
     Draining,
     HeartbeatAnswer,
+    Bridge,
     Want,
     Controllers,
     WorkerWant,

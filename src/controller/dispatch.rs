@@ -14,6 +14,7 @@ use ado_proto::{Audience, Incarnation, TaskId, Timestamp, WorkerId};
 use tokio::time::Instant;
 
 use super::aside::Aside;
+use super::bridge::Moment;
 use super::leased::Leased;
 use super::source::{Place, Source};
 use super::{Shared, secrets};
@@ -276,7 +277,7 @@ async fn claim(shared: &Shared, fleet: Vec<Candidate>, class: &Class, hints: Vec
     let Ok(now) = shared.store.now().await else { return };
     let placing = Arc::new(Mutex::new(Placing { fleet, starts: shared.fleet.starts(), waited: BTreeMap::new() }));
     // Leases of this commit begin after this.
-    let begun = Instant::now();
+    let (begun, moment) = (Instant::now(), Moment::now(&shared.env));
     let changes = hints.iter().map(|hint| claim_one(shared, hint.task, placing.clone())).collect();
     let outcomes = match shared.committer.commit(Unit { changes, once: None, audit: None }).await {
         Ok(Committed::Done(outcomes, _)) => outcomes,
@@ -295,6 +296,7 @@ async fn claim(shared: &Shared, fleet: Vec<Candidate>, class: &Class, hints: Vec
             Outcome::Applied(write) => {
                 let waited = placing.lock().unwrap_or_else(PoisonError::into_inner).waited.remove(&hint.task);
                 shared.metrics.dispatched(waited.unwrap_or_default());
+                shared.bridges.claimed(&write.row, moment);
                 assign(shared, &write.row, shared.timing.lease().saturating_sub(begun.elapsed()), now);
             }
             Outcome::Locked => aside.early(now.after(RETRY), class, hint),

@@ -398,6 +398,7 @@ mod tests {
             resources: Resources::default(),
             draining: false,
             seen_at: Timestamp(0),
+            via: None,
         }
     }
 

@@ -9,6 +9,7 @@ use ado_proto::{Incarnation, Role};
 use tokio_util::sync::CancellationToken;
 
 use super::authority::{self, Authority, IssueError, Keys};
+use super::bridge::Bridges;
 use super::commit::Committer;
 use super::fleet::Fleet;
 use super::hub::Hub;
@@ -198,6 +199,7 @@ pub async fn start_with(config: Config, parts: Parts, env: Env) -> Result<Handle
         build: crate::BUILD.into(),
         since: store.now().await?,
         seen_at: ado_proto::Timestamp(0),
+        in_touch: ado_proto::Timestamp(0),
         workers: 0,
         viewers: 0,
     };
@@ -216,6 +218,7 @@ pub async fn start_with(config: Config, parts: Parts, env: Env) -> Result<Handle
         safe,
         authority,
         mesh: Arc::new(Mesh::new(own, config.timing)),
+        bridges: Arc::new(Bridges::new(config.timing)),
         shared: is_shared,
         everyone: Arc::default(),
         others: others.clone(),

@@ -144,8 +144,9 @@ pub(super) async fn look(shared: &Shared) -> store::Result<()> {
     }
     let (workers, viewers) = (shared.fleet.connected().len(), shared.viewers.count());
     let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
-    let own = Controller { workers: count(workers), viewers: count(viewers), ..shared.mesh.own.clone() };
-    shared.store.report(own, shared.fleet.reports(shared.incarnation)).await?;
+    let in_touch = shared.bridges.in_touch();
+    let own = Controller { workers: count(workers), viewers: count(viewers), in_touch, ..shared.mesh.own.clone() };
+    shared.bridges.told(shared.store.report(own, shared.fleet.reports(shared.incarnation)).await?);
     let (all, now) = (shared.store.controllers().await?, shared.store.now().await?);
     if shared.mesh.learn(all, now) {
         shared.fleet.tell_all(&Controllers { addresses: shared.advertised() });
@@ -231,6 +232,7 @@ mod tests {
             build: String::new(),
             since: Timestamp(0),
             seen_at: Timestamp(seen_at * 1_000_000),
+            in_touch: Timestamp(0),
             workers: 0,
             viewers: 0,
         }

@@ -8,6 +8,7 @@ mod aside;
 mod authority;
 mod bounds;
 mod breakers;
+mod bridge;
 mod commit;
 mod deadlines;
 mod dispatch;
@@ -53,6 +54,7 @@ use crate::tasks::Tasks;
 
 use authority::Authority;
 use breakers::Breakers;
+use bridge::Bridges;
 use commit::Committer;
 use everyone::Everyone;
 use fleet::Fleet;
@@ -123,6 +125,18 @@ impl Timing {
     pub fn margin(&self) -> Duration {
         self.lost_after - self.lease()
     }
+
+    /// How much longer than its lease a worker may act whose controller is not answered by the store. Whose tasks may be such
+    /// a worker's are re-assigned that much later. Long enough for a database to be moved to another machine.
+    pub fn bridge(&self) -> Duration {
+        self.lost_after * 3 / 2
+    }
+
+    /// A controller that is answered by the store for this long after a worker's last renewal knows that the worker is
+    /// silent, and bridges nothing for it. Longer than a heartbeat may take; over before the lease is.
+    fn silence(&self) -> Duration {
+        (self.heartbeat + self.lease()) / 2
+    }
 }
 
 /// Why a controller cannot start.
@@ -178,6 +192,8 @@ struct Shared {
     server: Arc<Server>,
     /// The controllers, this one among them.
     mesh: Arc<Mesh>,
+    /// What workers may do while the store does not answer.
+    bridges: Arc<Bridges>,
     /// Whether others may share the store.
     shared: bool,
     /// Their workers.

@@ -1,12 +1,13 @@
 //! Ends the epochs of workers that are gone.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use ado_proto::record::Loss;
 use ado_proto::{Audience, Timestamp};
 
 use super::leased::Leased;
-use super::{Shared, dispatch, session};
+use super::{Shared, bridge, dispatch, session};
 use crate::store::{self, Change, Committed, NewEvent, Outcome, Row, Unit, Worker, Write};
 use crate::task::{self, Command, Refusal};
 
@@ -70,6 +71,7 @@ async fn reap(shared: &Shared, grace: &mut Grace, lease: &mut Leased) -> store::
         return Ok(());
     }
     let expired = shared.store.expired(before(now, shared.timing.margin()), LIMIT).await?;
+    let expired = may_be_lost(shared, expired, now).await?;
     if !expired.is_empty() {
         let is_known = |row: &Row| row.lease.as_ref().is_some_and(|lease| lease.is_known);
         let (known, unknown): (Vec<_>, Vec<_>) = expired.into_iter().partition(is_known);
@@ -87,7 +89,25 @@ async fn reap(shared: &Shared, grace: &mut Grace, lease: &mut Leased) -> store::
     Ok(())
 }
 
-fn before(now: Timestamp, by: Duration) -> Timestamp {
+/// Those of which no worker can be acting any more: their lease is over, and nobody bridges it.
+async fn may_be_lost(shared: &Shared, mut expired: Vec<Row>, now: Timestamp) -> store::Result<Vec<Row>> {
+    // Who shares its store with nobody bridges nothing.
+    if expired.is_empty() || !shared.shared {
+        return Ok(expired);
+    }
+    // In this order: what a controller has been told only rises, and a worker that has moved to another since has renewed
+    // what it holds there.
+    let workers = shared.store.workers().await?;
+    let vias: BTreeMap<_, _> = workers.iter().filter_map(|worker| Some((worker.id, worker.via?))).collect();
+    let controllers = shared.store.controllers().await?;
+    expired.retain(|row| {
+        let via = row.lease.as_ref().and_then(|lease| vias.get(&lease.worker));
+        via.is_none_or(|via| bridge::is_over(shared.timing, row, *via, &controllers, now))
+    });
+    Ok(expired)
+}
+
+pub(super) fn before(now: Timestamp, by: Duration) -> Timestamp {
     Timestamp(now.0.saturating_sub(i64::try_from(by.as_micros()).unwrap_or(i64::MAX)))
 }
 

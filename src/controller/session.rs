@@ -15,6 +15,7 @@ use futures_util::FutureExt;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use super::bridge::Moment;
 use super::fleet::{Report, Session, TO_WORKER, want};
 use super::requests::unavailable;
 use super::{Shared, bounds, breakers, dispatch, reaper};
@@ -75,6 +76,7 @@ pub(super) async fn open(
         resources: session.resources,
         draining: false,
         seen_at: Timestamp(0),
+        via: None,
     };
     let former = shared.store.register(worker.clone()).await.map_err(unavailable)?;
     let restarted = former.as_ref().is_some_and(|former| former.incarnation != worker.incarnation);
@@ -84,6 +86,8 @@ pub(super) async fn open(
         let text = format!("{} with {} slots", worker.name, worker.slots);
         shared.add_events(vec![event("worker.joined", &worker, text)]).await.map_err(unavailable)?;
     }
+    // Another controller may have renewed its leases since.
+    shared.bridges.forget(id);
     let (messages, inbox) = mpsc::channel(TO_WORKER);
     let turn = shared.committer.turn().await;
     let held = shared.store.held_by(id).await.map_err(unavailable)?;
@@ -166,7 +170,11 @@ pub(super) async fn serve(
         result = sending => result,
         result = receiving => result,
     };
-    let left = shared.fleet.leave(session).is_some_and(|left| left.draining && left.holds == 0);
+    let left = shared.fleet.leave(session);
+    if left.is_some() {
+        shared.bridges.forget(worker.id);
+    }
+    let left = left.is_some_and(|left| left.draining && left.holds == 0);
     // What is wanted of one that was drained can be taken back, so it stays on the list.
     let desired = shared.fleet.wish_of(worker.id).map_or(WorkerDesired::Active, |wish| wish.desired);
     if left && desired != WorkerDesired::Active {
@@ -210,8 +218,7 @@ async fn receive(
                     Ok(true) => {}
                     // A newer start of the worker has registered: this one is over.
                     Ok(false) => return Ok(()),
-                    // No answer: the lease is not renewed, and the worker asks again.
-                    Err(error) => tracing::warn!(%error, "a heartbeat is not answered"),
+                    Err(error) => bridge(shared, worker, session, &heartbeat, &error),
                 }
             }
             FromWorker::Draining(notice) => {
@@ -233,9 +240,14 @@ async fn beat(
     heartbeat: &Heartbeat,
     report: Report,
 ) -> store::Result<bool> {
-    let (lease, draining) = (shared.timing.lease(), heartbeat.draining);
-    let renewed = shared.store.renew(worker.id, worker.incarnation, &heartbeat.holds, lease, draining).await?;
+    let (lease, draining, sent) = (shared.timing.lease(), heartbeat.draining, Moment::now(&shared.env));
+    let via = shared.incarnation;
+    let renewing = shared.store.renew(worker.id, worker.incarnation, via, &heartbeat.holds, lease, draining);
+    let patience = shared.timing.heartbeat.min(lease / 3);
+    let renewed = tokio::time::timeout(patience, renewing).await;
+    let renewed = renewed.unwrap_or_else(|_| Err(store::Error::Unavailable(format!("no answer for {patience:?}"))))?;
     let Some(renewal) = renewed else { return Ok(false) };
+    shared.bridges.renewed(worker.id, &renewal, sent);
     shared.fleet.drains(session, draining);
     shared.fleet.reported(session, report);
     let now = if renewal.unnamed.is_empty() { Timestamp(0) } else { shared.store.now().await? };
@@ -255,6 +267,17 @@ async fn beat(
     shared.fleet.answer(session, answer);
     shared.metrics.heartbeat();
     Ok(true)
+}
+
+/// The store does not answer: nothing is renewed, but what nobody takes away yet may go on. The worker asks again.
+fn bridge(shared: &Shared, worker: &Worker, session: Session, heartbeat: &Heartbeat, error: &store::Error) {
+    let bridged =
+        if error.is_transient() { shared.bridges.bridge(worker.id, heartbeat, Moment::now(&shared.env)) } else { None };
+    let left_ms = bridged.as_ref().map(|bridged| bridged.left_ms);
+    tracing::warn!(worker = %worker.name, %error, left_ms, "no lease is renewed");
+    if let Some(bridged) = bridged {
+        shared.fleet.answer(session, bridged);
+    }
 }
 
 async fn hand_back(shared: &Shared, worker: &Worker, notice: Draining) -> store::Result<()> {

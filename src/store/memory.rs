@@ -312,7 +312,9 @@ impl Store for Memory {
     async fn register(&self, mut worker: Worker) -> Result<Option<Worker>> {
         let mut held = self.held();
         worker.seen_at = self.clock.now();
-        worker.draining |= rules::still_drains(held.workers.get(&worker.id), &worker);
+        let former = held.workers.get(&worker.id);
+        worker.draining |= rules::still_drains(former, &worker);
+        worker.via = former.and_then(|former| former.via);
         held.lost.remove(&worker.id);
         Ok(held.workers.insert(worker.id, worker))
     }
@@ -321,6 +323,7 @@ impl Store for Memory {
         &self,
         worker: WorkerId,
         incarnation: Incarnation,
+        via: Incarnation,
         holds: &[(TaskId, Epoch)],
         lease: Duration,
         draining: bool,
@@ -331,6 +334,7 @@ impl Store for Memory {
         let Some(registered) = registered else { return Ok(None) };
         registered.seen_at = now;
         registered.draining = draining;
+        registered.via = Some(via);
         held.lost.remove(&worker);
         let rows = held.held_by(worker);
         let renewal = rules::renewal(rows, holds.iter().copied().collect(), incarnation, now.after(lease));
@@ -410,7 +414,7 @@ impl Store for Memory {
         Ok(each.collect())
     }
 
-    async fn report(&self, mut controller: Controller, workers: Vec<Report>) -> Result<()> {
+    async fn report(&self, mut controller: Controller, workers: Vec<Report>) -> Result<Timestamp> {
         let mut held = self.held();
         let now = self.clock.now();
         let former = held.controllers.get(&controller.id);
@@ -419,7 +423,7 @@ impl Store for Memory {
         controller.seen_at = now;
         held.controllers.insert(controller.id, controller);
         held.reports.extend(workers.into_iter().map(|report| (report.worker, (report, now))));
-        Ok(())
+        Ok(now)
     }
 
     async fn controllers(&self) -> Result<Vec<Controller>> {

@@ -278,6 +278,8 @@ pub struct Worker {
     pub draining: bool,
     /// Last heartbeat, on the store's clock.
     pub seen_at: Timestamp,
+    /// The start of the controller that renewed its leases last.
+    pub via: Option<Incarnation>,
 }
 
 /// What somebody wants of a worker. It is kept when the worker is started anew, and when it is forgotten.
@@ -321,6 +323,8 @@ pub struct Controller {
     pub since: Timestamp,
     /// When it was last heard of.
     pub seen_at: Timestamp,
+    /// A time of the store's that this start has been told: it bridges nothing that this rules out.
+    pub in_touch: Timestamp,
     /// Workers connected to it.
     pub workers: u32,
     /// Viewers that follow logs through it.
@@ -533,17 +537,18 @@ pub trait Store: Send + Sync + 'static {
     /// Held tasks of a worker.
     async fn held_by(&self, worker: WorkerId) -> Result<Vec<Row>>;
 
-    /// Registers a worker's start, or the worker anew. Sets `seen_at`. A start that was draining still is. Returns the
-    /// former row.
+    /// Registers a worker's start, or the worker anew. Sets `seen_at`, and keeps `via`. A start that was draining still is.
+    /// Returns the former row.
     async fn register(&self, worker: Worker) -> Result<Option<Worker>>;
 
     /// One heartbeat: extends leases of the named pairs by `lease` from now and marks them as known, if they were given to
-    /// this start and it is the worker's registered one; sets `seen_at` and `draining`.
+    /// this start and it is the worker's registered one; sets `seen_at`, `draining` and `via`.
     /// `None`: the worker's registered start is another.
     async fn renew(
         &self,
         worker: WorkerId,
         incarnation: Incarnation,
+        via: Incarnation,
         holds: &[(TaskId, Epoch)],
         lease: Duration,
         draining: bool,
@@ -574,8 +579,9 @@ pub trait Store: Send + Sync + 'static {
     /// Loops that are held, in order of name.
     async fn loops(&self) -> Result<Vec<HeldLoop>>;
 
-    /// A controller lives, and knows this of workers connected to it. Sets `seen_at`, and `since` unless it is known.
-    async fn report(&self, controller: Controller, workers: Vec<Report>) -> Result<()>;
+    /// A controller lives, and knows this of workers connected to it. Sets `seen_at`, and `since` unless it is known. Returns
+    /// `seen_at`.
+    async fn report(&self, controller: Controller, workers: Vec<Report>) -> Result<Timestamp>;
 
     /// Controllers that have said that they live, in order of id; those that died too, until the sweep.
     async fn controllers(&self) -> Result<Vec<Controller>>;

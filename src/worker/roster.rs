@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use ado_proto::request::{Load, WorkerDesired, WorkerWant};
-use ado_proto::session::{Assignment, Draining, Heartbeat, HeartbeatAnswer, Want};
+use ado_proto::session::{Assignment, Bridge, Draining, Heartbeat, HeartbeatAnswer, Want};
 use ado_proto::{Epoch, TaskId};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -159,6 +159,15 @@ impl Roster {
             self.give_up(*key, GiveUp::Discard);
         }
         Some(told)
+    }
+
+    /// The store does not answer, and some attempts may go on nevertheless, counted from when the heartbeat was sent.
+    pub(super) fn bridge(&self, bridge: &Bridge) {
+        let Some((sent, _)) = self.sent.get(&bridge.number) else { return };
+        let lease = deadline(*sent, Duration::from_millis(bridge.left_ms));
+        for held in bridge.holds.iter().filter_map(|key| self.held.get(key)) {
+            held.orders.send_if_modified(|orders| orders.renew(lease));
+        }
     }
 
     /// Something is wanted of an attempt.
@@ -322,6 +331,30 @@ mod tests {
         roster.connected(Duration::from_secs(20));
         roster.answered(&answer(3));
         assert_eq!(begin.orders.borrow().lease, BootTime(29 * SECOND), "nor those of another stream");
+    }
+
+    #[test]
+    fn a_bridge_counts_from_when_the_heartbeat_was_sent_and_shortens_nothing() {
+        let mut roster = roster();
+        let begin = roster.assign(&assignment(1, 1)).unwrap();
+        let lease = || begin.orders.borrow().lease;
+        let first = roster.heartbeat(BootTime(5 * SECOND), 0, Load::default());
+        let second = roster.heartbeat(BootTime(10 * SECOND), 0, Load::default());
+        let bridge = |number, epoch, seconds: u64| Bridge {
+            number,
+            holds: vec![(task(1), Epoch(epoch)), (task(2), Epoch(1))],
+            left_ms: seconds * 1000,
+        };
+        roster.bridge(&bridge(first.number, 2, 20));
+        roster.bridge(&bridge(99, 1, 20));
+        assert_eq!(lease(), BootTime(0), "neither another epoch's nor an invented one");
+        roster.bridge(&bridge(second.number, 1, 20));
+        assert_eq!(lease(), BootTime(29 * SECOND));
+        roster.bridge(&bridge(first.number, 1, 20));
+        assert_eq!(lease(), BootTime(29 * SECOND));
+        roster.connected(Duration::from_secs(20));
+        roster.bridge(&bridge(second.number, 1, 60));
+        assert_eq!(lease(), BootTime(29 * SECOND), "nor one of another stream");
     }
 
     #[test]

@@ -243,6 +243,7 @@ fn hear(shared: &Arc<Shared>, message: ToWorker) {
             });
             shared.wish(&answer.wish);
         }
+        ToWorker::Bridge(bridge) => shared.roster().bridge(&bridge),
         ToWorker::Controllers(controllers) => (shared.learned)(&controllers.addresses),
         ToWorker::Wish(wish) => shared.wish(&wish),
         ToWorker::Assign(assignment) => {

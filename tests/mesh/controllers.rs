@@ -125,7 +125,7 @@ async fn wanted(worker: &mut Worker) -> ToWorker {
     loop {
         match worker.next().await {
             word @ (ToWorker::Want(_) | ToWorker::Wish(_)) => return word,
-            ToWorker::HeartbeatAnswer(_) | ToWorker::Assign(_) | ToWorker::Controllers(_) => {}
+            ToWorker::HeartbeatAnswer(_) | ToWorker::Bridge(_) | ToWorker::Assign(_) | ToWorker::Controllers(_) => {}
             other => panic!("{other:?}"),
         }
     }

@@ -95,6 +95,7 @@ pub(crate) fn cases() -> Vec<Case> {
             Want = make::<session::Want>,
             Controllers = make::<session::Controllers>,
             Wish = make::<request::WorkerWant>,
+            Bridge = make::<session::Bridge>,
         }
         FromAttempt { Records = |entropy: &[u8]| session::Records(make::<Vec<u8>>(entropy).into()) }
         ToAttempt {

@@ -17,6 +17,7 @@ pub(super) fn registered(n: u64, start: u64) -> Worker {
         resources: Resources { cpu_milli: Some(2500), memory: Some(u64::MAX), pids: None },
         draining: false,
         seen_at: Timestamp(0),
+        via: None,
     }
 }
 
@@ -33,7 +34,7 @@ pub(super) async fn a_heartbeat_renews_what_is_held(bed: Bed) {
     let renewed_at = bed.hand.time();
     // 1 is held; 2 is held under another epoch; 3 is not named; 4 is another's; 5 is nobody's; 9 is no task.
     let holds = [1, 2, 4, 5, 9].map(|n| (task(n), Epoch(if n == 2 { 7 } else { 1 })));
-    let renewal = bed.store.renew(worker(1), incarnation(10), &holds, LEASE, true).await.unwrap().unwrap();
+    let renewal = bed.store.renew(worker(1), incarnation(10), VIA, &holds, LEASE, true).await.unwrap().unwrap();
     assert_eq!(ids(&renewal.renewed), [task(1)]);
     assert_eq!(renewal.lost, holds[1..]);
     assert_eq!(ids(&renewal.unnamed), [task(2), task(3)]);
@@ -44,7 +45,7 @@ pub(super) async fn a_heartbeat_renews_what_is_held(bed: Bed) {
     assert_eq!(renewal.renewed[0], row);
     assert!(!bed.row(task(3)).await.lease.unwrap().is_known, "what it did not name it does not know");
     let known = &bed.store.workers().await.unwrap()[0];
-    assert_eq!((known.seen_at, known.draining), (renewed_at, true));
+    assert_eq!((known.seen_at, known.draining, known.via), (renewed_at, true, Some(VIA)));
 
     // A change of the task leaves the lease as it is now.
     applied(&bed.run(task(1), append(Epoch(1), 1, vec![output("x")])).await);
@@ -57,7 +58,7 @@ pub(super) async fn a_heartbeat_of_another_start_renews_nothing(bed: Bed) {
     bed.start(task(1), worker(1)).await;
     let before = bed.row(task(1)).await;
     let holds = [(task(1), Epoch(1))];
-    let renew = async |start| bed.store.renew(worker(1), incarnation(start), &holds, LEASE, false).await.unwrap();
+    let renew = async |start| bed.store.renew(worker(1), incarnation(start), VIA, &holds, LEASE, false).await.unwrap();
     bed.hand.advance(Duration::from_secs(5));
     assert_eq!(renew(10).await, None, "never registered");
     bed.store.register(registered(1, 10)).await.unwrap();
@@ -82,7 +83,7 @@ pub(super) async fn leases_expire(bed: Bed) {
     assert_eq!(expired(Timestamp(first.0 + 1), 10).await, [task(1)]);
     assert_eq!(expired(first.after(LEASE), 10).await, [1, 2, 3].map(task));
     assert_eq!(expired(first.after(LEASE), 2).await, [1, 2].map(task));
-    bed.store.renew(worker(1), incarnation(10), &[(task(1), Epoch(1))], LEASE, false).await.unwrap().unwrap();
+    bed.store.renew(worker(1), incarnation(10), VIA, &[(task(1), Epoch(1))], LEASE, false).await.unwrap().unwrap();
     assert_eq!(expired(Timestamp(first.0 + 1_000_001), 10).await, [task(2)]);
     applied(&bed.run(task(2), append(Epoch(1), 1, vec![exited(0)])).await);
     assert_eq!(expired(first.after(LEASE), 10).await, [3, 1].map(task), "who is over has no lease");
@@ -125,11 +126,13 @@ pub(super) async fn a_loop_has_one_holder_and_rising_terms(bed: Bed) {
 
 pub(super) async fn a_start_that_drains_goes_on_draining(bed: Bed) {
     bed.store.register(registered(1, 10)).await.unwrap();
-    bed.store.renew(worker(1), incarnation(10), &[], LEASE, true).await.unwrap().unwrap();
+    bed.store.renew(worker(1), incarnation(10), VIA, &[], LEASE, true).await.unwrap().unwrap();
     bed.store.register(registered(1, 10)).await.unwrap();
     assert!(bed.store.workers().await.unwrap()[0].draining, "it has only connected again");
     bed.store.register(registered(1, 11)).await.unwrap();
-    assert!(!bed.store.workers().await.unwrap()[0].draining, "it has been started again");
+    let known = &bed.store.workers().await.unwrap()[0];
+    assert!(!known.draining, "it has been started again");
+    assert_eq!(known.via, Some(VIA), "not before it renews what it holds is that another's");
 }
 
 pub(super) async fn a_silent_worker_is_lost_once_a_silence(bed: Bed) {
@@ -152,7 +155,7 @@ pub(super) async fn a_silent_worker_is_lost_once_a_silence(bed: Bed) {
     assert_eq!(lose(Timestamp(at.0 + 1)).await, [worker(1)]);
     assert_eq!(lose(Timestamp(at.0 + 1)).await, []);
     assert_eq!(lose(Timestamp(i64::MAX)).await, [worker(2)]);
-    bed.store.renew(worker(1), incarnation(10), &[], LEASE, false).await.unwrap().unwrap();
+    bed.store.renew(worker(1), incarnation(10), VIA, &[], LEASE, false).await.unwrap().unwrap();
     bed.store.register(registered(2, 20)).await.unwrap();
     assert_eq!(lose(Timestamp(i64::MAX)).await, [worker(1), worker(2)], "they were seen, and are silent again");
     let events = bed.events(4).await;

@@ -14,6 +14,7 @@ fn controller(n: u64, start: u64) -> Controller {
         build: "0.1.0".into(),
         since: Timestamp(0),
         seen_at: Timestamp(0),
+        in_touch: Timestamp(7),
         workers: 3,
         viewers: 1,
     }
@@ -31,13 +32,14 @@ fn report(n: u64, controller: u64) -> Report {
 
 pub(super) async fn controllers_are_known_by_what_they_said_last(bed: Bed) {
     let (store, began) = (&bed.store, bed.hand.time());
-    store.report(controller(2, 20), Vec::new()).await.unwrap();
+    assert_eq!(store.report(controller(2, 20), Vec::new()).await.unwrap(), began);
     bed.hand.advance(Duration::from_secs(1));
     store.report(controller(1, 10), Vec::new()).await.unwrap();
-    store.report(Controller { workers: 9, ..controller(2, 20) }, Vec::new()).await.unwrap();
+    let said = Controller { workers: 9, in_touch: began, ..controller(2, 20) };
+    store.report(said.clone(), Vec::new()).await.unwrap();
     let now = bed.hand.time();
     let one = Controller { since: now, seen_at: now, ..controller(1, 10) };
-    let two = Controller { since: began, seen_at: now, workers: 9, ..controller(2, 20) };
+    let two = Controller { since: began, seen_at: now, ..said };
     assert_eq!(store.controllers().await.unwrap(), [one.clone(), two]);
 
     bed.hand.advance(Duration::from_secs(1));

@@ -28,6 +28,8 @@ use crate::task::{Command, Holder, Policy, decide, submit};
 
 /// How long a claim's lease is.
 pub(super) const LEASE: Duration = Duration::from_secs(20);
+/// The controller through which workers renew.
+const VIA: Incarnation = Incarnation(uuid::Uuid::from_u128(77));
 /// Where tests begin, so that there is a past.
 const START: i64 = 1_800_000_000_000_000;
 

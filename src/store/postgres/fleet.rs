@@ -22,7 +22,7 @@ macro_rules! select {
     ($rest:literal) => {
         query(concat!(
             "SELECT id, incarnation, name, namespace, pool, slots, agents, labels, containment, build, draining, seen_at, \
-             resources FROM worker ",
+             resources, via FROM worker ",
             $rest
         ))
     };
@@ -48,6 +48,7 @@ fn worker(columns: &PgRow) -> Tried<Worker> {
         resources: json(columns.try_get(12)?)?,
         draining: columns.try_get(10)?,
         seen_at: Timestamp(columns.try_get(11)?),
+        via: columns.try_get::<Option<_>, _>(13)?.map(Incarnation),
     })
 }
 
@@ -91,6 +92,7 @@ impl Postgres {
         &self,
         worker: WorkerId,
         incarnation: Incarnation,
+        via: Incarnation,
         holds: &[(TaskId, Epoch)],
         lease: Duration,
         draining: bool,
@@ -105,9 +107,10 @@ impl Postgres {
         }
         let held = tasks::lock_held(&mut tx, self.clock.hand(), worker).await?;
         let now = self.clock.read(&mut tx).await?;
-        query("UPDATE worker SET seen_at = $1, draining = $2, lost = false WHERE id = $3")
+        query("UPDATE worker SET seen_at = $1, draining = $2, via = $3, lost = false WHERE id = $4")
             .bind(now.0)
             .bind(draining)
+            .bind(via.0)
             .bind(worker.0)
             .execute(&mut *tx)
             .await?;

@@ -28,6 +28,7 @@ fn controller(columns: &PgRow) -> Tried<Controller> {
         seen_at: Timestamp(columns.try_get(6)?),
         workers: number(columns.try_get(7)?),
         viewers: number(columns.try_get(8)?),
+        in_touch: Timestamp(columns.try_get(9)?),
     })
 }
 
@@ -78,14 +79,14 @@ impl Postgres {
         each.collect()
     }
 
-    pub(super) async fn keep_report(&self, controller: Controller, workers: Vec<Report>) -> Tried<()> {
+    pub(super) async fn keep_report(&self, controller: Controller, workers: Vec<Report>) -> Tried<Timestamp> {
         let mut tx = self.begin().await?;
         let now = self.clock.read(&mut tx).await?;
         query(
-            "INSERT INTO controller (id, incarnation, name, addresses, build, since, seen_at, workers, viewers) \
-             VALUES ($1, $2, $3, $4, $5, $6, $6, $7, $8) ON CONFLICT (id) DO UPDATE SET since = \
+            "INSERT INTO controller (id, incarnation, name, addresses, build, since, seen_at, workers, viewers, in_touch) \
+             VALUES ($1, $2, $3, $4, $5, $6, $6, $7, $8, $9) ON CONFLICT (id) DO UPDATE SET since = \
              CASE WHEN controller.incarnation = $2 THEN controller.since ELSE $6 END, incarnation = $2, name = $3, \
-             addresses = $4, build = $5, seen_at = $6, workers = $7, viewers = $8",
+             addresses = $4, build = $5, seen_at = $6, workers = $7, viewers = $8, in_touch = $9",
         )
         .bind(controller.id.0)
         .bind(controller.incarnation.0)
@@ -95,6 +96,7 @@ impl Postgres {
         .bind(now.0)
         .bind(i64::from(controller.workers))
         .bind(i64::from(controller.viewers))
+        .bind(controller.in_touch.0)
         .execute(&mut *tx)
         .await?;
         if !workers.is_empty() {
@@ -119,12 +121,14 @@ impl Postgres {
             .execute(&mut *tx)
             .await?;
         }
-        commit(tx).await
+        commit(tx).await?;
+        Ok(now)
     }
 
     pub(super) async fn all_controllers(&self) -> Tried<Vec<Controller>> {
         let found = query(
-            "SELECT id, incarnation, name, addresses, build, since, seen_at, workers, viewers FROM controller ORDER BY id",
+            "SELECT id, incarnation, name, addresses, build, since, seen_at, workers, viewers, in_touch FROM controller \
+             ORDER BY id",
         );
         found.fetch_all(&self.pool).await?.iter().map(controller).collect()
     }

@@ -353,11 +353,12 @@ impl Store for Postgres {
         &self,
         worker: WorkerId,
         incarnation: Incarnation,
+        via: Incarnation,
         holds: &[(TaskId, Epoch)],
         lease: Duration,
         draining: bool,
     ) -> Result<Option<Renewal>> {
-        self.call(self.renew_leases(worker, incarnation, holds, lease, draining)).await
+        self.call(self.renew_leases(worker, incarnation, via, holds, lease, draining)).await
     }
 
     async fn workers(&self) -> Result<Vec<Worker>> {
@@ -392,7 +393,7 @@ impl Store for Postgres {
         self.call(self.held_loops()).await
     }
 
-    async fn report(&self, controller: Controller, workers: Vec<Report>) -> Result<()> {
+    async fn report(&self, controller: Controller, workers: Vec<Report>) -> Result<Timestamp> {
         self.call(self.keep_report(controller, workers)).await
     }
 

@@ -21,7 +21,7 @@ macro_rules! select {
     ($rest:literal) => {
         query(concat!(
             "SELECT id, incarnation, name, namespace, pool, slots, agents, labels, containment, build, draining, seen_at, \
-             resources FROM worker ",
+             resources, via FROM worker ",
             $rest
         ))
     };
@@ -47,6 +47,7 @@ fn worker(columns: &SqliteRow) -> Result<Worker> {
         resources: json(columns.try_get(12)?)?,
         draining: columns.try_get(10)?,
         seen_at: Timestamp(columns.try_get(11)?),
+        via: columns.try_get::<Option<_>, _>(13)?.map(uuid).transpose()?.map(Incarnation),
     })
 }
 
@@ -66,7 +67,7 @@ impl Sqlite {
         let draining = worker.draining || rules::still_drains(former.as_ref(), &worker);
         query(
             "INSERT OR REPLACE INTO worker (id, incarnation, name, namespace, pool, slots, agents, labels, containment, \
-             build, draining, seen_at, resources) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+             build, draining, seen_at, resources, via) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         )
         .bind(blob(worker.id.0))
         .bind(blob(worker.incarnation.0))
@@ -81,6 +82,7 @@ impl Sqlite {
         .bind(draining)
         .bind(tx.now.0)
         .bind(serde_json::to_string(&worker.resources).expect("numbers are JSON"))
+        .bind(former.as_ref().and_then(|former| former.via).map(|via| blob(via.0)))
         .execute(&mut tx.connection)
         .await?;
         tx.commit().await?;
@@ -91,6 +93,7 @@ impl Sqlite {
         &self,
         worker: WorkerId,
         incarnation: Incarnation,
+        via: Incarnation,
         holds: &[(TaskId, Epoch)],
         lease: Duration,
         draining: bool,
@@ -102,9 +105,10 @@ impl Sqlite {
             tx.undo().await?;
             return Ok(None);
         }
-        query("UPDATE worker SET seen_at = ?, draining = ?, lost = 0 WHERE id = ?")
+        query("UPDATE worker SET seen_at = ?, draining = ?, via = ?, lost = 0 WHERE id = ?")
             .bind(tx.now.0)
             .bind(draining)
+            .bind(blob(via.0))
             .bind(blob(worker.0))
             .execute(&mut tx.connection)
             .await?;

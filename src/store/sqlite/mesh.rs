@@ -28,6 +28,7 @@ fn controller(columns: &SqliteRow) -> Result<Controller> {
         seen_at: Timestamp(columns.try_get(6)?),
         workers: columns.try_get(7)?,
         viewers: columns.try_get(8)?,
+        in_touch: Timestamp(columns.try_get(9)?),
     })
 }
 
@@ -73,13 +74,13 @@ impl Sqlite {
         each.collect()
     }
 
-    pub(super) async fn keep_report(&self, controller: Controller, workers: Vec<Report>) -> Result<()> {
+    pub(super) async fn keep_report(&self, controller: Controller, workers: Vec<Report>) -> Result<Timestamp> {
         let mut tx = self.write().await?;
         query(
-            "INSERT INTO controller (id, incarnation, name, addresses, build, since, seen_at, workers, viewers) \
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?6, ?7, ?8) ON CONFLICT (id) DO UPDATE SET since = \
+            "INSERT INTO controller (id, incarnation, name, addresses, build, since, seen_at, workers, viewers, in_touch) \
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?6, ?7, ?8, ?9) ON CONFLICT (id) DO UPDATE SET since = \
              CASE WHEN incarnation = ?2 THEN since ELSE ?6 END, incarnation = ?2, name = ?3, addresses = ?4, build = ?5, \
-             seen_at = ?6, workers = ?7, viewers = ?8",
+             seen_at = ?6, workers = ?7, viewers = ?8, in_touch = ?9",
         )
         .bind(blob(controller.id.0))
         .bind(blob(controller.incarnation.0))
@@ -89,6 +90,7 @@ impl Sqlite {
         .bind(tx.now.0)
         .bind(controller.workers)
         .bind(controller.viewers)
+        .bind(controller.in_touch.0)
         .execute(&mut tx.connection)
         .await?;
         for report in workers {
@@ -108,12 +110,15 @@ impl Sqlite {
             .execute(&mut tx.connection)
             .await?;
         }
-        tx.commit().await
+        let now = tx.now;
+        tx.commit().await?;
+        Ok(now)
     }
 
     pub(super) async fn all_controllers(&self) -> Result<Vec<Controller>> {
         let found = query(
-            "SELECT id, incarnation, name, addresses, build, since, seen_at, workers, viewers FROM controller ORDER BY id",
+            "SELECT id, incarnation, name, addresses, build, since, seen_at, workers, viewers, in_touch FROM controller \
+             ORDER BY id",
         );
         found.fetch_all(&self.readers).await?.iter().map(controller).collect()
     }

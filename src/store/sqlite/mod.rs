@@ -234,11 +234,12 @@ impl Store for Sqlite {
         &self,
         worker: WorkerId,
         incarnation: Incarnation,
+        via: Incarnation,
         holds: &[(TaskId, Epoch)],
         lease: Duration,
         draining: bool,
     ) -> Result<Option<Renewal>> {
-        self.renew_leases(worker, incarnation, holds, lease, draining).await
+        self.renew_leases(worker, incarnation, via, holds, lease, draining).await
     }
 
     async fn workers(&self) -> Result<Vec<Worker>> {
@@ -273,7 +274,7 @@ impl Store for Sqlite {
         self.held_loops().await
     }
 
-    async fn report(&self, controller: Controller, workers: Vec<Report>) -> Result<()> {
+    async fn report(&self, controller: Controller, workers: Vec<Report>) -> Result<Timestamp> {
         self.keep_report(controller, workers).await
     }
 

@@ -122,7 +122,9 @@ CREATE TABLE worker (
     draining    boolean NOT NULL,
     seen_at     bigint  NOT NULL,
     -- It has been said that it is.
-    lost        boolean NOT NULL DEFAULT false
+    lost        boolean NOT NULL DEFAULT false,
+    -- The start of the controller that renewed its leases last.
+    via         uuid
 ) WITH (fillfactor = 60);
 
 -- What failed again and again, and how long it is left alone. Only those about which anything is known.
@@ -150,7 +152,8 @@ CREATE TABLE controller (
     since       bigint  NOT NULL,
     seen_at     bigint  NOT NULL,
     workers     bigint  NOT NULL,
-    viewers     bigint  NOT NULL
+    viewers     bigint  NOT NULL,
+    in_touch    bigint  NOT NULL
 ) WITH (fillfactor = 60);
 
 -- What a controller knows of a worker that is connected to it, for the others.

@@ -88,7 +88,9 @@ CREATE TABLE worker (
     draining    INTEGER NOT NULL,
     seen_at     INTEGER NOT NULL,
     -- It has been said that it is.
-    lost        INTEGER NOT NULL DEFAULT 0
+    lost        INTEGER NOT NULL DEFAULT 0,
+    -- The start of the controller that renewed its leases last.
+    via         BLOB
 ) STRICT;
 
 -- What failed again and again, and how long it is left alone. Only those about which anything is known.
@@ -116,7 +118,8 @@ CREATE TABLE controller (
     since       INTEGER NOT NULL,
     seen_at     INTEGER NOT NULL,
     workers     INTEGER NOT NULL,
-    viewers     INTEGER NOT NULL
+    viewers     INTEGER NOT NULL,
+    in_touch    INTEGER NOT NULL
 ) STRICT;
 
 -- What a controller knows of a worker that is connected to it, for the others.
