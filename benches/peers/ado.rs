@@ -246,7 +246,7 @@ impl IdleWorker {
         env: &Env,
         tasks: &Tasks,
     ) -> Result<Self, Failure> {
-        let enrolment = client::enrol(join, name, PATIENCE, env.clone(), tasks).await?;
+        let enrolment = client::enrol(join, name, PATIENCE, None, env.clone(), tasks).await?;
         let addresses = addresses.to_vec();
         // As `ado worker` dials.
         let config = LinkConfig {
@@ -255,6 +255,7 @@ impl IdleWorker {
             reconnect_interval: Duration::from_secs(1),
             keep_alive: Duration::from_secs(2),
             idle_timeout: Duration::from_secs(30),
+            websocket: None,
             sockets: None,
         };
         let link = Link::start(config, env.clone(), tasks)?;

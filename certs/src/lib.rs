@@ -15,6 +15,7 @@ mod error;
 mod files;
 mod identity;
 mod join;
+pub mod outer;
 mod peer;
 mod pinned;
 pub mod secret;

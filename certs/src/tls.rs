@@ -164,7 +164,7 @@ impl ClientTls {
 #[derive(Debug, Clone)]
 pub struct ServerTls {
     config: Arc<ServerConfig>,
-    holder: Arc<Holder>,
+    pub(crate) holder: Arc<Holder>,
     sessions: Arc<Sessions>,
 }
 
@@ -294,7 +294,7 @@ impl fmt::Debug for Holder {
 }
 
 /// Always named: a process-wide default could be another library's choice, or none.
-fn provider() -> Arc<CryptoProvider> {
+pub(crate) fn provider() -> Arc<CryptoProvider> {
     Arc::new(ring::default_provider())
 }
 

@@ -108,6 +108,7 @@ fn config(app: &App, dir: &Path, local: bool) -> Result<controller::Config, Erro
     Ok(controller::Config {
         dir: dir.into(),
         listen: if local { vec![loopback(former_port(app))] } else { settings.listen.value.clone() },
+        websocket: !local && app.config.communication.websocket,
         http: Some(if local && !settings.http.is_explicit() { loopback(0) } else { settings.http.value }),
         advertise: match &settings.advertise[..] {
             [] if !local => {

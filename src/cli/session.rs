@@ -1,6 +1,7 @@
 //! From the command line to a session with the mesh that is meant.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +18,7 @@ use super::known::Known;
 use super::output::Format;
 use super::remembered::Remembered;
 use crate::client::cache::{Memory, Place, Recorder};
-use crate::client::{self, Client};
+use crate::client::{self, Blocked, Client};
 use crate::config::{self, Config, Flags, Secret};
 use crate::env::Env;
 use crate::local::{self, Home, Role};
@@ -281,7 +282,21 @@ impl App {
             namespace,
             reconnect_interval: self.config.communication.reconnect_interval,
             timeout: ANSWER_PATIENCE,
+            websocket: self.websocket(),
         }
+    }
+
+    /// WebSockets, unless they are not wanted. Networks that block UDP are remembered from one command to the next.
+    pub(crate) fn websocket(&self) -> Option<Arc<Blocked>> {
+        let file = self.home.networks();
+        self.config.communication.websocket.then(|| {
+            let known: Vec<IpAddr> = local::read_json(&file).unwrap_or_default();
+            Arc::new(Blocked::new(known, move |all| {
+                if let Err(error) = local::write_json(&file, all) {
+                    tracing::warn!(%error, file = %file.display(), "that UDP is blocked here is known to this process only");
+                }
+            }))
+        })
     }
 
     /// Where the controllers of a context are.
@@ -323,7 +338,7 @@ impl App {
     pub(crate) async fn join(&self, join: &JoinString, name: &str, context: &str) -> Result<(Identity, Joined), Error> {
         local::prepare(&self.home)?;
         let tasks = Tasks::new();
-        let enrolment = client::enrol(join, name, ANSWER_PATIENCE, self.env.clone(), &tasks).await?;
+        let enrolment = client::enrol(join, name, ANSWER_PATIENCE, self.websocket(), self.env.clone(), &tasks).await?;
         tasks.stop(END_PATIENCE).await;
         if enrolment.identity.principal().role == ado_proto::Role::Worker {
             return Err(Error::usage("the join string is one for workers, and used up now")

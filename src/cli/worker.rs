@@ -100,6 +100,7 @@ pub(crate) async fn run(global: Global, args: Args) -> Result<u8, Error> {
         reconnect_interval: app.config.communication.reconnect_interval,
         keep_alive: KEEP_ALIVE,
         idle_timeout: IDLE_TIMEOUT,
+        websocket: if args.local { None } else { app.websocket() },
         sockets: None,
     };
     let link = Link::start(link, app.env.clone(), &tasks)?;
@@ -222,7 +223,7 @@ impl Place {
 async fn enrol(app: &App, join: &JoinString, dir: &Path, file: &Path) -> Result<(Identity, Joined), Error> {
     let tasks = Tasks::new();
     let name = name(app);
-    let enrolment = client::enrol(join, &name, ANSWER_PATIENCE, app.env.clone(), &tasks).await?;
+    let enrolment = client::enrol(join, &name, ANSWER_PATIENCE, app.websocket(), app.env.clone(), &tasks).await?;
     tasks.stop(END_PATIENCE).await;
     require_worker(&enrolment.identity)?;
     enrolment.identity.save(dir)?;

@@ -29,7 +29,7 @@ use crate::net::{self, Call, Link, LinkConfig, LinkState, Priority};
 use crate::tasks::Tasks;
 
 pub use cursor::Violation;
-pub use net::Addresses;
+pub use net::{Addresses, Blocked, Via};
 pub use stream::{RecordStream, Step};
 
 /// Why a request or a stream failed.
@@ -65,6 +65,8 @@ pub struct Config {
     pub reconnect_interval: Duration,
     /// Longest wait for an answer to a request, reconnects included. Streams have no limit.
     pub timeout: Duration,
+    /// Whether a WebSocket is used where UDP does not get through, and on which networks that is known to be so.
+    pub websocket: Option<Arc<Blocked>>,
 }
 
 /// Interval at which a watched connection proves that it lives.
@@ -85,6 +87,8 @@ pub enum ConnectionState {
         rtt: Duration,
         /// Where it is.
         path: SocketAddr,
+        /// What the packets travel in.
+        via: Via,
     },
     /// It is not, and is being looked for: never found yet, lost, or silent.
     Connecting {
@@ -124,6 +128,7 @@ impl Client {
             reconnect_interval: config.reconnect_interval,
             keep_alive: KEEP_ALIVE,
             idle_timeout: IDLE_TIMEOUT,
+            websocket: config.websocket,
             sockets: None,
         };
         let link = Link::start(link, env.clone(), tasks)?;
@@ -284,8 +289,8 @@ impl Client {
         let since = away_since.unwrap_or_else(Instant::now);
         match (state, self.link.rtt()) {
             (LinkState::Closed(why), _) => ConnectionState::Closed { why },
-            (LinkState::Connected { to, .. }, Some(rtt)) if away_since.is_none() => {
-                ConnectionState::Connected { rtt, path: to }
+            (LinkState::Connected { to, via, .. }, Some(rtt)) if away_since.is_none() => {
+                ConnectionState::Connected { rtt, path: to, via }
             }
             (LinkState::Connected { .. }, _) => {
                 ConnectionState::Connecting { since, problem: Some("the controller is silent".into()) }
@@ -357,6 +362,7 @@ pub async fn enrol(
     join: &JoinString,
     name: &str,
     timeout: Duration,
+    websocket: Option<Arc<Blocked>>,
     env: Env,
     tasks: &Tasks,
 ) -> Result<Enrolment, Error> {
@@ -367,6 +373,7 @@ pub async fn enrol(
         reconnect_interval: Duration::from_secs(1),
         keep_alive: KEEP_ALIVE,
         idle_timeout: IDLE_TIMEOUT,
+        websocket,
         sockets: None,
     };
     let key = KeyRequest::new()?;

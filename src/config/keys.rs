@@ -155,7 +155,7 @@ keys! {
 
     /// The transport: `quic` is the mesh's own, `trpc` is for networks that block UDP.
     protocol: Protocol = "distributed.communication.protocol", Some("ADO_PROTOCOL"), Some("quic"), "quic";
-    /// Whether WebSocket may be used where QUIC cannot.
+    /// Whether a WebSocket carries what UDP cannot: offered by a controller on TCP ports of the same numbers, used by all others.
     websocket: bool = "distributed.communication.websocket", Some("ADO_WEBSOCKET"), Some("true"), "true";
     /// Longest wait between failed attempts to connect. Milliseconds.
     reconnect_interval: Millis = "distributed.communication.reconnectInterval", Some("ADO_RECONNECT_INTERVAL"), Some("5000"), "5000";
@@ -184,7 +184,7 @@ keys! {
     /// How often a running task's progress is made durable. Milliseconds.
     checkpoint_interval: Millis = "distributed.failover.checkpointInterval", Some("ADO_CHECKPOINT_INTERVAL"), Some("30000"), "30000";
 
-    /// Addresses a controller listens on, UDP.
+    /// Addresses a controller listens on, UDP; with WebSockets, TCP as well.
     controller_listen: Vec<SocketAddr> = "controller.listen", Some("ADO_CONTROLLER_LISTEN"), Some("0.0.0.0:4433"), "0.0.0.0:4433";
     /// Addresses a controller tells others to reach it at. Unset: those it listens on.
     controller_advertise: Vec<Endpoint> = "controller.advertise", Some("ADO_CONTROLLER_ADVERTISE"), None, "ado.example.com:4433";

@@ -148,7 +148,7 @@ pub struct Cache {
 pub struct Communication {
     /// The transport.
     pub protocol: Protocol,
-    /// Whether WebSocket may be used where QUIC cannot.
+    /// Whether a WebSocket carries what UDP cannot.
     pub websocket: bool,
     /// Longest wait between failed attempts to connect.
     pub reconnect_interval: Duration,
@@ -196,7 +196,7 @@ pub struct Failover {
 /// A controller started here.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Controller {
-    /// Addresses it listens on, UDP.
+    /// Addresses it listens on, UDP; with WebSockets, TCP as well.
     pub listen: Given<Vec<SocketAddr>>,
     /// Addresses it tells others to reach it at; empty: those it listens on.
     pub advertise: Vec<Endpoint>,

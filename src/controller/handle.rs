@@ -259,6 +259,7 @@ fn bind(config: &Config, authority: &Authority, keys: ServerKeys, env: &Env, tas
         max_connections: MAX_CONNECTIONS,
         max_strangers: MAX_STRANGERS,
         idle_timeout: IDLE,
+        websocket: config.websocket,
         sockets: None,
     };
     Ok(Server::bind(server, env.clone(), tasks)?)

@@ -76,6 +76,8 @@ pub struct Config {
     pub dir: PathBuf,
     /// Addresses for QUIC; port 0 picks one.
     pub listen: Vec<SocketAddr>,
+    /// Whether those whose network blocks UDP may come by WebSocket, on TCP ports of the same numbers.
+    pub websocket: bool,
     /// Address for HTTP (`/health`, `/ready`, `/metrics`); `None` serves none.
     pub http: Option<SocketAddr>,
     /// `host:port` that join strings name; empty: the addresses listened on.

@@ -121,6 +121,11 @@ impl Home {
         self.0.join("contexts")
     }
 
+    /// Networks that were found to block UDP.
+    pub fn networks(&self) -> PathBuf {
+        self.0.join("networks.json")
+    }
+
     /// Names the current remote context.
     pub fn current_context(&self) -> PathBuf {
         self.0.join("current-context")

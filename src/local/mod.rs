@@ -132,6 +132,8 @@ pub fn connect(home: &Home, namespace: Option<Namespace>, env: &Env, tasks: &Tas
         // A restart on this machine takes tens of milliseconds.
         reconnect_interval: Duration::from_millis(200),
         timeout: ANSWER_PATIENCE,
+        // Nobody blocks loopback.
+        websocket: None,
     };
     Client::connect(config, env.clone(), tasks).map_err(Error::Silent)
 }

@@ -1,7 +1,9 @@
 //! One round of dials: names to addresses, and whichever address answers first.
 
 use std::future::Future;
-use std::net::SocketAddr;
+use std::io;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::pin::pin;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -9,11 +11,13 @@ use ado_certs::SERVER_NAME;
 use futures_util::StreamExt;
 use futures_util::future::join_all;
 use futures_util::stream::FuturesUnordered;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
-use super::endpoint::{Endpoints, client_config, sockets};
+use super::endpoint::{Endpoints, client_config, sockets, wildcard};
 use super::error::Error;
 use super::link::LinkConfig;
+use super::websocket::Outer;
+use crate::tasks::Tasks;
 
 /// Head start of an address before the next one is tried as well (RFC 8305 section 5 recommends 250 ms).
 const STAGGER: Duration = Duration::from_millis(250);
@@ -26,21 +30,43 @@ const RESOLVE_FOR: Duration = Duration::from_secs(3);
 /// than the next repetition of an old one.
 const DIAL_FOR: Duration = Duration::from_secs(5);
 
+/// Head start of UDP before a WebSocket is tried as well, where UDP is not known to be blocked: a handshake and its first
+/// repetition on a slow path.
+const WEBSOCKET_AFTER: Duration = Duration::from_millis(500);
+
+/// What a connection's packets travel in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Via {
+    /// UDP.
+    Udp,
+    /// A WebSocket, as UDP does not get through.
+    WebSocket,
+}
+
+/// A connection, and how it goes there.
+#[derive(Debug)]
+pub(super) struct Dialled {
+    pub(super) connection: quinn::Connection,
+    pub(super) via: Via,
+}
+
 /// Dials the addresses of a link.
 pub(super) struct Dialler {
     pub(super) config: LinkConfig,
     pub(super) endpoints: Endpoints,
     // Made once: address tokens belong to it.
     quic: quinn::ClientConfig,
+    outer: Outer,
     /// Where the last connection was lost.
     lost: Mutex<Option<SocketAddr>>,
 }
 
 impl Dialler {
-    pub(super) fn new(config: LinkConfig) -> Result<Self, Error> {
+    pub(super) fn new(config: LinkConfig, tasks: &Tasks) -> Result<Self, Error> {
         let endpoints = Endpoints::new(sockets(config.sockets.clone()));
         let quic = client_config(config.tls.config(), config.keep_alive, config.idle_timeout)?;
-        Ok(Self { config, endpoints, quic, lost: Mutex::default() })
+        let outer = Outer::new(tasks)?;
+        Ok(Self { config, endpoints, quic, outer, lost: Mutex::default() })
     }
 
     /// A connection to this address was lost: others are tried first.
@@ -48,9 +74,46 @@ impl Dialler {
         *self.lost.lock().unwrap_or_else(PoisonError::into_inner) = Some(at);
     }
 
-    /// The first connection that is made. `random` is in `[0, 1)`. Fails with the failure that says most: one that trying again cannot mend, or
-    /// the last one.
-    pub(super) async fn round(&self, random: f64) -> Result<quinn::Connection, Error> {
+    /// The first connection that is made: over UDP if that answers, by WebSocket if it does not and that is allowed.
+    /// `random` is in `[0, 1)`. Fails with the failure that says most: one that trying again cannot mend, or the last one.
+    pub(super) async fn round(&self, random: f64) -> Result<Dialled, Error> {
+        let Some(blocked) = &self.config.websocket else { return self.over_udp(random).await };
+        let network = self.network().await;
+        let head_start = match network {
+            Some(network) if blocked.contains(network) => Duration::ZERO,
+            _ => WEBSOCKET_AFTER,
+        };
+        let dialled = prefer(self.over_udp(random), head_start, self.by_websocket()).await;
+        if let (Some(network), Ok(dialled)) = (network, &dialled) {
+            blocked.learn(network, dialled.via == Via::WebSocket);
+        }
+        dialled
+    }
+
+    /// UDP gets through where a WebSocket had to be used.
+    pub(super) async fn unblocked(&self) {
+        if let (Some(blocked), Some(network)) = (&self.config.websocket, self.network().await) {
+            blocked.learn(network, false);
+        }
+    }
+
+    /// What tells the network we are on from others.
+    async fn network(&self) -> Option<IpAddr> {
+        let (addresses, _) = resolve(&(self.config.addresses)()).await;
+        own_address(*addresses.first()?).ok()
+    }
+
+    async fn by_websocket(&self) -> Result<Dialled, Error> {
+        let hosts = (self.config.addresses)();
+        let dials = hosts.iter().map(|host| self.outer.dial(host, self.quic.clone()));
+        match race(dials, STAGGER).await {
+            Ok(connection) => Ok(Dialled { connection, via: Via::WebSocket }),
+            Err(failure) => Err(failure.unwrap_or_else(|| nowhere(&hosts))),
+        }
+    }
+
+    /// The first connection that is made over UDP.
+    pub(super) async fn over_udp(&self, random: f64) -> Result<Dialled, Error> {
         let hosts = (self.config.addresses)();
         let (mut addresses, unresolved) = resolve(&hosts).await;
         let lost = *self.lost.lock().unwrap_or_else(PoisonError::into_inner);
@@ -62,12 +125,13 @@ impl Dialler {
             None => STAGGER,
         };
         let dials = addresses.into_iter().map(|address| self.dial(address));
-        race(dials, stagger).await.map_err(|failure| match failure.or(unresolved) {
+        let dialled = race(dials, stagger).await.map(|connection| Dialled { connection, via: Via::Udp });
+        dialled.map_err(|failure| match failure.or(unresolved) {
             Some(Error::Unreachable { addresses, cause }) if hosts.len() > 1 => {
                 Error::Unreachable { addresses: hosts.join(", "), cause: format!("{addresses}: {cause}") }
             }
             Some(failure) => failure,
-            None => Error::Unreachable { addresses: hosts.join(", "), cause: "no address is known".into() },
+            None => nowhere(&hosts),
         })
     }
 
@@ -88,6 +152,61 @@ impl Dialler {
     }
 }
 
+fn nowhere(hosts: &[String]) -> Error {
+    Error::Unreachable { addresses: hosts.join(", "), cause: "no address is known".into() }
+}
+
+/// The address that packets to `there` leave from: what a machine is called on the network it is on. Nothing is sent.
+///
+/// # Errors
+/// When there is no way to it.
+pub fn own_address(there: SocketAddr) -> io::Result<IpAddr> {
+    let socket = UdpSocket::bind(wildcard(there.is_ipv4()))?;
+    socket.connect(there)?;
+    Ok(socket.local_addr()?.ip())
+}
+
+/// What `first` comes to, or else `second`, which is begun when `first` has failed or had its head start. An answer that
+/// cannot be mended by going another way ends it.
+async fn prefer<T>(
+    first: impl Future<Output = Result<T, Error>>,
+    head_start: Duration,
+    second: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
+    let (mut first, mut second) = (pin!(first), pin!(second));
+    let mut failed = None;
+    tokio::select! {
+        biased;
+        result = &mut first => match result {
+            Err(error) if error.is_transient() => failed = Some(error),
+            settled => return settled,
+        },
+        () = sleep(head_start) => {}
+    }
+    let mut second_failed = None;
+    loop {
+        tokio::select! {
+            biased;
+            result = &mut first, if failed.is_none() => match result {
+                Err(error) if error.is_transient() => failed = Some(error),
+                settled => return settled,
+            },
+            result = &mut second, if second_failed.is_none() => match result {
+                Err(error) if error.is_transient() => second_failed = Some(error),
+                settled => return settled,
+            },
+            else => break,
+        }
+    }
+    Err(match (failed, second_failed) {
+        (Some(Error::Unreachable { addresses, cause }), Some(Error::Unreachable { cause: other, .. })) => {
+            Error::Unreachable { addresses, cause: format!("{cause}; {other}") }
+        }
+        (Some(error), _) | (None, Some(error)) => error,
+        (None, None) => Error::Closed,
+    })
+}
+
 /// Starts the next dial when one has failed or the last one had its head start. `Err(None)` when there are none.
 async fn race<T>(
     mut waiting: impl ExactSizeIterator<Item = impl Future<Output = Result<T, Error>>>,
@@ -100,7 +219,7 @@ async fn race<T>(
         let outcome = tokio::select! {
             biased;
             Some(outcome) = running.next() => outcome,
-            () = tokio::time::sleep(stagger), if waiting.len() > 0 => continue,
+            () = sleep(stagger), if waiting.len() > 0 => continue,
             else => return Err(failure),
         };
         match outcome {
@@ -167,7 +286,7 @@ fn alternate(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
 mod tests {
     use std::pin::Pin;
 
-    use tokio::time::{Instant, sleep};
+    use tokio::time::Instant;
 
     use super::*;
 
@@ -211,6 +330,33 @@ mod tests {
         let dials = [answer(5, Err(permanent)), answer(5, Err(lost()))];
         assert!(matches!(race(dials.into_iter(), STAGGER).await, Err(Some(Error::Certificate(_)))));
         assert!(matches!(race(std::iter::empty::<Dial>(), STAGGER).await, Err(None)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_other_way_is_taken_when_the_preferred_one_is_silent_or_shut() {
+        let head_start = Duration::from_millis(500);
+        for (first, second, expected) in [
+            (answer(400, Ok(1)), answer(0, Ok(2)), (1, 400)),
+            // It had its head start, and may still win.
+            (answer(600, Ok(1)), answer(200, Ok(2)), (1, 600)),
+            (answer(60_000, Ok(1)), answer(20, Ok(2)), (2, 520)),
+            (answer(5, Err(lost())), answer(20, Ok(2)), (2, 25)),
+            (answer(600, Ok(1)), answer(5, Err(lost())), (1, 600)),
+        ] {
+            let start = Instant::now();
+            let won = prefer(first, head_start, second).await.unwrap();
+            assert_eq!((won, start.elapsed().as_millis()), expected);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn both_failures_are_told_and_a_refusal_is_not_gone_around() {
+        let shut = |cause: &str| Err(Error::Unreachable { addresses: "a:1".into(), cause: cause.into() });
+        let error = prefer(answer(1, shut("x")), Duration::ZERO, answer(9, shut("y"))).await.unwrap_err();
+        assert_eq!(error.to_string(), "cannot reach a:1: x; y");
+        let refused = answer(5, Err(Error::Certificate("no".into())));
+        let error = prefer(refused, Duration::from_secs(1), answer(0, Ok(2))).await.unwrap_err();
+        assert!(matches!(error, Error::Certificate(_)), "{error:?}");
     }
 
     #[test]

@@ -123,33 +123,44 @@ pub(super) fn client_config(
     Ok(config)
 }
 
-/// A listening endpoint. What it grants is for strangers; see [`grant`].
-pub(super) fn listen(
-    address: SocketAddr,
-    tls: Arc<rustls::ServerConfig>,
-    keys: &ServerKeys,
-    idle_timeout: Duration,
-    max_incoming: usize,
-    sockets: &dyn Sockets,
-) -> Result<quinn::Endpoint, Error> {
-    let tls = QuicServerConfig::try_from(tls)
-        .map_err(|error| Error::Certificate(format!("the TLS configuration does not fit QUIC: {error}")))?;
-    let mut transport = transport(idle_timeout);
-    transport.max_concurrent_bidi_streams(STRANGER_STREAMS.into()).receive_window(STRANGER_WINDOW.into());
-    let token_key = ring::hkdf::Salt::new(ring::hkdf::HKDF_SHA256, &[]).extract(&keys.token);
-    let mut config = quinn::ServerConfig::new(Arc::new(tls), Arc::new(token_key));
-    config
-        .transport_config(Arc::new(transport))
-        .max_incoming(max_incoming)
-        .incoming_buffer_size(INCOMING_BUFFER)
-        .incoming_buffer_size_total(INCOMING_BUFFERS);
+/// How connections are taken, whatever socket they come through. What it grants is for strangers; see [`grant`].
+pub(super) struct Listening {
+    endpoint: EndpointConfig,
+    server: quinn::ServerConfig,
+}
 
-    let mut endpoint = EndpointConfig::new(Arc::new(ring::hmac::Key::new(ring::hmac::HMAC_SHA256, &keys.reset)));
-    let key = keys.connection_id;
-    endpoint.cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(key)));
-    let unbound = |error: io::Error| Error::Unreachable { addresses: address.to_string(), cause: error.to_string() };
-    let socket = sockets.bind(address).map_err(unbound)?;
-    quinn::Endpoint::new_with_abstract_socket(endpoint, Some(config), socket, sockets.runtime()).map_err(unbound)
+impl Listening {
+    pub(super) fn new(
+        tls: Arc<rustls::ServerConfig>,
+        keys: &ServerKeys,
+        idle_timeout: Duration,
+        max_incoming: usize,
+    ) -> Result<Self, Error> {
+        let tls = QuicServerConfig::try_from(tls)
+            .map_err(|error| Error::Certificate(format!("the TLS configuration does not fit QUIC: {error}")))?;
+        let mut transport = transport(idle_timeout);
+        transport.max_concurrent_bidi_streams(STRANGER_STREAMS.into()).receive_window(STRANGER_WINDOW.into());
+        let token_key = ring::hkdf::Salt::new(ring::hkdf::HKDF_SHA256, &[]).extract(&keys.token);
+        let mut server = quinn::ServerConfig::new(Arc::new(tls), Arc::new(token_key));
+        server
+            .transport_config(Arc::new(transport))
+            .max_incoming(max_incoming)
+            .incoming_buffer_size(INCOMING_BUFFER)
+            .incoming_buffer_size_total(INCOMING_BUFFERS);
+        let mut endpoint = EndpointConfig::new(Arc::new(ring::hmac::Key::new(ring::hmac::HMAC_SHA256, &keys.reset)));
+        let key = keys.connection_id;
+        endpoint.cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(key)));
+        Ok(Self { endpoint, server })
+    }
+
+    /// An endpoint that takes them through `socket`.
+    pub(super) fn on(
+        &self,
+        socket: Arc<dyn quinn::AsyncUdpSocket>,
+        runtime: Arc<dyn quinn::Runtime>,
+    ) -> io::Result<quinn::Endpoint> {
+        quinn::Endpoint::new_with_abstract_socket(self.endpoint.clone(), Some(self.server.clone()), socket, runtime)
+    }
 }
 
 /// Raises what a peer may use to what verified peers of the mesh get.
@@ -219,6 +230,6 @@ impl Endpoints {
     }
 }
 
-fn wildcard(v4: bool) -> SocketAddr {
+pub(super) fn wildcard(v4: bool) -> SocketAddr {
     if v4 { (Ipv4Addr::UNSPECIFIED, 0).into() } else { (Ipv6Addr::UNSPECIFIED, 0).into() }
 }

@@ -1,6 +1,7 @@
 //! The calling side: a session with a mesh's controllers that outlives its connections.
 
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -13,8 +14,9 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use super::blocked::Blocked;
 use super::channel::{Carrier, Channel, Priority};
-use super::dial::Dialler;
+use super::dial::{Dialled, Dialler, Via};
 use super::endpoint::Sockets;
 use super::error::{Error, code};
 use crate::env::Env;
@@ -32,6 +34,12 @@ const UNANSWERED_FOR: Duration = Duration::from_millis(500);
 const UNANSWERED_RTTS: u32 = 4;
 /// How often in a keep-alive's interval is looked.
 const LOOKS: u32 = 8;
+/// How long after it had to leave it a link tries UDP again, and how seldom in the end. It costs a packet or two.
+const BACK_FIRST: Duration = Duration::from_secs(2);
+const BACK_MOST: Duration = Duration::from_secs(60);
+/// How long a connection that was left for a better one is kept for the answers that are on their way.
+const RETIRED_FOR: Duration = Duration::from_secs(1);
+const MOVED: &str = "moved to UDP";
 /// How long [`Link::close`] waits for what was sent to arrive.
 const DRAIN_FOR: Duration = Duration::from_secs(2);
 /// How long [`Link::close`] waits for its last packet to leave. It is not repeated: a server that misses it notices by
@@ -55,6 +63,8 @@ pub struct LinkConfig {
     pub keep_alive: Duration,
     /// A connection silent for this long is given up.
     pub idle_timeout: Duration,
+    /// Whether a WebSocket is used where UDP does not get through, and on which networks that is known to be so.
+    pub websocket: Option<Arc<Blocked>>,
     /// Where sockets come from; `None`: the operating system.
     pub sockets: Option<Arc<dyn Sockets>>,
 }
@@ -70,6 +80,8 @@ pub enum LinkState {
         to: SocketAddr,
         /// Counts connections, from 1.
         number: u64,
+        /// What its packets travel in.
+        via: Via,
     },
     /// It will not connect any more: closed, or a failure that trying again cannot mend.
     Closed(String),
@@ -99,6 +111,7 @@ pub struct Link {
 struct Shared {
     dialler: Dialler,
     env: Env,
+    tasks: Tasks,
     phase: watch::Sender<Phase>,
     state: watch::Sender<LinkState>,
     // When the other side was last known to be there; `None` while it is.
@@ -119,6 +132,7 @@ enum Phase {
 struct Live {
     carrier: Arc<Carrier>,
     number: u64,
+    via: Via,
 }
 
 impl Link {
@@ -133,8 +147,9 @@ impl Link {
         }
         let stop = CancellationToken::new();
         let shared = Arc::new(Shared {
-            dialler: Dialler::new(config)?,
+            dialler: Dialler::new(config, tasks)?,
             env,
+            tasks: tasks.clone(),
             phase: watch::Sender::new(Phase::Down(None)),
             state: watch::Sender::new(LinkState::Connecting(None)),
             away_since: Mutex::new(Some(Instant::now())),
@@ -254,7 +269,7 @@ impl Shared {
     ) -> Result<(Bytes, Channel), Error> {
         let mut tried = 0;
         loop {
-            let Live { carrier, number } = self.connected_after(tried).await?;
+            let Live { carrier, number, .. } = self.connected_after(tried).await?;
             tried = number;
             // Nothing was sent yet, so another connection will do whatever the request.
             let Ok(mut channel) = carrier.open(priority).await else { continue };
@@ -305,18 +320,17 @@ impl Shared {
         let mut useless = Backoff::default();
         loop {
             let dialled = match replacement.take() {
-                Some(connection) => Ok(connection),
+                Some(dialled) => Ok(dialled),
                 None => self.connect().await,
             };
             let lost = match dialled {
                 Err(error) => error,
-                Ok(connection) => {
+                Ok(Dialled { connection, via }) => {
                     number += 1;
-                    tracing::debug!(to = %connection.remote_address(), number, "connected");
-                    let live = Live { carrier: Carrier::new(connection, ()), number };
+                    tracing::debug!(to = %connection.remote_address(), number, ?via, "connected");
+                    let live = Live { carrier: Carrier::new(connection, ()), number, via };
                     self.enter(Phase::Up(live.clone()));
-                    let (lost, next) = self.hold(&live.carrier.quic).await;
-                    self.dialler.lost(live.carrier.quic.remote_address());
+                    let (lost, next) = self.hold(&live).await;
                     replacement = next;
                     if live.carrier.quic.stats().frame_rx.stream > 0 {
                         // Only a server that let us in answers.
@@ -342,7 +356,7 @@ impl Shared {
     }
 
     /// Dials until connected, or until it is known that dialling again is of no use.
-    async fn connect(&self) -> Result<quinn::Connection, Error> {
+    async fn connect(&self) -> Result<Dialled, Error> {
         let mut backoff = Backoff { waits: 1 };
         loop {
             let round = tokio::select! {
@@ -359,7 +373,9 @@ impl Shared {
     }
 
     /// Waits for the end of a connection. A silent one is over when another could be made before it was heard again.
-    async fn hold(&self, connection: &quinn::Connection) -> (Error, Option<quinn::Connection>) {
+    async fn hold(&self, live: &Live) -> (Error, Option<Dialled>) {
+        let connection = &live.carrier.quic;
+        let mut back = pin!(self.back_to_udp(live.via));
         let keep_alive = self.dialler.config.keep_alive;
         loop {
             let silent_for;
@@ -367,8 +383,15 @@ impl Shared {
             let others = (self.dialler.config.addresses)().len() > 1;
             tokio::select! {
                 biased;
-                error = connection.closed() => return (error.into(), None),
+                error = connection.closed() => {
+                    self.dialler.lost(connection.remote_address());
+                    return (error.into(), None);
+                }
                 silent = silence(connection, keep_alive, others) => silent_for = silent,
+                dialled = &mut back => {
+                    self.retire(live.carrier.clone());
+                    return (Error::Lost(MOVED.into()), Some(dialled));
+                }
             }
             tracing::debug!("silent: dialling another connection");
             self.dialler.lost(connection.remote_address());
@@ -390,6 +413,36 @@ impl Shared {
         }
     }
 
+    /// Resolves with a connection over UDP, for one that goes `via` something else.
+    async fn back_to_udp(&self, via: Via) -> Dialled {
+        if via == Via::Udp {
+            std::future::pending::<()>().await;
+        }
+        let mut wait = BACK_FIRST;
+        loop {
+            tokio::select! {
+                biased;
+                () = self.nudge.notified() => wait = BACK_FIRST,
+                () = sleep(wait) => wait = (wait * 2).min(BACK_MOST),
+            }
+            match self.dialler.over_udp(self.env.jitter()).await {
+                Ok(dialled) => {
+                    self.dialler.unblocked().await;
+                    return dialled;
+                }
+                Err(error) => tracing::debug!(%error, "UDP is blocked still"),
+            }
+        }
+    }
+
+    /// Lets what is being asked on a connection that still works end on it; then it is closed, and streams go on elsewhere.
+    fn retire(&self, carrier: Arc<Carrier>) {
+        self.tasks.spawn_until_stop("retired", async move {
+            sleep(RETIRED_FOR).await;
+            carrier.quic.close(code::DONE, MOVED.as_bytes());
+        });
+    }
+
     /// Remembers why there is no connection, if there is none.
     fn note(&self, error: Error) {
         tracing::debug!(%error, "dial failed");
@@ -401,7 +454,9 @@ impl Shared {
     fn enter(&self, next: Phase) {
         let state = match &next {
             Phase::Down(error) => LinkState::Connecting(error.as_ref().map(ToString::to_string)),
-            Phase::Up(live) => LinkState::Connected { to: live.carrier.quic.remote_address(), number: live.number },
+            Phase::Up(Live { carrier, number, via }) => {
+                LinkState::Connected { to: carrier.quic.remote_address(), number: *number, via: *via }
+            }
             Phase::Closed(error) => LinkState::Closed(error.to_string()),
         };
         self.phase.send_if_modified(|phase| {

@@ -7,6 +7,7 @@
 //! and, if it is a streaming request, frames both ways on a [`Channel`] for as long as both sides like. What a peer may
 //! use before it is known who it is (streams, bytes, time) is bounded apart from what members of the mesh may.
 
+mod blocked;
 mod channel;
 mod dial;
 mod endpoint;
@@ -17,8 +18,11 @@ mod renewal;
 mod server;
 #[cfg(test)]
 mod tests;
+mod websocket;
 
+pub use blocked::Blocked;
 pub use channel::{Channel, Priority, Receiver, Sender};
+pub use dial::{Via, own_address};
 pub use endpoint::Sockets;
 pub use error::Error;
 pub use incoming::Incoming;

@@ -1,6 +1,7 @@
 //! The answering side: who may come in, for how long, and how many.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -15,9 +16,10 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::channel::Carrier;
-use super::endpoint::{self, Sockets};
+use super::endpoint::{self, Listening, Sockets};
 use super::error::{Error, code, refusal};
 use super::incoming::{Incoming, Reading};
+use super::websocket;
 use crate::env::Env;
 use crate::tasks::Tasks;
 
@@ -62,6 +64,8 @@ pub struct ServerConfig {
     pub max_strangers: usize,
     /// A connection silent for this long is given up.
     pub idle_timeout: Duration,
+    /// Whether those whose network blocks UDP may come by WebSocket, on TCP ports of the same numbers.
+    pub websocket: bool,
     /// Where sockets come from; `None`: the operating system.
     pub sockets: Option<Arc<dyn Sockets>>,
 }
@@ -73,7 +77,10 @@ pub struct Server {
 }
 
 struct Shared {
+    listening: Listening,
+    // On UDP.
     endpoints: Vec<quinn::Endpoint>,
+    websockets: Mutex<WebSockets>,
     registry: Arc<Registry>,
     denied: Denied,
     env: Env,
@@ -81,6 +88,8 @@ struct Shared {
     max_strangers: usize,
     handshakes: Arc<Semaphore>,
     joining: Arc<Semaphore>,
+    // One a WebSocket, for its life.
+    carried: Arc<Semaphore>,
     // No new connections are taken.
     stop: CancellationToken,
 }
@@ -92,12 +101,26 @@ impl Server {
     /// [`Error::Unreachable`] when an address cannot be bound; [`Error::Certificate`] when `tls` does not fit QUIC.
     pub fn bind(config: ServerConfig, env: Env, tasks: &Tasks) -> Result<Self, Error> {
         let sockets = endpoint::sockets(config.sockets);
-        let listen = |address| {
-            let (tls, idle) = (config.tls.config(), config.idle_timeout);
-            endpoint::listen(address, tls, &config.keys, idle, config.max_strangers, &*sockets)
-        };
+        let listening = Listening::new(config.tls.config(), &config.keys, config.idle_timeout, config.max_strangers)?;
+        let mut endpoints = Vec::new();
+        let mut listeners = Vec::new();
+        for address in config.listen {
+            let unbound = |error: io::Error| cannot_bind(address, "UDP", &error);
+            let socket = sockets.bind(address).map_err(unbound)?;
+            let endpoint = listening.on(socket, sockets.runtime()).map_err(unbound)?;
+            if config.websocket {
+                let address = endpoint.local_addr().map_err(unbound)?;
+                let tls = ado_certs::outer::server(&config.tls);
+                let tls = tls.map_err(|error| Error::Certificate(error.to_string()))?;
+                let unbound = |error: io::Error| cannot_bind(address, "TCP (for WebSockets)", &error);
+                listeners.push(websocket::bind(address, tls).map_err(unbound)?);
+            }
+            endpoints.push(endpoint);
+        }
         let shared = Arc::new(Shared {
-            endpoints: config.listen.iter().copied().map(listen).collect::<Result<_, _>>()?,
+            listening,
+            endpoints,
+            websockets: Mutex::default(),
             registry: Arc::default(),
             denied: config.denied,
             env,
@@ -105,11 +128,15 @@ impl Server {
             max_strangers: config.max_strangers,
             handshakes: Arc::new(Semaphore::new(config.max_strangers)),
             joining: Arc::new(Semaphore::new(config.max_strangers)),
+            carried: Arc::new(Semaphore::new(config.max_connections)),
             stop: CancellationToken::new(),
         });
         let (tx, rx) = mpsc::channel(ACCEPTED);
         for endpoint in &shared.endpoints {
             tasks.spawn_until_stop("server", shared.clone().welcome(endpoint.clone(), tx.clone(), tasks.clone()));
+        }
+        for listener in listeners {
+            tasks.spawn_until_stop("server", shared.clone().wait_for_websockets(listener, tx.clone(), tasks.clone()));
         }
         Ok(Self { shared, accepted: rx.into() })
     }
@@ -143,10 +170,11 @@ impl Server {
         self.shared.stop.cancel();
         let live = self.shared.registry.carriers();
         join_all(live.iter().map(|carrier| carrier.drained(patience / 2))).await;
-        for endpoint in &self.shared.endpoints {
+        let endpoints = self.shared.all_endpoints();
+        for endpoint in &endpoints {
             endpoint.close(code::STOPPING, b"the controller is stopping");
         }
-        let idle = join_all(self.shared.endpoints.iter().map(quinn::Endpoint::wait_idle));
+        let idle = join_all(endpoints.iter().map(quinn::Endpoint::wait_idle));
         // Who does not hear of it finds out by a stateless reset, or by silence.
         let _ = timeout_at(deadline, idle).await;
     }
@@ -156,7 +184,7 @@ impl Shared {
     /// Decides about every connection that wants to be made, until the endpoint is closed.
     async fn welcome(self: Arc<Self>, endpoint: quinn::Endpoint, accepted: mpsc::Sender<Connection>, tasks: Tasks) {
         while let Some(incoming) = endpoint.accept().await {
-            let open: usize = self.endpoints.iter().map(quinn::Endpoint::open_connections).sum();
+            let open: usize = self.all_endpoints().iter().map(quinn::Endpoint::open_connections).sum();
             if open >= self.max_connections || self.stop.is_cancelled() {
                 tracing::debug!(from = %incoming.remote_address(), open, "refused: too many connections, or closing");
                 incoming.refuse();
@@ -176,6 +204,64 @@ impl Shared {
             let work = self.clone().shake_hands(incoming, permit, accepted.clone(), tasks.clone());
             tasks.spawn_until_stop("handshake", work);
         }
+    }
+
+    /// Every endpoint there is, on UDP and on WebSockets.
+    fn all_endpoints(&self) -> Vec<quinn::Endpoint> {
+        self.endpoints.iter().chain(lock(&self.websockets).endpoints.values()).cloned().collect()
+    }
+
+    /// Decides about every TCP connection, until the server stops.
+    async fn wait_for_websockets(
+        self: Arc<Self>,
+        listener: websocket::Listener,
+        accepted: mpsc::Sender<Connection>,
+        tasks: Tasks,
+    ) {
+        while let Some(arriving) = self.stop.run_until_cancelled(listener.accept()).await {
+            let from = arriving.from();
+            let permits = (self.handshakes.clone().try_acquire_owned(), self.carried.clone().try_acquire_owned());
+            let (Ok(handshake), Ok(carried)) = permits else {
+                tracing::debug!(%from, "refused: too many handshakes or WebSockets");
+                continue;
+            };
+            let (shared, accepted, all) = (self.clone(), accepted.clone(), tasks.clone());
+            tasks.spawn_until_stop("websocket", async move {
+                let arrived = timeout(HANDSHAKE_FOR, arriving.shake_hands()).await;
+                drop(handshake);
+                match arrived {
+                    Ok(Ok(arrived)) => shared.take_websocket(arrived, accepted, all).await,
+                    Ok(Err(error)) => tracing::debug!(%from, %error, "no WebSocket"),
+                    Err(_) => tracing::debug!(%from, "the handshake of a WebSocket took too long"),
+                }
+                drop(carried);
+            });
+        }
+    }
+
+    /// Takes what connects through a WebSocket, and carries it to the end: of the WebSocket, or of its connection.
+    async fn take_websocket(
+        self: Arc<Self>,
+        websocket: websocket::Arrived,
+        accepted: mpsc::Sender<Connection>,
+        tasks: Tasks,
+    ) {
+        let endpoint = match self.listening.on(websocket.socket, Arc::new(quinn::TokioRuntime)) {
+            Ok(endpoint) => endpoint,
+            Err(error) => return tracing::warn!(%error, "cannot take a WebSocket"),
+        };
+        let number = lock(&self.websockets).add(endpoint.clone());
+        tasks.spawn_until_stop("server", self.clone().welcome(endpoint.clone(), accepted, tasks.clone()));
+        tokio::select! {
+            biased;
+            () = websocket.carrying => {}
+            () = async {
+                sleep(HANDSHAKE_FOR).await;
+                endpoint.wait_idle().await;
+            } => {}
+        }
+        endpoint.close(code::DONE, b"the WebSocket ended");
+        lock(&self.websockets).endpoints.remove(&number);
     }
 
     async fn shake_hands(
@@ -216,6 +302,25 @@ impl Shared {
         // Fails when the server is gone, and the connection goes with it.
         let _ = accepted.send(connection).await;
     }
+}
+
+/// An endpoint for each WebSocket.
+#[derive(Default)]
+struct WebSockets {
+    next: u64,
+    endpoints: BTreeMap<u64, quinn::Endpoint>,
+}
+
+impl WebSockets {
+    fn add(&mut self, endpoint: quinn::Endpoint) -> u64 {
+        self.next += 1;
+        self.endpoints.insert(self.next, endpoint);
+        self.next
+    }
+}
+
+fn cannot_bind(address: SocketAddr, protocol: &str, error: &io::Error) -> Error {
+    Error::Unreachable { addresses: format!("{address} ({protocol})"), cause: error.to_string() }
 }
 
 async fn end_after(carrier: Weak<Carrier>, time: Duration) {

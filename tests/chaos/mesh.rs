@@ -347,6 +347,7 @@ impl Mesh {
             namespace: None,
             reconnect_interval: Duration::from_millis(500),
             timeout,
+            websocket: None,
         };
         Client::connect(config, self.env.clone(), &self.tasks).expect("a session")
     }

@@ -28,6 +28,7 @@ mod support;
 mod terminal;
 mod top;
 mod tour;
+mod websocket;
 mod workers;
 
 use nix::sys::signal::Signal;

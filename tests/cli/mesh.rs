@@ -104,6 +104,7 @@ impl Mesh {
                 namespace: None,
                 reconnect_interval: Duration::from_millis(200),
                 timeout: Duration::from_secs(60),
+                websocket: None,
             };
             let client = Client::connect(config, Env::system(), &tasks).expect("a socket");
             let submitted = client.submit(&submit, client.request_id()).await.expect("it is taken");

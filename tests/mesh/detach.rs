@@ -156,6 +156,7 @@ fn client(mesh: &Mesh) -> Client {
         namespace: None,
         reconnect_interval: Duration::from_millis(200),
         timeout: Duration::from_secs(30),
+        websocket: None,
     };
     Client::connect(config, mesh.env.clone(), &mesh.tasks).expect("a session")
 }

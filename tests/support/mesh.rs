@@ -79,6 +79,7 @@ impl Mesh {
             reconnect_interval: Duration::from_millis(200),
             keep_alive: Duration::from_millis(500),
             idle_timeout: Duration::from_secs(30),
+            websocket: None,
             sockets: None,
         };
         Link::start(config, self.env.clone(), &self.tasks).expect("a link starts")
@@ -164,6 +165,7 @@ fn config(dir: &tempfile::TempDir) -> Config {
     Config {
         dir: dir.path().join("controller"),
         listen: vec![(std::net::Ipv4Addr::LOCALHOST, 0).into()],
+        websocket: true,
         http: Some((std::net::Ipv4Addr::LOCALHOST, 0).into()),
         advertise: Vec::new(),
         timing: TIMING,

@@ -30,7 +30,7 @@ use super::output::{Format, print};
 use super::session::{App, Session};
 use super::signals::Signals;
 use super::watch::{Finish, OnInterrupt, Watch, Watched, look};
-use crate::client::{Client, ConnectionState};
+use crate::client::{Client, ConnectionState, Via};
 use crate::config::Flags;
 use model::{Effect, Input, Link, Model, update};
 use screen::{FromTerminal, Screen};
@@ -218,7 +218,13 @@ impl Dashboard<'_> {
 
 fn link(client: &Client) -> Link {
     match client.connection() {
-        ConnectionState::Connected { rtt, path } => Link::Up { rtt, path: path.to_string() },
+        ConnectionState::Connected { rtt, path, via } => Link::Up {
+            rtt,
+            path: match via {
+                Via::Udp => path.to_string(),
+                Via::WebSocket => format!("{path} by WebSocket"),
+            },
+        },
         ConnectionState::Connecting { since, problem } => Link::Away {
             for_: Instant::now().duration_since(since),
             problem: problem.unwrap_or_else(|| "nobody has answered yet".into()),

@@ -8,6 +8,7 @@ use ado_proto::request::TaskInfo;
 use unicode_width::UnicodeWidthChar;
 
 use super::super::output::one_line;
+use crate::client::Via;
 
 /// Most tasks of a group that have a line of their own.
 const MOST_LINES: usize = 8;
@@ -38,8 +39,8 @@ enum State {
 /// How the connection is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Connection {
-    /// There, with this round trip.
-    Up(Duration),
+    /// There, with this round trip, over this.
+    Up(Duration, Via),
     /// Away for this long.
     Away(Duration),
 }
@@ -192,8 +193,11 @@ fn counts<'a>(tasks: impl Iterator<Item = &'a Doing>) -> String {
 impl Connection {
     fn word(self) -> String {
         match self {
-            Self::Up(rtt) if rtt < Duration::from_millis(10) => format!("rtt {:.1} ms", rtt.as_secs_f64() * 1e3),
-            Self::Up(rtt) => format!("rtt {} ms", rtt.as_millis()),
+            Self::Up(rtt, Via::WebSocket) => format!("WebSocket, {}", Self::Up(rtt, Via::Udp).word()),
+            Self::Up(rtt, Via::Udp) if rtt < Duration::from_millis(10) => {
+                format!("rtt {:.1} ms", rtt.as_secs_f64() * 1e3)
+            }
+            Self::Up(rtt, Via::Udp) => format!("rtt {} ms", rtt.as_millis()),
             Self::Away(for_) => format!("reconnecting {}", clock(for_)),
         }
     }
@@ -238,7 +242,7 @@ mod tests {
 
     use super::*;
 
-    const UP: Connection = Connection::Up(Duration::from_millis(12));
+    const UP: Connection = Connection::Up(Duration::from_millis(12), Via::Udp);
 
     fn record(second: i64, body: impl Into<Body>) -> Record {
         let time = Timestamp(second * 1_000_000);

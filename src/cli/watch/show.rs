@@ -346,7 +346,7 @@ impl<'a> Show<'a> {
         let width = columns - 1;
         let (name, now) = (self.name(), self.env.now());
         let connection = match self.session.client.connection() {
-            ConnectionState::Connected { rtt, .. } => Connection::Up(rtt),
+            ConnectionState::Connected { rtt, via, .. } => Connection::Up(rtt, via),
             ConnectionState::Connecting { since, .. } => Connection::Away(since.elapsed()),
             ConnectionState::Closed { .. } => Connection::Away(Duration::ZERO),
         };

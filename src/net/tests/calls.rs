@@ -233,7 +233,7 @@ async fn a_stopping_server_is_no_reason_to_give_up() {
     drop(first);
     ask(&link).await.unwrap();
     let state = link.state().borrow().clone();
-    assert!(matches!(state, LinkState::Connected { to, number: 2 } if to == second.addresses()[0]), "{state:?}");
+    assert!(matches!(state, LinkState::Connected { to, number: 2, .. } if to == second.addresses()[0]), "{state:?}");
 }
 
 #[tokio::test]

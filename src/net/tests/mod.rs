@@ -4,6 +4,7 @@ mod calls;
 mod coming_back;
 mod refused;
 mod simulated;
+mod websocket;
 
 use std::future::Future;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -94,6 +95,7 @@ impl Mesh {
             max_connections: 100,
             max_strangers: 50,
             idle_timeout: Duration::from_secs(60),
+            websocket: false,
             sockets: None,
         }
     }
@@ -132,6 +134,7 @@ fn link_config(to: &[SocketAddr], tls: ClientTls) -> LinkConfig {
         reconnect_interval: Duration::from_millis(200),
         keep_alive: Duration::from_secs(2),
         idle_timeout: Duration::from_secs(60),
+        websocket: None,
         sockets: None,
     }
 }
