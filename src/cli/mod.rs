@@ -26,6 +26,7 @@ mod lifecycle;
 mod list;
 mod logs;
 mod man;
+mod net;
 mod observe;
 mod output;
 mod pause;
@@ -74,7 +75,7 @@ pub struct Cli {
 const GROUPS: [(&str, &[&str]); 6] = [
     ("Run and watch", &["run", "attach", "logs", "wait"]),
     ("Steer", &["pause", "resume", "detach", "cancel", "dead"]),
-    ("Look", &["list", "status", "events", "workers", "controllers", "top", "bench"]),
+    ("Look", &["list", "status", "events", "workers", "controllers", "top", "net", "bench"]),
     ("From inside a task", &["task"]),
     ("Machines", &["up", "down", "controller", "worker", "join", "token", "secret", "audit"]),
     ("Set up", &["config", "completions", "man", "schema"]),
@@ -165,6 +166,7 @@ enum Command {
     Events(events::Args),
     Workers(workers::Args),
     Controllers(controllers::Args),
+    Net(net::Args),
     Task(task::Args),
     Secret(secret::Args),
     Top(top::Args),
@@ -280,6 +282,7 @@ impl Cli {
             Command::Events(args) => events::run(global, args).await,
             Command::Workers(args) => workers::run(global, args).await,
             Command::Controllers(args) => controllers::run(global, args).await,
+            Command::Net(args) => net::run(global, args).await,
             Command::Task(args) => task::run(&global, args),
             Command::Secret(args) => secret::run(global, args).await,
             Command::Top(args) => top::run(global, args).await,

@@ -18,7 +18,7 @@ use super::known::Known;
 use super::output::Format;
 use super::remembered::Remembered;
 use crate::client::cache::{Memory, Place, Recorder};
-use crate::client::{self, Blocked, Client};
+use crate::client::{self, Addresses, Blocked, Client};
 use crate::config::{self, Config, Flags, Secret};
 use crate::env::Env;
 use crate::local::{self, Home, Role};
@@ -32,6 +32,8 @@ const WORTH_A_WORD: Duration = Duration::from_secs(3);
 const MEMORY_PATIENCE: Duration = Duration::from_millis(2500);
 /// How long ending a command waits for its background work.
 pub(crate) const END_PATIENCE: Duration = Duration::from_secs(1);
+
+type Membership = (Identity, Addresses, Option<Arc<Blocked>>);
 
 /// What every command starts from.
 pub(crate) struct App {
@@ -245,6 +247,19 @@ impl App {
             recorder: None,
             known: None,
         })
+    }
+
+    /// Who this machine is in the mesh meant, where its controllers are, and whether they are reached by WebSocket, too.
+    /// Nothing is started or joined.
+    pub(crate) fn membership(&self) -> Result<Membership, Error> {
+        let context = self.meant()?;
+        if context != config::LOCAL {
+            let identity = Identity::load(&self.identity_dir(&context))?;
+            return Ok((identity, self.known(&context)?.addresses(), self.websocket()));
+        }
+        let endpoint = local::live_endpoint(&self.home)
+            .ok_or_else(|| Error::new(Kind::Local, "the local controller does not run").hint("ado up"))?;
+        Ok((Identity::load(&self.home.admin())?, Arc::new(move || endpoint.quic.clone()), None))
     }
 
     /// Where `--remote` goes.

@@ -289,6 +289,7 @@ impl Asked<'_> {
             generation: self.shared.store.generation(),
             now: self.shared.store.now().await.map_err(unavailable)?,
             you: self.access.principal.clone(),
+            observed: self.connection.remote().to_string(),
             controllers: self.shared.advertised(),
         })
     }

@@ -105,11 +105,16 @@ impl Dialler {
 
     async fn by_websocket(&self) -> Result<Dialled, Error> {
         let hosts = (self.config.addresses)();
-        let dials = hosts.iter().map(|host| self.outer.dial(host, self.quic.clone()));
+        let dials = hosts.iter().map(|host| self.dial_websocket(host));
         match race(dials, STAGGER).await {
             Ok(connection) => Ok(Dialled { connection, via: Via::WebSocket }),
             Err(failure) => Err(failure.unwrap_or_else(|| nowhere(&hosts))),
         }
+    }
+
+    /// A connection to one `host:port` by WebSocket.
+    pub(super) async fn dial_websocket(&self, host: &str) -> Result<quinn::Connection, Error> {
+        self.outer.dial(host, self.quic.clone()).await
     }
 
     /// The first connection that is made over UDP.
@@ -135,7 +140,8 @@ impl Dialler {
         })
     }
 
-    async fn dial(&self, address: SocketAddr) -> Result<quinn::Connection, Error> {
+    /// A connection to one address over UDP.
+    pub(super) async fn dial(&self, address: SocketAddr) -> Result<quinn::Connection, Error> {
         let unreachable = |cause: String| Error::Unreachable { addresses: address.to_string(), cause };
         let endpoint = self.endpoints.reaching(address).map_err(|error| unreachable(error.to_string()))?;
         let connecting = endpoint
@@ -246,7 +252,7 @@ fn put_last(addresses: &mut Vec<SocketAddr>, lost: SocketAddr, random: f64) {
 
 /// All addresses of `hosts`, in their order; within a host families alternate, beginning with the one the resolver
 /// prefers. With the last failure.
-async fn resolve(hosts: &[String]) -> (Vec<SocketAddr>, Option<Error>) {
+pub(super) async fn resolve(hosts: &[String]) -> (Vec<SocketAddr>, Option<Error>) {
     let mut all = Vec::new();
     let mut failure = None;
     for (host, answer) in hosts.iter().zip(join_all(hosts.iter().map(|host| lookup(host))).await) {

@@ -232,7 +232,7 @@ impl Link {
 
 /// What follows a request on its stream.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum After {
+pub(super) enum After {
     Nothing,
     Stream,
 }
@@ -504,7 +504,7 @@ impl Backoff {
 }
 
 /// One request and its answer.
-async fn exchange(channel: &mut Channel, frame: &[u8], after: After) -> Result<Bytes, Error> {
+pub(super) async fn exchange(channel: &mut Channel, frame: &[u8], after: After) -> Result<Bytes, Error> {
     let sent = channel.tx.send(frame).await;
     if after == After::Nothing {
         channel.tx.end();

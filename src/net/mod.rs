@@ -16,6 +16,7 @@ mod incoming;
 mod link;
 mod renewal;
 mod server;
+mod survey;
 #[cfg(test)]
 mod tests;
 mod websocket;
@@ -29,3 +30,4 @@ pub use incoming::Incoming;
 pub use link::{Addresses, Call, Link, LinkConfig, LinkState};
 pub use renewal::keep_renewed;
 pub use server::{Connection, Server, ServerConfig, ServerKeys};
+pub use survey::{Measured, Reached, Survey};

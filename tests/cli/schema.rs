@@ -217,6 +217,7 @@ fn everything_printed_for_programs_is_in_the_schema() {
     one("workersSet", &["workers", "uncordon", "box"]);
     one("controllers", &["controllers", "list"]);
     one("ids", &["controllers", "--ids"]);
+    one("netDoctor", &["net", "doctor", "--count", "2"]);
     lines("systemEvent", &["events"]);
     one("config", &["config", "show"]);
     let token = one("tokenCreated", &["token", "create", "--name", "ann"]);

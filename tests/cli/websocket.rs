@@ -83,6 +83,14 @@ fn a_task_is_followed_whatever_becomes_of_udp() {
     let known = std::fs::read_to_string(laptop.home().join("networks.json")).expect("what was found is kept");
     assert!(known.contains("127.0.0.1"), "{known}");
 
+    let doctor = laptop.ado(["net", "doctor", "--remote", "--count", "3"]);
+    doctor.assert_code(0);
+    let said = doctor.stdout();
+    assert!(said.contains("warning  udp        127.0.0.1:"), "{said}");
+    assert!(said.contains("is blocked, by this network or the controller's firewall"), "{said}");
+    assert!(said.contains("ok       websocket  127.0.0.1:"), "{said}");
+    assert!(said.contains("ok       latency    an answer takes"), "{said}");
+
     let mut watching = laptop.start(["run", "--remote", "i=0; while :; do echo $i; i=$((i+1)); sleep 0.02; done"]);
     let mut next = 0;
     read_on(&mut watching, &mut next, |next| next > 20);
@@ -115,5 +123,12 @@ fn who_wants_no_websocket_gets_none() {
     ran.assert_code(125);
     assert!(ran.stderr().contains("no answer within"), "{}", ran.stderr());
     assert!(!ran.stderr().contains("WebSocket"), "{}", ran.stderr());
+    // Nothing works: the doctor says so, and what to do.
+    between.tell("block tcp");
+    let doctor = laptop.ado(["net", "doctor", "--remote", "-o", "json"]);
+    doctor.assert_code(1);
+    let said = doctor.json();
+    let bad = said["checks"].as_array().expect("checks").iter().filter(|check| check["grade"] == "bad");
+    assert_eq!(bad.map(|check| check["check"].as_str().expect("a word")).collect::<Vec<_>>(), ["udp", "websocket"]);
     controller.stop();
 }

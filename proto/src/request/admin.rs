@@ -30,6 +30,8 @@ pub struct Welcome {
     pub now: Timestamp,
     /// Who the controller says the caller is.
     pub you: String,
+    /// `address:port` where the controller sees the caller: with a NAT between them, the NAT.
+    pub observed: String,
     /// `host:port` of all controllers that live, this one first.
     pub controllers: Vec<String>,
 }
