@@ -5,7 +5,9 @@
 
 use bytes::{Buf, Bytes, BytesMut};
 
-/// Bodies at least this long are compressed when that makes them shorter.
+use crate::compress;
+
+/// Bodies at least this long are compressed when that makes them shorter; see [`compress::append`].
 pub const COMPRESS_FROM: usize = 1024;
 
 const LZ4: u8 = 1;
@@ -66,14 +68,9 @@ pub fn encode(body: &[u8], out: &mut Vec<u8>) -> Result<(), FrameError> {
         return Err(FrameError::BodyTooLarge { size: body.len(), limit });
     }
     if body.len() >= COMPRESS_FROM {
-        let mut packed = Vec::with_capacity(MAX_VARINT + lz4_flex::block::get_maximum_output_size(body.len()));
+        let mut packed = Vec::with_capacity(MAX_VARINT);
         put_varint(body.len(), &mut packed);
-        let head = packed.len();
-        packed.resize(packed.capacity(), 0);
-        let written = lz4_flex::block::compress_into(body, &mut packed[head..])
-            .expect("the buffer has lz4's maximum output size");
-        packed.truncate(head + written);
-        if packed.len() < body.len() {
+        if compress::append(body, &mut packed) && packed.len() < body.len() {
             put(LZ4, &packed, out);
             return Ok(());
         }

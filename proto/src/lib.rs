@@ -8,6 +8,7 @@
 //! once released; a change is a new version of its kind, and every old version stays decodable. Golden files under
 //! `proto/tests/golden` hold every released version.
 
+pub mod compress;
 pub mod frame;
 pub mod ids;
 pub mod inside;
