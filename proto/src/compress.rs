@@ -16,7 +16,7 @@ const LEAST_GAIN: usize = 16;
 /// Appends `data` as one lz4 block and returns `true` when that is shorter than `data`; otherwise, or when a sample says
 /// that it would not be by much, `out` is as it was.
 pub fn append(data: &[u8], out: &mut Vec<u8>) -> bool {
-    if data.len() > TRY_ALL && !is_promising(data) {
+    if !is_promising(data) {
         return false;
     }
     let head = out.len();
@@ -27,8 +27,11 @@ pub fn append(data: &[u8], out: &mut Vec<u8>) -> bool {
     shorter
 }
 
-/// Looks at pieces spread evenly over `data`, from its first byte to its last.
-fn is_promising(data: &[u8]) -> bool {
+/// Whether `data` is worth a try. Looks at pieces spread evenly over it, from its first byte to its last.
+pub(crate) fn is_promising(data: &[u8]) -> bool {
+    if data.len() <= TRY_ALL {
+        return true;
+    }
     let pieces = (data.len() / PIECE_FOR).clamp(2, MOST_PIECES);
     let last = data.len() - PIECE;
     let mut packed = [0; get_maximum_output_size(PIECE)];

@@ -11,8 +11,12 @@ use crate::compress;
 pub const COMPRESS_FROM: usize = 1024;
 
 const LZ4: u8 = 1;
+/// Copying as much is cheaper than sending two pieces.
+const COPY_BELOW: usize = 16 * 1024;
 /// Most bytes that are set aside for an announced length before they have come: a promise costs a peer nothing.
 const MAX_RESERVE: usize = 64 * 1024;
+/// Or as many for each byte that has come: a frame of the largest size is moved once while it grows, not over and over.
+const RESERVE_FOR_EACH: usize = 7;
 /// A varint of at most 32 bits takes at most five bytes.
 const MAX_VARINT: usize = 5;
 
@@ -62,11 +66,7 @@ pub enum FrameError {
 /// # Errors
 /// [`FrameError::BodyTooLarge`] when no peer would accept it.
 pub fn encode(body: &[u8], out: &mut Vec<u8>) -> Result<(), FrameError> {
-    // A body at the limit and the flag must fit the wire limit even when not compressed.
-    let limit = Limits::MESH.body.min(Limits::MESH.wire - 1);
-    if body.len() > limit {
-        return Err(FrameError::BodyTooLarge { size: body.len(), limit });
-    }
+    check(body.len())?;
     if body.len() >= COMPRESS_FROM {
         let mut packed = Vec::with_capacity(MAX_VARINT);
         put_varint(body.len(), &mut packed);
@@ -77,6 +77,34 @@ pub fn encode(body: &[u8], out: &mut Vec<u8>) -> Result<(), FrameError> {
     }
     put(0, body, out);
     Ok(())
+}
+
+/// The frame of a body that is given in two pieces. The second one is not copied if it is long and not worth compressing.
+///
+/// # Errors
+/// [`FrameError::BodyTooLarge`] when no peer would accept it.
+pub fn encode_pieces(head: &[u8], bulk: Bytes) -> Result<[Bytes; 2], FrameError> {
+    let size = head.len() + bulk.len();
+    check(size)?;
+    let mut out = Vec::new();
+    if bulk.len() < COPY_BELOW || compress::is_promising(&bulk) {
+        let mut body = Vec::with_capacity(size);
+        body.extend_from_slice(head);
+        body.extend_from_slice(&bulk);
+        encode(&body, &mut out)?;
+        return Ok([out.into(), Bytes::new()]);
+    }
+    out.reserve(MAX_VARINT + 1 + head.len());
+    put_varint(size + 1, &mut out);
+    out.push(0);
+    out.extend_from_slice(head);
+    Ok([out.into(), bulk])
+}
+
+fn check(size: usize) -> Result<(), FrameError> {
+    // A body at the limit and the flag must fit the wire limit even when not compressed.
+    let limit = Limits::MESH.body.min(Limits::MESH.wire - 1);
+    if size > limit { Err(FrameError::BodyTooLarge { size, limit }) } else { Ok(()) }
 }
 
 fn put(flags: u8, body: &[u8], out: &mut Vec<u8>) {
@@ -100,7 +128,7 @@ pub fn decode(buffer: &mut BytesMut, limits: Limits) -> Result<Option<Bytes>, Fr
     }
     let length = usize::try_from(length).expect("checked against a usize");
     if buffer.len() < head + length {
-        buffer.reserve((head + length - buffer.len()).min(MAX_RESERVE));
+        buffer.reserve((head + length - buffer.len()).min(MAX_RESERVE.max(RESERVE_FOR_EACH * buffer.len())));
         return Ok(None);
     }
     buffer.advance(head);

@@ -30,6 +30,12 @@ pub trait Payload: Sized {
     /// Appends the encoded form to `out`.
     fn encode(&self, out: &mut Vec<u8>);
 
+    /// Appends the encoded form to `out` as far as it is not bulk, which follows it and is returned: nobody copies it.
+    fn encode_head(&self, out: &mut Vec<u8>) -> Bytes {
+        self.encode(out);
+        Bytes::new()
+    }
+
     /// Reads a value that fills `bytes` exactly.
     fn decode(bytes: &Bytes) -> Result<Self, DecodeError>;
 }
@@ -110,6 +116,14 @@ macro_rules! payloads {
                 match self {
                     $(Self::$variant(value) => $crate::Payload::encode(value, out),)+
                     Self::Unknown { bytes, .. } => out.extend_from_slice(bytes),
+                }
+            }
+
+            /// Appends the body as [`Payload::encode_head`](crate::Payload::encode_head) does.
+            pub fn encode_body_head(&self, out: &mut Vec<u8>) -> bytes::Bytes {
+                match self {
+                    $(Self::$variant(value) => $crate::Payload::encode_head(value, out),)+
+                    Self::Unknown { bytes, .. } => bytes.clone(),
                 }
             }
 

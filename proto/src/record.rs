@@ -65,8 +65,9 @@ impl Record {
     /// Appends the record to `out`. Its body must not be longer than [`MAX_BODY`]: nobody could read it again.
     pub fn encode(&self, out: &mut Vec<u8>) {
         let mut body = Vec::new();
-        self.body.encode_body(&mut body);
-        debug_assert!(body.len() <= MAX_BODY, "a body of {} bytes", body.len());
+        let bulk = self.body.encode_body_head(&mut body);
+        let len = body.len() + bulk.len();
+        debug_assert!(len <= MAX_BODY, "a body of {len} bytes");
         let (kind, version) = self.body.kind();
         let header = Header {
             kind,
@@ -74,10 +75,12 @@ impl Record {
             offset: self.offset.0,
             origin: self.origin,
             time: self.time.0,
-            len: u32::try_from(body.len()).expect("a body is at most MAX_BODY long"),
+            len: u32::try_from(len).expect("a body is at most MAX_BODY long"),
         };
         to_postcard(&header, out);
+        out.reserve(len);
         out.extend_from_slice(&body);
+        out.extend_from_slice(&bulk);
     }
 
     /// The offsets it stands for: its own, or those of the records in whose place it is.
@@ -101,8 +104,9 @@ impl Record {
 }
 
 /// Encodes `records` end to end.
-pub fn encode_all<'a>(records: impl IntoIterator<Item = &'a Record>) -> Bytes {
-    let mut out = Vec::new();
+pub fn encode_all<'a>(records: impl IntoIterator<Item = &'a Record, IntoIter: Clone>) -> Bytes {
+    let records = records.into_iter();
+    let mut out = Vec::with_capacity(records.clone().map(Record::weight).sum());
     for record in records {
         record.encode(&mut out);
     }
@@ -500,8 +504,13 @@ impl Payload for Output {
     const WHAT: &'static str = "Output";
 
     fn encode(&self, out: &mut Vec<u8>) {
+        let data = self.encode_head(out);
+        out.extend_from_slice(&data);
+    }
+
+    fn encode_head(&self, out: &mut Vec<u8>) -> Bytes {
         to_postcard(&(self.stream, self.position), out);
-        out.extend_from_slice(&self.data);
+        self.data.clone()
     }
 
     fn decode(bytes: &Bytes) -> Result<Self, DecodeError> {

@@ -14,6 +14,8 @@ use crate::{DecodeError, Epoch, Namespace, Offset, Secret, Seq, TaskId};
 pub trait Message: Sized {
     /// The frame's body.
     fn to_frame(&self) -> Vec<u8>;
+    /// The frame's body in two pieces, the second of which is bulk that nobody has copied.
+    fn to_pieces(&self) -> (Vec<u8>, Bytes);
     /// Reads a frame's body.
     ///
     /// # Errors
@@ -29,6 +31,12 @@ macro_rules! messages {
                 to_postcard(&self.kind(), &mut out);
                 self.encode_body(&mut out);
                 out
+            }
+            fn to_pieces(&self) -> (Vec<u8>, Bytes) {
+                let mut head = Vec::new();
+                to_postcard(&self.kind(), &mut head);
+                let bulk = self.encode_body_head(&mut head);
+                (head, bulk)
             }
             fn from_frame(frame: &Bytes) -> Result<Self, DecodeError> {
                 let ((kind, version), rest) = postcard::take_from_bytes::<(u16, u8)>(frame)
@@ -217,7 +225,7 @@ pub struct Records(pub Bytes);
 
 impl Records {
     /// Encodes records.
-    pub fn new<'a>(records: impl IntoIterator<Item = &'a Record>) -> Self {
+    pub fn new<'a>(records: impl IntoIterator<Item = &'a Record, IntoIter: Clone>) -> Self {
         Self(encode_all(records))
     }
 
@@ -235,6 +243,10 @@ impl Payload for Records {
 
     fn encode(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(&self.0);
+    }
+
+    fn encode_head(&self, _: &mut Vec<u8>) -> Bytes {
+        self.0.clone()
     }
 
     fn decode(bytes: &Bytes) -> Result<Self, DecodeError> {

@@ -84,6 +84,25 @@ fn long_bodies_are_compressed_when_that_makes_them_shorter() {
 }
 
 #[test]
+fn a_frame_of_two_pieces_is_the_same_frame() {
+    for (head, bulk) in [(0, 0), (3, 0), (0, 9), (3, 9_000), (3, 40_000), (300, 100_000)] {
+        for (bulk, is_noise) in [(noise(bulk), true), (vec![7; bulk], false)] {
+            let (head, bulk) = (noise(head), Bytes::from(bulk));
+            let pieces = frame::encode_pieces(&head, bulk.clone()).expect("the body is within the limit");
+            let whole = [&head[..], &bulk[..]].concat();
+            assert_eq!(decode(&pieces.concat(), Limits::MESH), Ok(Some(whole.clone().into())), "{}", whole.len());
+            let (sent, alone) = (pieces.concat().len(), encoded(&whole).len());
+            assert_eq!(sent, alone, "compressed or not alike: {} bytes", whole.len());
+            let is_shared = !bulk.is_empty() && pieces[1].as_ptr() == bulk.as_ptr();
+            assert_eq!(is_shared, is_noise && bulk.len() > 20_000, "not copied");
+        }
+    }
+    let limit = Limits::MESH.body - 1;
+    let over = frame::encode_pieces(&[0], vec![0; limit].into());
+    assert_eq!(over, Err(FrameError::BodyTooLarge { size: limit + 1, limit }));
+}
+
+#[test]
 fn a_frame_is_laid_out_as_released() {
     assert_eq!(encoded(b""), [1, 0]);
     assert_eq!(encoded(b"hi"), [3, 0, b'h', b'i']);
