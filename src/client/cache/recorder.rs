@@ -1,6 +1,6 @@
 //! Writes what a session sees, in a thread of its own.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
@@ -26,6 +26,12 @@ const QUEUED_BYTES: usize = 4 * 1024 * 1024;
 const LINGER: Duration = Duration::from_millis(100);
 /// Bytes written between two looks at how much all logs take.
 const SWEEP_EVERY: u64 = 16 * 1024 * 1024;
+/// Bytes of records that are kept as they come, and how many are added to them a second. What comes faster is a flood: to
+/// keep all of it would take the time that showing it needs.
+const BURST: u64 = 8 * 1024 * 1024;
+const STEADY: u64 = 1024 * 1024;
+/// Bytes of a flood that wait for a quieter moment, or for the end: the newest.
+const LATE: usize = 1024 * 1024;
 /// Logs held open at a time; those of a group are followed all at once.
 const OPEN_LOGS: usize = 64;
 
@@ -135,13 +141,28 @@ struct Thread<'a> {
     logs: BTreeMap<Name, logs::Writer>,
     /// Bytes written since the last sweep.
     written: u64,
+    /// Bytes of records that may be kept at once, and when it was last counted.
+    budget: u64,
+    counted_at: Instant,
+    late: VecDeque<(Name, Records, Timestamp)>,
+    late_bytes: usize,
 }
 
 impl<'a> Thread<'a> {
     fn new(place: Place, load: &'a Load) -> Self {
         // The first log written is worth a look at what the others take.
         let (tasks, written) = (tasks::Writer::new(&place), SWEEP_EVERY);
-        Self { place, load, tasks, logs: BTreeMap::new(), written }
+        Self {
+            place,
+            load,
+            tasks,
+            logs: BTreeMap::new(),
+            written,
+            budget: BURST,
+            counted_at: Instant::now(),
+            late: VecDeque::new(),
+            late_bytes: 0,
+        }
     }
 
     /// Writes until nobody is left who tells anything.
@@ -158,9 +179,15 @@ impl<'a> Thread<'a> {
             match queue.recv_timeout(LINGER) {
                 Ok(seen) => self.take(seen)?,
                 Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return self.flush(),
+                Err(RecvTimeoutError::Disconnected) => {
+                    self.budget = u64::MAX;
+                    self.catch_up()?;
+                    return self.flush();
+                }
             }
             if flushed.elapsed() >= LINGER {
+                self.refill();
+                self.catch_up()?;
                 self.flush()?;
                 flushed = Instant::now();
             }
@@ -172,20 +199,53 @@ impl<'a> Thread<'a> {
             Seen::Tasks(tasks) => self.tasks.write(tasks),
             Seen::Records { name, records, at } => {
                 self.load.bytes.fetch_sub(records.0.len(), Ordering::Relaxed);
-                if self.logs.len() >= OPEN_LOGS && !self.logs.contains_key(&name) {
-                    self.flush()?;
-                    self.logs.clear();
+                self.late_bytes += records.0.len();
+                self.late.push_back((name, records, at));
+                self.catch_up()?;
+                while self.late_bytes > LATE {
+                    let Some((_, oldest, _)) = self.late.pop_front() else { break };
+                    self.late_bytes -= oldest.0.len();
                 }
-                let log = self.logs.entry(name).or_insert_with(|| logs::Writer::new(&self.place, name));
-                self.written += log.take(records.0, at)?;
-                self.sweep()
+                Ok(())
             }
             Seen::Reset { generation } => {
+                self.late.retain(|(name, _, _)| name.generation == generation);
+                self.late_bytes = self.late.iter().map(|(_, records, _)| records.0.len()).sum();
                 self.logs.retain(|name, _| name.generation == generation);
                 log_files::forget_others(&self.place.dir, generation);
                 self.tasks.forget()
             }
         }
+    }
+
+    fn refill(&mut self) {
+        let passed = self.counted_at.elapsed();
+        self.counted_at += passed;
+        let more = u64::try_from(passed.as_millis()).unwrap_or(u64::MAX).saturating_mul(STEADY / 1000);
+        self.budget = self.budget.saturating_add(more).min(BURST);
+    }
+
+    /// Keeps what waits, as far as the budget goes.
+    fn catch_up(&mut self) -> io::Result<()> {
+        while let Some((_, next, _)) = self.late.front()
+            && let Some(left) = self.budget.checked_sub(next.0.len() as u64)
+            && let Some((name, records, at)) = self.late.pop_front()
+        {
+            self.budget = left;
+            self.late_bytes -= records.0.len();
+            self.keep(name, records, at)?;
+        }
+        Ok(())
+    }
+
+    fn keep(&mut self, name: Name, records: Records, at: Timestamp) -> io::Result<()> {
+        if self.logs.len() >= OPEN_LOGS && !self.logs.contains_key(&name) {
+            self.flush()?;
+            self.logs.clear();
+        }
+        let log = self.logs.entry(name).or_insert_with(|| logs::Writer::new(&self.place, name));
+        self.written += log.take(records.0, at)?;
+        self.sweep()
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -394,6 +394,35 @@ async fn a_recorder_keeps_what_it_is_told_and_forgets_what_is_no_more() {
 }
 
 #[tokio::test]
+async fn a_flood_is_kept_in_part_and_its_end_for_certain() {
+    let dir = tempfile::tempdir().unwrap();
+    let place = place(&dir);
+    let recorder = Recorder::start(place.clone(), Env::system());
+    let large = |offset| {
+        let output = Output { stream: Stream::Stdout, position: 0, data: Bytes::from(vec![0; 32 * 1024]) };
+        Record { body: output.into(), ..record(offset) }
+    };
+    let all = 1000;
+    for offset in 0..all {
+        recorder.records(task(7), 1, &Records::new([&large(offset)]));
+        // Slower than its queue is emptied: nothing is skipped there.
+        tokio::time::sleep(Duration::from_micros(200)).await;
+    }
+    recorder.finish(Duration::from_secs(60)).await;
+    let known: Vec<_> = log(&place)
+        .unwrap()
+        .from(StartAt::Offset(Offset(0)))
+        .filter_map(|known| match known {
+            Known::Record(found) => Some(found.offset.0),
+            Known::Missing { .. } => None,
+        })
+        .collect();
+    assert!(known.len() > 250, "{} of 32 KiB each", known.len());
+    assert!(known.len() < 900, "{} of 32 KiB each: a flood costs as much as it is long", known.len());
+    assert_eq!((known[0], known.last()), (0, Some(&(all - 1))));
+}
+
+#[tokio::test]
 async fn a_disk_that_takes_nothing_is_nobodys_trouble() {
     let dir = tempfile::tempdir().unwrap();
     // A file where the folder should be.
