@@ -133,15 +133,9 @@ impl Sender {
     /// connection is gone or the other side has stopped reading; [`Error::Closed`] after [`Sender::finish`] or a
     /// cancelled send.
     pub async fn send(&mut self, body: &[u8]) -> Result<(), Error> {
-        if self.state != Sending::Open {
-            return Err(Error::Closed);
-        }
         let mut frame = Vec::new();
         frame::encode(body, &mut frame)?;
-        self.state = Sending::Within;
-        self.stream.write_chunk(frame.into()).await?;
-        self.state = Sending::Open;
-        Ok(())
+        self.write([frame.into(), Bytes::new()]).await
     }
 
     /// Sends one message. Not cancel safe.
@@ -149,7 +143,20 @@ impl Sender {
     /// # Errors
     /// See [`Sender::send`].
     pub async fn send_message<M: Message>(&mut self, message: &M) -> Result<(), Error> {
-        self.send(&message.to_frame()).await
+        let (head, bulk) = message.to_pieces();
+        self.write(frame::encode_pieces(&head, bulk)?).await
+    }
+
+    async fn write(&mut self, mut frame: [Bytes; 2]) -> Result<(), Error> {
+        if self.state != Sending::Open {
+            return Err(Error::Closed);
+        }
+        self.state = Sending::Within;
+        // A piece without a byte would wait for room of which it needs none.
+        let pieces = if frame[1].is_empty() { 1 } else { 2 };
+        self.stream.write_all_chunks(&mut frame[..pieces]).await?;
+        self.state = Sending::Open;
+        Ok(())
     }
 
     /// No more frames: the other side reads the end of the stream after the last one.

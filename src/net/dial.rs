@@ -13,7 +13,7 @@ use futures_util::future::join_all;
 use futures_util::stream::FuturesUnordered;
 use tokio::time::{sleep, timeout};
 
-use super::endpoint::{Endpoints, client_config, sockets, wildcard};
+use super::endpoint::{Endpoints, Reach, client_config, sockets, wildcard};
 use super::error::Error;
 use super::link::LinkConfig;
 use super::websocket::Outer;
@@ -54,8 +54,9 @@ pub(super) struct Dialled {
 pub(super) struct Dialler {
     pub(super) config: LinkConfig,
     pub(super) endpoints: Endpoints,
-    // Made once: address tokens belong to it.
-    quic: quinn::ClientConfig,
+    // Made once: address tokens belong to them.
+    near: quinn::ClientConfig,
+    far: quinn::ClientConfig,
     outer: Outer,
     /// Where the last connection was lost.
     lost: Mutex<Option<SocketAddr>>,
@@ -64,9 +65,10 @@ pub(super) struct Dialler {
 impl Dialler {
     pub(super) fn new(config: LinkConfig, tasks: &Tasks) -> Result<Self, Error> {
         let endpoints = Endpoints::new(sockets(config.sockets.clone()));
-        let quic = client_config(config.tls.config(), config.keep_alive, config.idle_timeout)?;
+        let quic = |reach| client_config(config.tls.config(), config.keep_alive, config.idle_timeout, reach);
+        let (near, far) = (quic(Reach::Loopback)?, quic(Reach::Network)?);
         let outer = Outer::new(tasks)?;
-        Ok(Self { config, endpoints, quic, outer, lost: Mutex::default() })
+        Ok(Self { config, endpoints, near, far, outer, lost: Mutex::default() })
     }
 
     /// A connection to this address was lost: others are tried first.
@@ -114,7 +116,7 @@ impl Dialler {
 
     /// A connection to one `host:port` by WebSocket.
     pub(super) async fn dial_websocket(&self, host: &str) -> Result<quinn::Connection, Error> {
-        self.outer.dial(host, self.quic.clone()).await
+        self.outer.dial(host, self.far.clone()).await
     }
 
     /// The first connection that is made over UDP.
@@ -144,8 +146,12 @@ impl Dialler {
     pub(super) async fn dial(&self, address: SocketAddr) -> Result<quinn::Connection, Error> {
         let unreachable = |cause: String| Error::Unreachable { addresses: address.to_string(), cause };
         let endpoint = self.endpoints.reaching(address).map_err(|error| unreachable(error.to_string()))?;
+        let quic = match Reach::of(address) {
+            Reach::Loopback => &self.near,
+            Reach::Network => &self.far,
+        };
         let connecting = endpoint
-            .connect_with(self.quic.clone(), address, SERVER_NAME)
+            .connect_with(quic.clone(), address, SERVER_NAME)
             .map_err(|error| unreachable(error.to_string()))?;
         match timeout(DIAL_FOR, connecting).await {
             Ok(Ok(connection)) => Ok(connection),

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
-use quinn::{EndpointConfig, IdleTimeout, TransportConfig, VarInt};
+use quinn::{EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
 use quinn_proto::HashedConnectionIdGenerator;
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -28,6 +28,10 @@ const CONNECTION_WINDOW: u32 = 32 * STREAM_WINDOW;
 const SEND_WINDOW: u64 = 8 * 1024 * 1024;
 /// What a connection holds of datagrams in each direction.
 const DATAGRAMS: usize = 32 * 1024;
+
+/// Largest packet within a machine. Its own network takes 64 KiB, but what is handed to the kernel at once is ten packets
+/// of one size and no more than 64 KiB.
+const LOOPBACK_PACKET: u16 = 6 * 1024;
 
 /// Streams a stranger may have open, and what it may send before it is verified.
 const STRANGER_STREAMS: u32 = 4;
@@ -91,8 +95,29 @@ pub(super) fn sockets(given: Option<Arc<dyn Sockets>>) -> Arc<dyn Sockets> {
     given.unwrap_or_else(|| Arc::new(SystemSockets))
 }
 
-fn transport(idle_timeout: Duration) -> TransportConfig {
+/// How far the other side is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reach {
+    /// On this machine. Packets cost by their number, not by their length: they may be long.
+    Loopback,
+    /// Anywhere else.
+    Network,
+}
+
+impl Reach {
+    /// How far an address is.
+    pub(super) fn of(address: SocketAddr) -> Self {
+        if address.ip().is_loopback() { Self::Loopback } else { Self::Network }
+    }
+}
+
+fn transport(idle_timeout: Duration, reach: Reach) -> TransportConfig {
     let mut config = TransportConfig::default();
+    if reach == Reach::Loopback {
+        let mut discovery = MtuDiscoveryConfig::default();
+        discovery.upper_bound(LOOPBACK_PACKET);
+        config.mtu_discovery_config(Some(discovery));
+    }
     config
         .max_idle_timeout(Some(IdleTimeout::try_from(idle_timeout).unwrap_or(IdleTimeout::from(VarInt::MAX))))
         .stream_receive_window(STREAM_WINDOW.into())
@@ -109,10 +134,11 @@ pub(super) fn client_config(
     tls: Arc<rustls::ClientConfig>,
     keep_alive: Duration,
     idle_timeout: Duration,
+    reach: Reach,
 ) -> Result<quinn::ClientConfig, Error> {
     let tls = QuicClientConfig::try_from(tls)
         .map_err(|error| Error::Certificate(format!("the TLS configuration does not fit QUIC: {error}")))?;
-    let mut transport = transport(idle_timeout);
+    let mut transport = transport(idle_timeout, reach);
     transport
         .keep_alive_interval(Some(keep_alive))
         .receive_window(CONNECTION_WINDOW.into())
@@ -127,6 +153,8 @@ pub(super) fn client_config(
 pub(super) struct Listening {
     endpoint: EndpointConfig,
     server: quinn::ServerConfig,
+    /// For those who come from this machine.
+    near: Arc<quinn::ServerConfig>,
 }
 
 impl Listening {
@@ -138,19 +166,25 @@ impl Listening {
     ) -> Result<Self, Error> {
         let tls = QuicServerConfig::try_from(tls)
             .map_err(|error| Error::Certificate(format!("the TLS configuration does not fit QUIC: {error}")))?;
-        let mut transport = transport(idle_timeout);
-        transport.max_concurrent_bidi_streams(STRANGER_STREAMS.into()).receive_window(STRANGER_WINDOW.into());
+        let transport = |reach| {
+            let mut transport = transport(idle_timeout, reach);
+            transport.max_concurrent_bidi_streams(STRANGER_STREAMS.into()).receive_window(STRANGER_WINDOW.into());
+            Arc::new(transport)
+        };
         let token_key = ring::hkdf::Salt::new(ring::hkdf::HKDF_SHA256, &[]).extract(&keys.token);
         let mut server = quinn::ServerConfig::new(Arc::new(tls), Arc::new(token_key));
         server
-            .transport_config(Arc::new(transport))
+            .transport_config(transport(Reach::Network))
             .max_incoming(max_incoming)
             .incoming_buffer_size(INCOMING_BUFFER)
             .incoming_buffer_size_total(INCOMING_BUFFERS);
+        let mut near = server.clone();
+        near.transport_config(transport(Reach::Loopback));
         let mut endpoint = EndpointConfig::new(Arc::new(ring::hmac::Key::new(ring::hmac::HMAC_SHA256, &keys.reset)));
+        take_long_packets(&mut endpoint);
         let key = keys.connection_id;
         endpoint.cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(key)));
-        Ok(Self { endpoint, server })
+        Ok(Self { endpoint, server, near: Arc::new(near) })
     }
 
     /// An endpoint that takes them through `socket`.
@@ -161,6 +195,19 @@ impl Listening {
     ) -> io::Result<quinn::Endpoint> {
         quinn::Endpoint::new_with_abstract_socket(self.endpoint.clone(), Some(self.server.clone()), socket, runtime)
     }
+
+    /// Begins a handshake.
+    pub(super) fn accept(&self, incoming: quinn::Incoming) -> Result<quinn::Connecting, quinn::ConnectionError> {
+        match Reach::of(incoming.remote_address()) {
+            Reach::Loopback => incoming.accept_with(self.near.clone()),
+            Reach::Network => incoming.accept(),
+        }
+    }
+}
+
+/// Takes the longest packets that anybody sends.
+fn take_long_packets(config: &mut EndpointConfig) {
+    config.max_udp_payload_size(LOOPBACK_PACKET).expect("more than the least that QUIC asks for");
 }
 
 /// Raises what a peer may use to what verified peers of the mesh get.
@@ -201,7 +248,9 @@ impl Endpoints {
         }
         let socket = self.sockets.bind(wildcard(address.is_ipv4()))?;
         let runtime = self.sockets.runtime();
-        let endpoint = quinn::Endpoint::new_with_abstract_socket(EndpointConfig::default(), None, socket, runtime)?;
+        let mut config = EndpointConfig::default();
+        take_long_packets(&mut config);
+        let endpoint = quinn::Endpoint::new_with_abstract_socket(config, None, socket, runtime)?;
         Ok(slot.insert(endpoint).clone())
     }
 

@@ -201,7 +201,15 @@ impl Shared {
                 incoming.refuse();
                 continue;
             };
-            let work = self.clone().shake_hands(incoming, permit, accepted.clone(), tasks.clone());
+            let from = incoming.remote_address();
+            let connecting = match self.listening.accept(incoming) {
+                Ok(connecting) => connecting,
+                Err(error) => {
+                    tracing::debug!(%from, %error, "handshake failed");
+                    continue;
+                }
+            };
+            let work = self.clone().shake_hands(from, connecting, permit, accepted.clone(), tasks.clone());
             tasks.spawn_until_stop("handshake", work);
         }
     }
@@ -266,13 +274,13 @@ impl Shared {
 
     async fn shake_hands(
         self: Arc<Self>,
-        incoming: quinn::Incoming,
+        from: SocketAddr,
+        connecting: quinn::Connecting,
         handshake: OwnedSemaphorePermit,
         accepted: mpsc::Sender<Connection>,
         tasks: Tasks,
     ) {
-        let from = incoming.remote_address();
-        let quic = match timeout(HANDSHAKE_FOR, incoming.into_future()).await {
+        let quic = match timeout(HANDSHAKE_FOR, connecting).await {
             Ok(Ok(quic)) => quic,
             Ok(Err(error)) => return tracing::debug!(%from, %error, "handshake failed"),
             Err(_) => return tracing::debug!(%from, "handshake took too long"),

@@ -26,7 +26,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::channel::Carrier;
-use super::endpoint::{Endpoints, Sockets, client_config};
+use super::endpoint::{Endpoints, Reach, Sockets, client_config};
 use super::*;
 use crate::env::{Env, Source};
 use crate::tasks::Tasks;
@@ -150,7 +150,7 @@ async fn raw_from(
     tls: Arc<rustls::ClientConfig>,
 ) -> Result<Arc<Carrier>, Error> {
     let endpoint = Endpoints::new(sockets).reaching(to).unwrap();
-    let config = client_config(tls, Duration::from_secs(5), Duration::from_secs(60))?;
+    let config = client_config(tls, Duration::from_secs(5), Duration::from_secs(60), Reach::of(to))?;
     let quic = endpoint.connect_with(config, to, ado_certs::SERVER_NAME).unwrap().await?;
     Ok(Carrier::new(quic, ()))
 }
