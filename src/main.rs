@@ -3,6 +3,9 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    if let Some(code) = ado::cli::run_guard(std::env::args_os()) {
+        return code;
+    }
     if ado::cli::complete() {
         return ExitCode::SUCCESS;
     }

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Directory of the locks that show which guards live
-    guards: PathBuf,
+    pub(super) guards: PathBuf,
 }
 
 /// One thread, no runtime: it forks.

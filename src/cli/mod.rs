@@ -234,6 +234,17 @@ fn wants_json(args: &[OsString]) -> bool {
         || ours.iter().any(|arg| arg == "-ojson" || arg == "-o=json" || arg == "--output=json")
 }
 
+/// Runs a guard if that is what a worker asks for, without a look at all the other commands there are: a task waits for it.
+pub fn run_guard(args: impl IntoIterator<Item = OsString>) -> Option<ExitCode> {
+    let mut args = args.into_iter().skip(1);
+    match (args.next(), args.next(), args.next()) {
+        (Some(command), Some(guards), None) if command == "guard" && !guards.as_encoded_bytes().starts_with(b"-") => {
+            Some(guard::run(&guard::Args { guards: guards.into() }))
+        }
+        _ => None,
+    }
+}
+
 impl Cli {
     /// Runs what must run before there is any thread or runtime, if that is asked for: a guard is one thread that forks.
     pub fn run_guard(&self) -> Option<ExitCode> {
