@@ -1,15 +1,17 @@
 //! What an attempt has to say and the controller has not yet acknowledged: bodies in, frames out.
 //!
-//! Owns: seqs, what has been sent on the current stream, what may be sent. Must never know: streams, processes, time.
+//! Owns: seqs, what has been sent on the current stream, what may be sent. Must never know: streams, processes, the clock.
 
 use std::collections::VecDeque;
 use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use ado_proto::record::{Body, MAX_OUTPUT};
 use ado_proto::session::Records;
 use ado_proto::{Epoch, Offset, Origin, Record, Seq, Timestamp};
 use tokio::sync::{Notify, watch};
+use tokio::time::sleep;
 
 use super::spool::{Full, Spool};
 
@@ -17,6 +19,10 @@ use super::spool::{Full, Spool};
 pub const FRAME: usize = 256 * 1024;
 /// Most bytes sent and not acknowledged: a slow commit is waited for here. A hundred megabytes a second at 40 ms.
 pub const WINDOW: usize = 4 * 1024 * 1024;
+
+/// How long a full memory waits for an acknowledgement before the disk is used: a commit is faster, and an agent is not held
+/// up by a network that is away for longer.
+const STALLED_AFTER: Duration = Duration::from_millis(200);
 
 /// The controller counts otherwise than we do: its log is not the one we wrote into.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -41,6 +47,8 @@ pub struct Outbox {
     in_flight: VecDeque<(Seq, usize)>,
     in_flight_bytes: usize,
     connected: bool,
+    /// Records may go to the disk although somebody takes them: nothing was acknowledged for a while.
+    stalled: bool,
     closed: bool,
 }
 
@@ -54,6 +62,7 @@ impl Outbox {
             in_flight: VecDeque::new(),
             in_flight_bytes: 0,
             connected: false,
+            stalled: false,
             closed: false,
         }
     }
@@ -75,9 +84,19 @@ impl Outbox {
     pub fn push(&mut self, body: &Body, time: Timestamp) -> Result<(), Full> {
         debug_assert!(!matches!(body, Body::Output(output) if output.data.len() > MAX_OUTPUT));
         let origin = Origin::Worker { epoch: self.epoch, seq: self.spool.next_seq() };
-        let mut bytes = Vec::new();
-        Record { offset: Offset(0), origin, time, body: body.clone() }.encode(&mut bytes);
+        let record = Record { offset: Offset(0), origin, time, body: body.clone() };
+        // A flood is slowed down to what is taken: the disk is for what nobody takes.
+        if self.connected && !self.stalled && self.spool.would_spill(record.weight()) {
+            return Err(Full);
+        }
+        let mut bytes = Vec::with_capacity(record.weight());
+        record.encode(&mut bytes);
         self.spool.push(bytes.into())
+    }
+
+    /// Nothing was acknowledged for a while: until something is, records may go to the disk.
+    pub fn stalled(&mut self) {
+        self.stalled = true;
     }
 
     /// There will be no more.
@@ -122,6 +141,7 @@ impl Outbox {
             return Err(self.out_of_step(next));
         }
         if next > self.spool.first_seq() {
+            self.stalled = false;
             self.acknowledge_spool(next)?;
         }
         while let Some((end, bytes)) = self.in_flight.front()
@@ -264,7 +284,11 @@ impl SharedOutbox {
 
     /// Waits until there may be room. One waits at a time.
     pub async fn room(&self) {
-        self.room.notified().await;
+        tokio::select! {
+            biased;
+            () = self.room.notified() => {}
+            () = sleep(STALLED_AFTER) => self.lock().stalled(),
+        }
     }
 
     /// The controller has said how far the log is.
@@ -347,6 +371,32 @@ mod tests {
         outbox.next_frame().unwrap();
         outbox.acknowledged(Seq(1)).unwrap();
         assert!(outbox.connected(Seq(0)).is_err(), "it has forgotten what it had");
+    }
+
+    #[test]
+    fn the_disk_is_for_what_nobody_takes() {
+        let (mut outbox, _dir) = outbox();
+        let fill = |outbox: &mut Outbox| {
+            let mut taken = 0;
+            while taken < 100 && outbox.push(&output(0, 100), Timestamp(0)).is_ok() {
+                taken += 1;
+            }
+            taken
+        };
+        outbox.connected(Seq(0)).unwrap();
+        let in_memory = fill(&mut outbox);
+        assert!((10..20).contains(&in_memory), "{in_memory}");
+        while outbox.next_frame().unwrap().is_some() {}
+        outbox.acknowledged(Seq(in_memory / 2)).unwrap();
+        assert!((1..20).contains(&fill(&mut outbox)), "as much as there is room for");
+        outbox.stalled();
+        assert_eq!(fill(&mut outbox), 100, "nothing is acknowledged");
+        while outbox.next_frame().unwrap().is_some() {}
+        let all = outbox.next_seq();
+        outbox.acknowledged(all).unwrap();
+        assert!(fill(&mut outbox) < 20, "it is again");
+        outbox.disconnected();
+        assert_eq!(fill(&mut outbox), 100, "nobody is there");
     }
 
     #[test]

@@ -67,13 +67,21 @@ impl Spool {
         Seq(self.first.0 + (self.memory.len() + self.ends.len()) as u64)
     }
 
+    /// Whether a record of this size would be the first one in the file.
+    pub fn would_spill(&self, size: usize) -> bool {
+        self.ends.is_empty() && !self.has_memory(size)
+    }
+
+    fn has_memory(&self, size: usize) -> bool {
+        self.memory.is_empty() || self.memory_bytes + size <= self.memory_limit
+    }
+
     /// Keeps a record. An empty spool takes one of any size.
     ///
     /// # Errors
     /// [`Full`], also when the file cannot be written.
     pub fn push(&mut self, record: Bytes) -> Result<(), Full> {
-        let fits = self.memory.is_empty() || self.memory_bytes + record.len() <= self.memory_limit;
-        if self.ends.is_empty() && fits {
+        if self.ends.is_empty() && self.has_memory(record.len()) {
             self.memory_bytes += record.len();
             self.memory.push_back(record);
             return Ok(());
@@ -104,7 +112,7 @@ impl Spool {
     pub fn peek(&self, from: Seq, limit: usize) -> io::Result<(Bytes, Seq)> {
         let mut index = usize::try_from(from.0.saturating_sub(self.first.0)).unwrap_or(usize::MAX);
         let mut next = self.first.0 + index as u64;
-        let mut out = BytesMut::new();
+        let mut out = BytesMut::with_capacity(self.memory_bytes.min(limit));
         while let Some(record) = self.memory.get(index) {
             if !out.is_empty() && out.len() + record.len() > limit {
                 return Ok((out.freeze(), Seq(next)));
