@@ -5,7 +5,7 @@
 //! cap on bytes can drop whole chunks and touch nothing that says what happened.
 
 use ado_proto::record::{self, Body, MAX_BODY, Reader, Record, Truncated};
-use ado_proto::{Offset, Origin, Timestamp};
+use ado_proto::{Offset, Origin, Timestamp, compress};
 
 use super::{Error, Result};
 
@@ -82,20 +82,26 @@ impl Chunk {
         self.last = record.offset;
         self.last_time = self.last_time.max(record.time);
         if let Body::Output(output) = &record.body {
-            self.newlines += output.data.iter().filter(|byte| **byte == b'\n').count();
+            self.newlines += newlines(&output.data);
         }
     }
 
     fn close(mut self) -> Self {
         self.bytes = self.data.len();
         if self.bytes >= COMPRESS_FROM {
-            let packed = lz4_flex::block::compress(&self.data);
-            if packed.len() < self.bytes {
+            let mut packed = Vec::new();
+            if compress::append(&self.data, &mut packed) {
                 (self.format, self.data) = (LZ4, packed);
             }
         }
         self
     }
+}
+
+/// How many there are. Counted in pieces that a byte can count: sixteen and more at a time then.
+fn newlines(data: &[u8]) -> usize {
+    let in_piece = |piece: &[u8]| piece.iter().map(|byte| u8::from(*byte == b'\n')).sum::<u8>();
+    data.chunks(255).map(|piece| usize::from(in_piece(piece))).sum()
 }
 
 /// The records of a chunk as stored.
@@ -317,6 +323,14 @@ mod tests {
         assert_eq!((chunk.first, chunk.last, chunk.newlines), (Offset(0), Offset(2), 3));
         assert_eq!((chunk.first_time, chunk.last_time), (Timestamp(1_000), Timestamp(1_002)));
         assert_eq!(unpacked(chunk), [records[0].clone(), records[2].clone()]);
+    }
+
+    #[test]
+    fn newlines_are_counted() {
+        for (length, every) in [(0, 1), (1, 1), (255, 1), (256, 1), (1_000, 1), (1_000, 7), (1_000, 2_000)] {
+            let data: Vec<_> = (1..=length).map(|at| if at % every == 0 { b'\n' } else { b'x' }).collect();
+            assert_eq!(newlines(&data), length / every, "{length} bytes, one in {every}");
+        }
     }
 
     #[test]
