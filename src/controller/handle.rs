@@ -15,6 +15,7 @@ use super::fleet::Fleet;
 use super::hub::Hub;
 use super::mesh::{self, Mesh};
 use super::metrics::{self, Metrics};
+use super::renewals::Renewer;
 use super::secrets::Safe;
 use super::{Config, Error, Shared, breakers, deadlines, dispatch, others, reaper, refusals, requests, retention};
 use crate::env::Env;
@@ -209,6 +210,7 @@ pub async fn start_with(config: Config, parts: Parts, env: Env) -> Result<Handle
         store: store.clone(),
         queue,
         committer,
+        renewer: Renewer::start(store.clone(), config.timing.lease(), &tasks),
         hub,
         fleet,
         viewers: Arc::default(),

@@ -28,6 +28,7 @@ mod quiet;
 mod reaper;
 mod reason;
 mod refusals;
+mod renewals;
 mod requests;
 mod retention;
 mod secrets;
@@ -62,6 +63,7 @@ use hub::Hub;
 use mesh::Mesh;
 use metrics::Metrics;
 use refusals::Refusals;
+use renewals::Renewer;
 use secrets::Safe;
 use viewers::Viewers;
 
@@ -183,6 +185,7 @@ struct Shared {
     store: Arc<dyn Store>,
     queue: Arc<dyn Queue>,
     committer: Committer,
+    renewer: Renewer,
     hub: Arc<Hub>,
     fleet: Arc<Fleet>,
     viewers: Arc<Viewers>,

@@ -20,7 +20,7 @@ use super::fleet::{Report, Session, TO_WORKER, want};
 use super::requests::unavailable;
 use super::{Shared, bounds, breakers, dispatch, reaper};
 use crate::net::{self, Channel, Connection, Receiver, Sender};
-use crate::store::{self, Change, NewEvent, Outcome, Row, Worker, Write};
+use crate::store::{self, Beat, Change, NewEvent, Outcome, Row, Worker, Write};
 use crate::task::{self, Command, Refusal};
 
 /// Most attempts one worker runs at once: each costs the controller a permitted stream.
@@ -240,11 +240,16 @@ async fn beat(
     heartbeat: &Heartbeat,
     report: Report,
 ) -> store::Result<bool> {
-    let (lease, draining, sent) = (shared.timing.lease(), heartbeat.draining, Moment::now(&shared.env));
-    let via = shared.incarnation;
-    let renewing = shared.store.renew(worker.id, worker.incarnation, via, &heartbeat.holds, lease, draining);
-    let patience = shared.timing.heartbeat.min(lease / 3);
-    let renewed = tokio::time::timeout(patience, renewing).await;
+    let (draining, sent) = (heartbeat.draining, Moment::now(&shared.env));
+    let beat = Beat {
+        worker: worker.id,
+        incarnation: worker.incarnation,
+        via: shared.incarnation,
+        holds: heartbeat.holds.clone(),
+        draining,
+    };
+    let patience = shared.timing.heartbeat.min(shared.timing.lease() / 3);
+    let renewed = tokio::time::timeout(patience, shared.renewer.renew(beat)).await;
     let renewed = renewed.unwrap_or_else(|_| Err(store::Error::Unavailable(format!("no answer for {patience:?}"))))?;
     let Some(renewal) = renewed else { return Ok(false) };
     shared.bridges.renewed(worker.id, &renewal, sent);

@@ -10,8 +10,7 @@ use std::time::Duration;
 use ado_proto::record::{Desired, Record, Truncated};
 use ado_proto::request::{AuditLine, Events, EventsFrom, ListAudit, SecretInfo, SystemEvent, WorkerBounds};
 use ado_proto::{
-    Audience, ControllerId, Epoch, GroupId, Incarnation, Namespace, Offset, Origin, RequestId, TaskId, Timestamp,
-    WorkerId,
+    Audience, ControllerId, GroupId, Incarnation, Namespace, Offset, Origin, RequestId, TaskId, Timestamp, WorkerId,
 };
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -19,9 +18,9 @@ use bytes::Bytes;
 use super::batch::{self, Batch};
 use super::clock::Clock;
 use super::{
-    AUDIT_RETENTION, Audit, Backlog, Certificate, ChangeBreaker, ClosedSecret, Committed, Controller, EVENT_RETENTION,
-    Find, HeldLoop, KEY_RETENTION, Key, ListFilter, NewEvent, NewWish, Page, Renewal, Report, Result, Row, Store,
-    Token, TokenRefusal, Unit, Waiting, Wish, Worker, WorkerEvent, log, rules, score,
+    AUDIT_RETENTION, Audit, Backlog, Beat, Certificate, ChangeBreaker, ClosedSecret, Committed, Controller,
+    EVENT_RETENTION, Find, HeldLoop, KEY_RETENTION, Key, ListFilter, NewEvent, NewWish, Page, Renewal, Report, Result,
+    Row, Store, Token, TokenRefusal, Unit, Waiting, Wish, Worker, WorkerEvent, log, rules, score,
 };
 use crate::env::Env;
 use crate::task::{Breaker, Scope, State};
@@ -135,6 +134,18 @@ impl Held {
     fn held_by(&self, worker: WorkerId) -> Vec<Row> {
         let holds = |row: &Row| row.lease.as_ref().is_some_and(|lease| lease.worker == worker);
         self.pick(holds, |row| row.task.id, usize::MAX)
+    }
+
+    fn renew(&mut self, beat: &Beat, now: Timestamp, lease: Duration) -> Option<Renewal> {
+        let is_registered = |worker: &&mut Worker| worker.incarnation == beat.incarnation;
+        let registered = self.workers.get_mut(&beat.worker).filter(is_registered)?;
+        registered.seen_at = now;
+        registered.draining = beat.draining;
+        registered.via = Some(beat.via);
+        self.lost.remove(&beat.worker);
+        let renewal = rules::renewal(self.held_by(beat.worker), beat, now.after(lease));
+        self.rows.extend(renewal.renewed.iter().map(|row| (row.task.id, row.clone())));
+        Some(renewal)
     }
 
     fn page(&self, task: TaskId, records: impl FnOnce(Vec<Record>) -> Vec<Record>) -> Option<Page> {
@@ -319,27 +330,10 @@ impl Store for Memory {
         Ok(held.workers.insert(worker.id, worker))
     }
 
-    async fn renew(
-        &self,
-        worker: WorkerId,
-        incarnation: Incarnation,
-        via: Incarnation,
-        holds: &[(TaskId, Epoch)],
-        lease: Duration,
-        draining: bool,
-    ) -> Result<Option<Renewal>> {
+    async fn renew(&self, beats: Vec<Beat>, lease: Duration) -> Result<Vec<Option<Renewal>>> {
         let mut held = self.held();
         let now = self.clock.now();
-        let registered = held.workers.get_mut(&worker).filter(|registered| registered.incarnation == incarnation);
-        let Some(registered) = registered else { return Ok(None) };
-        registered.seen_at = now;
-        registered.draining = draining;
-        registered.via = Some(via);
-        held.lost.remove(&worker);
-        let rows = held.held_by(worker);
-        let renewal = rules::renewal(rows, holds.iter().copied().collect(), incarnation, now.after(lease));
-        held.rows.extend(renewal.renewed.iter().map(|row| (row.task.id, row.clone())));
-        Ok(Some(renewal))
+        Ok(beats.iter().map(|beat| held.renew(beat, now, lease)).collect())
     }
 
     async fn workers(&self) -> Result<Vec<Worker>> {

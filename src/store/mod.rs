@@ -387,7 +387,22 @@ pub struct Backlog {
     pub oldest: TaskId,
 }
 
-/// A lease renewal's result.
+/// What a worker's heartbeat says of its leases.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Beat {
+    /// Who.
+    pub worker: WorkerId,
+    /// Which start of it.
+    pub incarnation: Incarnation,
+    /// The start of the controller that heard it.
+    pub via: Incarnation,
+    /// What it holds, as far as it knows.
+    pub holds: Vec<(TaskId, Epoch)>,
+    /// It takes no more work.
+    pub draining: bool,
+}
+
+/// A heartbeat's result.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Renewal {
     /// Pairs whose lease was extended, with the row.
@@ -541,18 +556,10 @@ pub trait Store: Send + Sync + 'static {
     /// Returns the former row.
     async fn register(&self, worker: Worker) -> Result<Option<Worker>>;
 
-    /// One heartbeat: extends leases of the named pairs by `lease` from now and marks them as known, if they were given to
-    /// this start and it is the worker's registered one; sets `seen_at`, `draining` and `via`.
-    /// `None`: the worker's registered start is another.
-    async fn renew(
-        &self,
-        worker: WorkerId,
-        incarnation: Incarnation,
-        via: Incarnation,
-        holds: &[(TaskId, Epoch)],
-        lease: Duration,
-        draining: bool,
-    ) -> Result<Option<Renewal>>;
+    /// Heartbeats, all together. Each extends leases of the pairs it names by `lease` from now and marks them as known, if
+    /// they were given to its start and that is the worker's registered one; sets `seen_at`, `draining` and `via`. One
+    /// result for each; `None`: the worker's registered start is another.
+    async fn renew(&self, beats: Vec<Beat>, lease: Duration) -> Result<Vec<Option<Renewal>>>;
 
     /// All workers.
     async fn workers(&self) -> Result<Vec<Worker>>;

@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use ado_proto::request::{Events, EventsFrom, SystemEvent, WorkerBounds, WorkerDesired};
-use ado_proto::{Audience, Epoch, Incarnation, Namespace, TaskId, Timestamp};
+use ado_proto::{Audience, Namespace, Timestamp};
 
-use super::{Error, Lease, NewWish, Renewal, Row, Token, TokenRefusal, Wish, Worker};
+use super::{Beat, Error, Lease, NewWish, Renewal, Row, Token, TokenRefusal, Wish, Worker};
 use crate::env::Env;
 use crate::task::{Breaker, Scope};
 
@@ -63,13 +63,10 @@ pub(super) fn events_page(events: Vec<SystemEvent>, from: EventsFrom, last: u64,
     Events { events, next }
 }
 
-/// A heartbeat's effect on the tasks that a worker holds here, given the pairs it named. Everything in order of id.
-pub(super) fn renewal(
-    held: Vec<Row>,
-    mut named: BTreeSet<(TaskId, Epoch)>,
-    incarnation: Incarnation,
-    expires_at: Timestamp,
-) -> Renewal {
+/// A heartbeat's effect on the tasks that its worker holds here. Everything in order of id.
+pub(super) fn renewal(held: Vec<Row>, beat: &Beat, expires_at: Timestamp) -> Renewal {
+    let mut named: BTreeSet<_> = beat.holds.iter().copied().collect();
+    let incarnation = beat.incarnation;
     let mut renewal = Renewal::default();
     for mut row in held {
         let is_given = row.lease.as_ref().is_some_and(|lease| lease.incarnation == incarnation);

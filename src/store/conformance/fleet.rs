@@ -34,7 +34,7 @@ pub(super) async fn a_heartbeat_renews_what_is_held(bed: Bed) {
     let renewed_at = bed.hand.time();
     // 1 is held; 2 is held under another epoch; 3 is not named; 4 is another's; 5 is nobody's; 9 is no task.
     let holds = [1, 2, 4, 5, 9].map(|n| (task(n), Epoch(if n == 2 { 7 } else { 1 })));
-    let renewal = bed.store.renew(worker(1), incarnation(10), VIA, &holds, LEASE, true).await.unwrap().unwrap();
+    let renewal = bed.renew(worker(1), incarnation(10), &holds, true).await.unwrap();
     assert_eq!(ids(&renewal.renewed), [task(1)]);
     assert_eq!(renewal.lost, holds[1..]);
     assert_eq!(ids(&renewal.unnamed), [task(2), task(3)]);
@@ -58,7 +58,7 @@ pub(super) async fn a_heartbeat_of_another_start_renews_nothing(bed: Bed) {
     bed.start(task(1), worker(1)).await;
     let before = bed.row(task(1)).await;
     let holds = [(task(1), Epoch(1))];
-    let renew = async |start| bed.store.renew(worker(1), incarnation(start), VIA, &holds, LEASE, false).await.unwrap();
+    let renew = async |start| bed.renew(worker(1), incarnation(start), &holds, false).await;
     bed.hand.advance(Duration::from_secs(5));
     assert_eq!(renew(10).await, None, "never registered");
     bed.store.register(registered(1, 10)).await.unwrap();
@@ -68,6 +68,48 @@ pub(super) async fn a_heartbeat_of_another_start_renews_nothing(bed: Bed) {
     let renewal = renew(11).await.unwrap();
     assert_eq!((ids(&renewal.unnamed), renewal.lost), (vec![task(1)], holds.to_vec()), "it was given to another start");
     assert_eq!(bed.row(task(1)).await, before);
+}
+
+pub(super) async fn heartbeats_that_come_together_count_each_for_itself(bed: Bed) {
+    for n in 1..=3 {
+        bed.store.register(registered(n, 10 * n)).await.unwrap();
+        bed.create(task(n)).await;
+        bed.start(task(n), worker(n)).await;
+    }
+    bed.hand.advance(Duration::from_secs(5));
+    let renewed_at = bed.hand.time();
+    let beat = |n, start, named: &[u64], draining| Beat {
+        worker: worker(n),
+        incarnation: incarnation(start),
+        via: VIA,
+        holds: named.iter().map(|n| (task(*n), Epoch(1))).collect(),
+        draining,
+    };
+    let beats = vec![
+        beat(3, 30, &[3], true),
+        // Names what another holds.
+        beat(1, 10, &[1, 2], false),
+        // Another start, and nobody.
+        beat(2, 21, &[2], true),
+        beat(9, 90, &[], false),
+        // A second session of the first one.
+        beat(1, 10, &[1], false),
+    ];
+    let renewals = bed.store.renew(beats, LEASE).await.unwrap();
+    assert_eq!(renewals.len(), 5);
+    let renewed = |at: usize| renewals[at].as_ref().map(|renewal| ids(&renewal.renewed));
+    let of = |n| Some(vec![task(n)]);
+    assert_eq!([0, 1, 2, 3, 4].map(renewed), [of(3), of(1), None, None, of(1)]);
+    assert_eq!(renewals[1].as_ref().unwrap().lost, [(task(2), Epoch(1))]);
+    for (n, is_renewed) in [(1, true), (2, false), (3, true)] {
+        let lease = bed.row(task(n)).await.lease.unwrap();
+        assert_eq!(lease.expires_at == renewed_at.after(LEASE), is_renewed, "task {n}");
+        assert_eq!(lease.is_known, is_renewed, "task {n}");
+    }
+    let workers = bed.store.workers().await.unwrap();
+    let said: Vec<_> = workers.iter().map(|worker| (worker.draining, worker.seen_at == renewed_at)).collect();
+    assert_eq!(said, [(false, true), (false, false), (true, true)]);
+    assert_eq!(bed.store.renew(Vec::new(), LEASE).await.unwrap(), []);
 }
 
 pub(super) async fn leases_expire(bed: Bed) {
@@ -83,7 +125,7 @@ pub(super) async fn leases_expire(bed: Bed) {
     assert_eq!(expired(Timestamp(first.0 + 1), 10).await, [task(1)]);
     assert_eq!(expired(first.after(LEASE), 10).await, [1, 2, 3].map(task));
     assert_eq!(expired(first.after(LEASE), 2).await, [1, 2].map(task));
-    bed.store.renew(worker(1), incarnation(10), VIA, &[(task(1), Epoch(1))], LEASE, false).await.unwrap().unwrap();
+    bed.renew(worker(1), incarnation(10), &[(task(1), Epoch(1))], false).await.unwrap();
     assert_eq!(expired(Timestamp(first.0 + 1_000_001), 10).await, [task(2)]);
     applied(&bed.run(task(2), append(Epoch(1), 1, vec![exited(0)])).await);
     assert_eq!(expired(first.after(LEASE), 10).await, [3, 1].map(task), "who is over has no lease");
@@ -126,7 +168,7 @@ pub(super) async fn a_loop_has_one_holder_and_rising_terms(bed: Bed) {
 
 pub(super) async fn a_start_that_drains_goes_on_draining(bed: Bed) {
     bed.store.register(registered(1, 10)).await.unwrap();
-    bed.store.renew(worker(1), incarnation(10), VIA, &[], LEASE, true).await.unwrap().unwrap();
+    bed.renew(worker(1), incarnation(10), &[], true).await.unwrap();
     bed.store.register(registered(1, 10)).await.unwrap();
     assert!(bed.store.workers().await.unwrap()[0].draining, "it has only connected again");
     bed.store.register(registered(1, 11)).await.unwrap();
@@ -155,7 +197,7 @@ pub(super) async fn a_silent_worker_is_lost_once_a_silence(bed: Bed) {
     assert_eq!(lose(Timestamp(at.0 + 1)).await, [worker(1)]);
     assert_eq!(lose(Timestamp(at.0 + 1)).await, []);
     assert_eq!(lose(Timestamp(i64::MAX)).await, [worker(2)]);
-    bed.store.renew(worker(1), incarnation(10), VIA, &[], LEASE, false).await.unwrap().unwrap();
+    bed.renew(worker(1), incarnation(10), &[], false).await.unwrap();
     bed.store.register(registered(2, 20)).await.unwrap();
     assert_eq!(lose(Timestamp(i64::MAX)).await, [worker(1), worker(2)], "they were seen, and are silent again");
     let events = bed.events(4).await;

@@ -171,6 +171,18 @@ impl Bed {
         page.records
     }
 
+    /// One heartbeat alone.
+    async fn renew(
+        &self,
+        worker: WorkerId,
+        incarnation: Incarnation,
+        holds: &[(TaskId, Epoch)],
+        draining: bool,
+    ) -> Option<Renewal> {
+        let beat = Beat { worker, incarnation, via: VIA, holds: holds.to_vec(), draining };
+        self.store.renew(vec![beat], LEASE).await.unwrap().remove(0)
+    }
+
     /// Claims a task for a worker and starts its agent.
     async fn start(&self, id: TaskId, worker: WorkerId) -> Epoch {
         applied(&self.run(id, claim(worker)).await);
@@ -389,6 +401,7 @@ suite! {
     fleet:
         a_heartbeat_renews_what_is_held
         a_heartbeat_of_another_start_renews_nothing
+        heartbeats_that_come_together_count_each_for_itself
         leases_expire
         workers_are_registered_and_forgotten
         a_start_that_drains_goes_on_draining

@@ -175,7 +175,7 @@ async fn play(beds: Vec<Bed>, batches: Vec<(u64, Vec<(u64, Op)>)>) -> TestCaseRe
             let holder = worker(number);
             model.renew(holder, now.after(LEASE));
             for bed in &beds {
-                bed.store.renew(holder, incarnation(10 * number), VIA, &holds, LEASE, false).await.unwrap().unwrap();
+                bed.renew(holder, incarnation(10 * number), &holds, false).await.unwrap();
             }
         }
         let mut expected = Vec::new();

@@ -1,15 +1,16 @@
 //! Workers, their heartbeats, and the leases of loops.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use ado_proto::spec::Containment;
-use ado_proto::{Epoch, Incarnation, Namespace, TaskId, Timestamp, WorkerId};
+use ado_proto::{Incarnation, Namespace, Timestamp, WorkerId};
 use serde::de::DeserializeOwned;
 use sqlx::postgres::PgRow;
 use sqlx::{Row as _, query};
+use uuid::Uuid;
 
-use super::super::{ChangeBreaker, Error, Renewal, Worker, WorkerEvent, rules};
+use super::super::{Beat, ChangeBreaker, Error, Renewal, Row, Worker, WorkerEvent, rules};
 use super::commit::commit;
 use super::error::Tried;
 use super::{Postgres, events, tasks, text};
@@ -88,38 +89,50 @@ impl Postgres {
         Ok(former)
     }
 
-    pub(super) async fn renew_leases(
-        &self,
-        worker: WorkerId,
-        incarnation: Incarnation,
-        via: Incarnation,
-        holds: &[(TaskId, Epoch)],
-        lease: Duration,
-        draining: bool,
-    ) -> Tried<Option<Renewal>> {
-        let named: BTreeSet<_> = holds.iter().copied().collect();
+    pub(super) async fn renew_leases(&self, beats: &[Beat], lease: Duration) -> Tried<Vec<Option<Renewal>>> {
         let mut tx = self.begin().await?;
-        let registered = select!("WHERE id = $1 FOR UPDATE").bind(worker.0).fetch_optional(&mut *tx).await?;
-        let registered = registered.as_ref().map(self::worker).transpose()?;
-        if registered.is_none_or(|registered| registered.incarnation != incarnation) {
-            tx.rollback().await?;
-            return Ok(None);
-        }
-        let held = tasks::lock_held(&mut tx, self.clock.hand(), worker).await?;
-        let now = self.clock.read(&mut tx).await?;
-        query("UPDATE worker SET seen_at = $1, draining = $2, via = $3, lost = false WHERE id = $4")
-            .bind(now.0)
-            .bind(draining)
-            .bind(via.0)
-            .bind(worker.0)
-            .execute(&mut *tx)
+        let found = query("SELECT id, incarnation FROM worker WHERE id = ANY($1) ORDER BY id FOR UPDATE")
+            .bind(beats.iter().map(|beat| beat.worker.0).collect::<Vec<_>>())
+            .fetch_all(&mut *tx)
             .await?;
-        let renewal = rules::renewal(held.rows, named, incarnation, now.after(lease));
-        if !renewal.renewed.is_empty() {
-            tasks::set_leases(&mut tx, &renewal.renewed).await?;
+        let registered = found.iter().map(|columns| Ok((columns.try_get(0)?, columns.try_get(1)?)));
+        let registered = registered.collect::<Tried<BTreeMap<Uuid, Uuid>>>()?;
+        let is_heard = |beat: &&Beat| registered.get(&beat.worker.0) == Some(&beat.incarnation.0);
+        let heard: Vec<_> = beats.iter().filter(is_heard).collect();
+        if heard.is_empty() {
+            tx.rollback().await?;
+            return Ok(beats.iter().map(|_| None).collect());
+        }
+        let workers: Vec<_> = heard.iter().map(|beat| beat.worker.0).collect();
+        let locked = tasks::lock_held(&mut tx, self.clock.hand(), &workers).await?;
+        let now = self.clock.read(&mut tx).await?;
+        query(
+            "UPDATE worker SET seen_at = $1, draining = new.draining, via = new.via, lost = false \
+             FROM unnest($2, $3, $4) AS new (worker, draining, via) WHERE id = new.worker",
+        )
+        .bind(now.0)
+        .bind(workers)
+        .bind(heard.iter().map(|beat| beat.draining).collect::<Vec<_>>())
+        .bind(heard.iter().map(|beat| beat.via.0).collect::<Vec<_>>())
+        .execute(&mut *tx)
+        .await?;
+        let mut held: BTreeMap<WorkerId, Vec<Row>> = BTreeMap::new();
+        for row in locked.rows {
+            if let Some(lease) = &row.lease {
+                held.entry(lease.worker).or_default().push(row);
+            }
+        }
+        let renew = |beat: &Beat| {
+            let held = held.get(&beat.worker).cloned().unwrap_or_default();
+            is_heard(&beat).then(|| rules::renewal(held, beat, now.after(lease)))
+        };
+        let renewals: Vec<_> = beats.iter().map(renew).collect();
+        let renewed: Vec<_> = renewals.iter().flatten().flat_map(|renewal| &renewal.renewed).collect();
+        if !renewed.is_empty() {
+            tasks::set_leases(&mut tx, &renewed).await?;
         }
         commit(tx).await?;
-        Ok(Some(renewal))
+        Ok(renewals)
     }
 
     pub(super) async fn all_workers(&self) -> Tried<Vec<Worker>> {

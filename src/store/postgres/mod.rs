@@ -32,7 +32,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use ado_proto::request::{AuditLine, Events, EventsFrom, ListAudit, SecretInfo, WorkerBounds};
-use ado_proto::{Audience, ControllerId, Epoch, Incarnation, Namespace, Offset, TaskId, Timestamp, WorkerId};
+use ado_proto::{Audience, ControllerId, Incarnation, Namespace, Offset, TaskId, Timestamp, WorkerId};
 use async_trait::async_trait;
 use bytes::Bytes;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
@@ -42,7 +42,7 @@ use tokio::time::Instant;
 use self::clock::Clock;
 use self::error::Tried;
 use super::{
-    Audit, Backlog, Certificate, ChangeBreaker, ClosedSecret, Committed, Controller, Error, Find, HeldLoop, Key,
+    Audit, Backlog, Beat, Certificate, ChangeBreaker, ClosedSecret, Committed, Controller, Error, Find, HeldLoop, Key,
     ListFilter, NewEvent, NewWish, Page, Renewal, Report, Result, Row, Store, Token, TokenRefusal, Unit, Waiting, Wish,
     Worker, WorkerEvent, rules,
 };
@@ -349,16 +349,8 @@ impl Store for Postgres {
         self.call(self.register_worker(worker)).await
     }
 
-    async fn renew(
-        &self,
-        worker: WorkerId,
-        incarnation: Incarnation,
-        via: Incarnation,
-        holds: &[(TaskId, Epoch)],
-        lease: Duration,
-        draining: bool,
-    ) -> Result<Option<Renewal>> {
-        self.call(self.renew_leases(worker, incarnation, via, holds, lease, draining)).await
+    async fn renew(&self, beats: Vec<Beat>, lease: Duration) -> Result<Vec<Option<Renewal>>> {
+        self.call(self.renew_leases(&beats, lease)).await
     }
 
     async fn workers(&self) -> Result<Vec<Worker>> {

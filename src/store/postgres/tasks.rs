@@ -87,7 +87,7 @@ pub(super) const HELD: &str = select!("WHERE lease_worker = $1 ORDER BY id");
 // `$1` is a clock for tests.
 const LOCK_SKIP: &str = select_locked!("id = ANY($2)", "FOR UPDATE SKIP LOCKED");
 const LOCK_WAIT: &str = select_locked!("id = ANY($2)", "FOR UPDATE");
-const LOCK_HELD: &str = select_locked!("lease_worker = $2", "FOR UPDATE");
+const LOCK_HELD: &str = select_locked!("lease_worker = ANY($2)", "FOR UPDATE");
 const EXISTING: &str = concat!("SELECT ", reading!(), ", ARRAY(SELECT id FROM task WHERE id = ANY($2))");
 
 /// What to do about rows that others hold.
@@ -150,9 +150,9 @@ pub(super) async fn lock(
     locked(db, query(sql).bind(hand).bind(ids)).await
 }
 
-/// Locks the tasks a worker holds.
-pub(super) async fn lock_held(db: &mut PgConnection, hand: Option<i64>, worker: WorkerId) -> Tried<Locked> {
-    locked(db, query(LOCK_HELD).bind(hand).bind(worker.0)).await
+/// Locks the tasks that workers hold.
+pub(super) async fn lock_held(db: &mut PgConnection, hand: Option<i64>, workers: &[Uuid]) -> Tried<Locked> {
+    locked(db, query(LOCK_HELD).bind(hand).bind(workers)).await
 }
 
 async fn locked(db: &mut PgConnection, lock: Query<'_, sqlx::Postgres, PgArguments>) -> Tried<Locked> {
@@ -202,7 +202,7 @@ pub(super) async fn existing(
 }
 
 /// Extends leases and marks them as known.
-pub(super) async fn set_leases(db: &mut PgConnection, rows: &[Row]) -> Tried<()> {
+pub(super) async fn set_leases(db: &mut PgConnection, rows: &[&Row]) -> Tried<()> {
     let leased = || rows.iter().filter_map(|row| Some((row.task.id, row.lease.as_ref()?)));
     query(
         "UPDATE task SET lease_known = new.known, lease_expires_at = new.expires_at \

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::sync::atomic::AtomicBool;
 
-use ado_proto::{Namespace, RequestId};
+use ado_proto::{Epoch, Namespace, RequestId};
 use sqlx::{AssertSqlSafe, raw_sql};
 
 use super::super::conformance::{

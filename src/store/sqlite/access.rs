@@ -3,6 +3,7 @@
 use ado_proto::request::{AuditLine, Events, EventsFrom, ListAudit, SystemEvent, WorkerBounds};
 use ado_proto::{Audience, Namespace, TaskId, Timestamp, WorkerId};
 use bytes::Bytes;
+use rusqlite::params;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row as _, SqliteConnection, query};
 
@@ -12,6 +13,7 @@ use super::super::{
 };
 use super::commit::remember;
 use super::tasks::{blob, uuid};
+use super::transact::Transaction;
 use super::{Sqlite, int, scope, size};
 
 /// A query for whole tokens; [`token`] reads them.
@@ -58,9 +60,29 @@ pub(super) const AUDIT: &str = "SELECT no, at, namespace, principal, action, tar
      AND (?5 IS NULL OR action = ?5) AND (?6 IS NULL OR instr(target, ?6) OR instr(result, ?6)) \
      AND (NOT ?7 OR result <> 'ok') ORDER BY no DESC LIMIT ?8";
 
+const ADD_AUDIT: &str =
+    "INSERT INTO audit (at, namespace, principal, action, target, result, count) VALUES (?, ?, ?, ?, ?, ?, ?)";
+const ADD_EVENT: &str = "INSERT INTO event (at, namespace, kind, task, worker, text) VALUES (?, ?, ?, ?, ?, ?)";
+
+/// Adds a line to the audit log in a commit.
+pub(super) fn add_audit(tx: &Transaction<'_>, audit: &Audit) -> Result<()> {
+    let Audit { namespace, principal, action, target, result, count } = audit;
+    tx.execute(ADD_AUDIT, params![tx.now.0, namespace.0, principal, action, target, result, count])?;
+    Ok(())
+}
+
+/// Adds events in a commit.
+pub(super) fn add_events(tx: &Transaction<'_>, events: &[NewEvent]) -> Result<()> {
+    for NewEvent { audience, kind, task, worker, text } in events {
+        let (task, worker) = (task.as_ref().map(|task| task.0.as_bytes()), worker.as_ref().map(|id| id.0.as_bytes()));
+        tx.execute(ADD_EVENT, params![tx.now.0, scope(audience), kind, task, worker, text])?;
+    }
+    Ok(())
+}
+
 /// Adds a line to the audit log.
 pub(super) async fn insert_audit(connection: &mut SqliteConnection, now: Timestamp, audit: &Audit) -> Result<()> {
-    query("INSERT INTO audit (at, namespace, principal, action, target, result, count) VALUES (?, ?, ?, ?, ?, ?, ?)")
+    query(ADD_AUDIT)
         .bind(now.0)
         .bind(&audit.namespace.0)
         .bind(&audit.principal)
@@ -80,7 +102,7 @@ pub(super) async fn insert_events(
     events: &[NewEvent],
 ) -> Result<()> {
     for event in events {
-        query("INSERT INTO event (at, namespace, kind, task, worker, text) VALUES (?, ?, ?, ?, ?, ?)")
+        query(ADD_EVENT)
             .bind(now.0)
             .bind(scope(&event.audience))
             .bind(event.kind)

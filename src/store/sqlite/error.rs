@@ -34,6 +34,23 @@ impl From<sqlx::Error> for Error {
     }
 }
 
+impl From<rusqlite::Error> for Error {
+    fn from(error: rusqlite::Error) -> Self {
+        let text = error.to_string();
+        match error.sqlite_error() {
+            Some(error) => of_code(error.extended_code, text),
+            // What is in a column is not what its type says.
+            None => Self::Damaged(text),
+        }
+    }
+}
+
+impl From<rusqlite::types::FromSqlError> for Error {
+    fn from(error: rusqlite::types::FromSqlError) -> Self {
+        Self::Damaged(error.to_string())
+    }
+}
+
 /// `code` is an extended result code.
 fn of_code(code: i32, text: String) -> Error {
     match code & 0xff {

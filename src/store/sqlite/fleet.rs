@@ -1,16 +1,18 @@
 //! Workers, their heartbeats, and the leases of loops.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use ado_proto::spec::Containment;
-use ado_proto::{Epoch, Incarnation, Namespace, TaskId, Timestamp, WorkerId};
+use ado_proto::{Incarnation, Namespace, Timestamp, WorkerId};
+use rusqlite::params;
 use serde::de::DeserializeOwned;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row as _, SqliteConnection, query};
 
-use super::super::{ChangeBreaker, Error, Renewal, Result, Worker, WorkerEvent, rules};
+use super::super::{Beat, ChangeBreaker, Error, Renewal, Result, Worker, WorkerEvent, rules};
 use super::tasks::{self, blob, uuid};
+use super::transact::{End, Transaction};
 use super::{Sqlite, access};
 use crate::task::{Breaker, Scope};
 
@@ -60,6 +62,31 @@ async fn one(connection: &mut SqliteConnection, id: WorkerId) -> Result<Option<W
     found.as_ref().map(worker).transpose()
 }
 
+fn renew(tx: &Transaction<'_>, beats: &[Beat], lease: Duration) -> Result<(Vec<Option<Renewal>>, End)> {
+    let mut renewals = Vec::with_capacity(beats.len());
+    let mut end = End::Undo;
+    for beat in beats {
+        let (id, incarnation) = (beat.worker.0.as_bytes(), beat.incarnation.0.as_bytes());
+        let seen = tx.execute(
+            "UPDATE worker SET seen_at = ?, draining = ?, via = ?, lost = 0 WHERE id = ? AND incarnation = ?",
+            params![tx.now.0, beat.draining, beat.via.0.as_bytes(), id, incarnation],
+        )?;
+        if seen == 0 {
+            renewals.push(None);
+            continue;
+        }
+        let renewal = rules::renewal(tasks::held(tx, beat.worker)?, beat, tx.now.after(lease));
+        for row in &renewal.renewed {
+            if let Some(lease) = &row.lease {
+                tasks::set_lease(tx, row.task.id, lease)?;
+            }
+        }
+        renewals.push(Some(renewal));
+        end = End::Keep;
+    }
+    Ok((renewals, end))
+}
+
 impl Sqlite {
     pub(super) async fn register_worker(&self, worker: Worker) -> Result<Option<Worker>> {
         let mut tx = self.write().await?;
@@ -89,38 +116,8 @@ impl Sqlite {
         Ok(former)
     }
 
-    pub(super) async fn renew_leases(
-        &self,
-        worker: WorkerId,
-        incarnation: Incarnation,
-        via: Incarnation,
-        holds: &[(TaskId, Epoch)],
-        lease: Duration,
-        draining: bool,
-    ) -> Result<Option<Renewal>> {
-        let named: BTreeSet<_> = holds.iter().copied().collect();
-        let mut tx = self.write().await?;
-        let registered = one(&mut tx.connection, worker).await?;
-        if registered.is_none_or(|registered| registered.incarnation != incarnation) {
-            tx.undo().await?;
-            return Ok(None);
-        }
-        query("UPDATE worker SET seen_at = ?, draining = ?, via = ?, lost = 0 WHERE id = ?")
-            .bind(tx.now.0)
-            .bind(draining)
-            .bind(blob(via.0))
-            .bind(blob(worker.0))
-            .execute(&mut tx.connection)
-            .await?;
-        let held = tasks::held_by(&mut tx.connection, worker).await?;
-        let renewal = rules::renewal(held, named, incarnation, tx.now.after(lease));
-        for row in &renewal.renewed {
-            if let Some(lease) = &row.lease {
-                tasks::set_lease(&mut tx.connection, row.task.id, lease).await?;
-            }
-        }
-        tx.commit().await?;
-        Ok(Some(renewal))
+    pub(super) async fn renew_leases(&self, beats: Vec<Beat>, lease: Duration) -> Result<Vec<Option<Renewal>>> {
+        self.transact(move |tx| renew(tx, &beats, lease)).await
     }
 
     pub(super) async fn all_workers(&self) -> Result<Vec<Worker>> {

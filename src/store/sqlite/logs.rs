@@ -7,12 +7,14 @@ use std::time::Duration;
 use ado_proto::record::{Record, encode_all};
 use ado_proto::{Offset, TaskId, Timestamp};
 use futures_util::TryStreamExt;
+use rusqlite::params;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row as _, SqliteConnection, query};
 
 use super::super::log::{Chunk, Outline};
 use super::super::{Page, Result, log, rules};
 use super::tasks::blob;
+use super::transact::Transaction;
 use super::{Sqlite, int, size};
 
 pub(super) const CHUNKS_SINCE: &str =
@@ -33,39 +35,39 @@ struct Log {
     ended: bool,
 }
 
+const INSERT: &str = "INSERT INTO chunk (task, first_offset, last_offset, first_time, last_time, newlines, bytes, format, \
+     data) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)";
+
 /// Adds records to a log.
-pub(super) async fn append(connection: &mut SqliteConnection, task: i64, records: &[Record]) -> Result<()> {
+pub(super) fn append(tx: &Transaction<'_>, task: i64, records: &[Record]) -> Result<()> {
     for record in records.iter().filter(|record| !log::is_bulk(record)) {
-        query("INSERT INTO lifecycle (task, offset, time, record) VALUES (?, ?, ?, ?)")
-            .bind(task)
-            .bind(int(record.offset.0))
-            .bind(record.time.0)
-            .bind(encode_all([record]).to_vec())
-            .execute(&mut *connection)
-            .await?;
+        tx.execute(
+            "INSERT INTO lifecycle (task, offset, time, record) VALUES (?, ?, ?, ?)",
+            params![task, int(record.offset.0), record.time.0, &encode_all([record])[..]],
+        )?;
     }
     for chunk in log::pack(records) {
-        insert(connection, task, chunk).await?;
+        let (first, last) = (int(chunk.first.0), int(chunk.last.0));
+        let (newlines, bytes) = (size(chunk.newlines), size(chunk.bytes));
+        let times = (chunk.first_time.0, chunk.last_time.0);
+        tx.execute(INSERT, params![task, first, last, times.0, times.1, newlines, bytes, chunk.format, chunk.data])?;
     }
     Ok(())
 }
 
 async fn insert(connection: &mut SqliteConnection, task: i64, chunk: Chunk) -> Result<()> {
-    query(
-        "INSERT INTO chunk (task, first_offset, last_offset, first_time, last_time, newlines, bytes, format, data) \
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-    )
-    .bind(task)
-    .bind(int(chunk.first.0))
-    .bind(int(chunk.last.0))
-    .bind(chunk.first_time.0)
-    .bind(chunk.last_time.0)
-    .bind(size(chunk.newlines))
-    .bind(size(chunk.bytes))
-    .bind(chunk.format)
-    .bind(chunk.data)
-    .execute(connection)
-    .await?;
+    query(INSERT)
+        .bind(task)
+        .bind(int(chunk.first.0))
+        .bind(int(chunk.last.0))
+        .bind(chunk.first_time.0)
+        .bind(chunk.last_time.0)
+        .bind(size(chunk.newlines))
+        .bind(size(chunk.bytes))
+        .bind(chunk.format)
+        .bind(chunk.data)
+        .execute(connection)
+        .await?;
     Ok(())
 }
 

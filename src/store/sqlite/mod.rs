@@ -1,9 +1,12 @@
 //! The embedded store: one SQLite file, opened by one controller at a time.
 //!
-//! Owns: the schema, the one writer, the readers. Commits are serialised: whoever holds the writer has all rows locked.
+//! Owns: the schema, the one writer, the readers. Commits are serialised: whoever holds the writer has all rows locked. It
+//! writes through one of two connections: commits and heartbeats as whole transactions on a thread (see [`transact`]), all
+//! else a statement at a time.
 //! Must never know: what a decision decides.
 
 mod access;
+mod checkpoint;
 mod commit;
 mod error;
 mod fleet;
@@ -14,23 +17,26 @@ mod secrets;
 mod tasks;
 #[cfg(test)]
 mod tests;
+mod transact;
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use ado_proto::request::{AuditLine, Events, EventsFrom, ListAudit, SecretInfo, WorkerBounds};
-use ado_proto::{Audience, ControllerId, Epoch, Incarnation, Namespace, Offset, TaskId, Timestamp, WorkerId};
+use ado_proto::{Audience, ControllerId, Incarnation, Namespace, Offset, TaskId, Timestamp, WorkerId};
 use async_trait::async_trait;
 use bytes::Bytes;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{ConnectOptions, Connection, SqliteConnection, SqlitePool, query};
 use tokio::sync::{Mutex, MutexGuard};
 
+use self::transact::{End, Transaction, Transactor};
 use super::clock::Clock;
 use super::{
-    Audit, Backlog, Certificate, ChangeBreaker, ClosedSecret, Committed, Controller, Error, Find, HeldLoop, Key,
+    Audit, Backlog, Beat, Certificate, ChangeBreaker, ClosedSecret, Committed, Controller, Error, Find, HeldLoop, Key,
     ListFilter, NewEvent, NewWish, Page, Renewal, Report, Result, Row, Store, Token, TokenRefusal, Unit, Waiting, Wish,
     Worker, WorkerEvent, rules,
 };
@@ -47,14 +53,16 @@ const ROWS_AHEAD: usize = 8;
 /// A store in one file.
 pub struct Sqlite {
     env: Env,
-    clock: Clock,
+    clock: Arc<Clock>,
     generation: AtomicU64,
     readers: SqlitePool,
-    writer: Mutex<Writer>,
+    writer: Arc<Mutex<Writer>>,
+    transactor: Transactor,
 }
 
-/// The one connection that writes. It is taken out for a transaction and put back at its clean end: after an error, or
-/// when a caller gives up half-way, it is closed, which undoes what it had done.
+/// The right to write, and the connection for what is written a statement at a time. It is taken out for a transaction and
+/// put back at its clean end: after an error, or when a caller gives up half-way, it is closed, which undoes what it had
+/// done.
 struct Writer {
     options: SqliteConnectOptions,
     connection: Option<SqliteConnection>,
@@ -85,11 +93,16 @@ impl Sqlite {
             .max_lifetime(None)
             .connect_lazy_with(options.clone().read_only(true).row_buffer_size(ROWS_AHEAD));
         Ok(Self {
-            clock: Clock::new(env.clone(), meta.clock),
+            clock: Arc::new(Clock::new(env.clone(), meta.clock)),
             env,
             generation: AtomicU64::new(meta.generation),
             readers,
-            writer: Mutex::new(Writer { options: options.journal_mode(SqliteJournalMode::Wal), connection: None }),
+            writer: Arc::new(Mutex::new(Writer {
+                // See [`checkpoint`].
+                options: options.journal_mode(SqliteJournalMode::Wal).pragma("wal_autocheckpoint", "0"),
+                connection: None,
+            })),
+            transactor: Transactor::start(path)?,
         })
     }
 
@@ -104,6 +117,19 @@ impl Sqlite {
         tx.commit().await?;
         self.generation.store(generation, Ordering::Release);
         Ok(generation)
+    }
+
+    /// Runs `work` as one transaction: nobody else writes meanwhile. It is done or not done when the caller gives up.
+    async fn transact<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Transaction<'_>) -> Result<(T, End)> + Send + 'static,
+    ) -> Result<T> {
+        let writer = self.writer.clone().lock_owned().await;
+        if self.readers.is_closed() {
+            return Err(Error::Unavailable("it is closed".into()));
+        }
+        let clock = self.clock.clone();
+        self.transactor.run(writer, move || clock.now(), work).await
     }
 
     /// Begins a transaction: nobody else writes until it ends.
@@ -223,23 +249,15 @@ impl Store for Sqlite {
     }
 
     async fn held_by(&self, worker: WorkerId) -> Result<Vec<Row>> {
-        tasks::held_by(&self.readers, worker).await
+        self.held_rows(worker).await
     }
 
     async fn register(&self, worker: Worker) -> Result<Option<Worker>> {
         self.register_worker(worker).await
     }
 
-    async fn renew(
-        &self,
-        worker: WorkerId,
-        incarnation: Incarnation,
-        via: Incarnation,
-        holds: &[(TaskId, Epoch)],
-        lease: Duration,
-        draining: bool,
-    ) -> Result<Option<Renewal>> {
-        self.renew_leases(worker, incarnation, via, holds, lease, draining).await
+    async fn renew(&self, beats: Vec<Beat>, lease: Duration) -> Result<Vec<Option<Renewal>>> {
+        self.renew_leases(beats, lease).await
     }
 
     async fn workers(&self) -> Result<Vec<Worker>> {
@@ -408,6 +426,9 @@ impl Store for Sqlite {
     async fn close(&self) {
         let mut writer = self.writer.lock().await;
         self.readers.close().await;
+        if let Err(error) = self.transactor.close().await {
+            tracing::warn!(%error, "the store did not close cleanly");
+        }
         if let Some(connection) = writer.connection.take()
             && let Err(error) = connection.close().await
         {
@@ -423,5 +444,6 @@ impl Sqlite {
         let mut writer = self.writer.lock().await;
         writer.options = writer.options.clone().pragma("max_page_count", pages.to_string());
         writer.connection = None;
+        self.transactor.limit_pages(pages).await;
     }
 }

@@ -3,15 +3,16 @@
 use std::collections::BTreeSet;
 
 use ado_proto::{Audience, Incarnation, Namespace, Offset, TaskId, Timestamp, WorkerId};
+use rusqlite::params;
 use sqlx::sqlite::SqliteRow;
-use sqlx::{Executor, Row as _, SqliteConnection, query};
+use sqlx::{Row as _, query};
 use uuid::Uuid;
 
 pub(super) use super::super::fold::Columns;
 use super::super::fold::{self, tail};
 use super::super::{Backlog, Error, Find, Lease, ListFilter, Result, Row, Waiting};
+use super::transact::Transaction;
 use super::{Sqlite, int, scope, size};
-use crate::task::Task;
 
 /// Higher than every id.
 const PAST_ALL_IDS: [u8; 17] = [0xff; 17];
@@ -29,7 +30,7 @@ macro_rules! select {
 }
 
 // `?2` restricts to a namespace. `~` is above every character of a short id: the range holds what begins with the prefix.
-pub(super) const LOAD: &str = select!("WHERE id IN (SELECT unhex(value) FROM json_each(?))");
+pub(super) const LOAD: &str = select!("WHERE id = ?");
 const BY_ID: &str = select!("WHERE id = ?1 AND (?2 IS NULL OR namespace = ?2) LIMIT ?3");
 pub(super) const BY_PREFIX: &str =
     select!("WHERE short >= ?1 AND short < ?1 || '~' AND (?2 IS NULL OR namespace = ?2) ORDER BY id DESC LIMIT ?3");
@@ -81,133 +82,174 @@ pub(super) fn uuid(bytes: &[u8]) -> Result<Uuid> {
     Uuid::from_slice(bytes).map_err(|error| Error::Damaged(format!("an id: {error}")))
 }
 
-fn task(columns: &SqliteRow) -> Result<Task> {
-    fold::decode(fold::Parts {
-        id: TaskId(uuid(columns.try_get(6)?)?),
-        next_offset: Offset(columns.try_get::<i64, _>(7)?.unsigned_abs()),
-        fold: columns.try_get(1)?,
-        first: columns.try_get(8)?,
-        checkpoint: columns.try_get(9)?,
-    })
+/// The columns of a whole row, whoever has read them.
+struct Whole<'a> {
+    no: i64,
+    fold: &'a [u8],
+    lease_worker: Option<&'a [u8]>,
+    lease_incarnation: Option<&'a [u8]>,
+    lease_known: Option<bool>,
+    lease_expires_at: Option<i64>,
+    id: &'a [u8],
+    next_offset: i64,
+    first: Vec<u8>,
+    checkpoint: Option<Vec<u8>>,
+    settled: Option<&'a [u8]>,
 }
 
-fn stored(columns: &SqliteRow) -> Result<Stored> {
-    let worker: Option<&[u8]> = columns.try_get(2)?;
-    let incarnation: Option<&[u8]> = columns.try_get(3)?;
-    let is_known: Option<bool> = columns.try_get(4)?;
-    let expires_at: Option<i64> = columns.try_get(5)?;
-    let lease = match (worker, incarnation, is_known, expires_at) {
-        (Some(worker), Some(incarnation), Some(is_known), Some(expires_at)) => Some(Lease {
-            worker: WorkerId(uuid(worker)?),
-            incarnation: Incarnation(uuid(incarnation)?),
-            is_known,
-            expires_at: Timestamp(expires_at),
-        }),
-        _ => None,
-    };
-    let settled = fold::settled(columns.try_get::<Option<&[u8]>, _>(10)?.map(uuid).transpose()?);
-    Ok(Stored { no: columns.try_get(0)?, row: Row { task: task(columns)?, lease, settled } })
+impl Whole<'_> {
+    fn stored(self) -> Result<Stored> {
+        let lease = match (self.lease_worker, self.lease_incarnation, self.lease_known, self.lease_expires_at) {
+            (Some(worker), Some(incarnation), Some(is_known), Some(expires_at)) => Some(Lease {
+                worker: WorkerId(uuid(worker)?),
+                incarnation: Incarnation(uuid(incarnation)?),
+                is_known,
+                expires_at: Timestamp(expires_at),
+            }),
+            _ => None,
+        };
+        let task = fold::decode(fold::Parts {
+            id: TaskId(uuid(self.id)?),
+            next_offset: Offset(self.next_offset.unsigned_abs()),
+            fold: self.fold,
+            first: self.first,
+            checkpoint: self.checkpoint,
+        })?;
+        let settled = fold::settled(self.settled.map(uuid).transpose()?);
+        Ok(Stored { no: self.no, row: Row { task, lease, settled } })
+    }
 }
 
 fn row(columns: &SqliteRow) -> Result<Row> {
-    stored(columns).map(|stored| stored.row)
+    let whole = Whole {
+        no: columns.try_get(0)?,
+        fold: columns.try_get(1)?,
+        lease_worker: columns.try_get(2)?,
+        lease_incarnation: columns.try_get(3)?,
+        lease_known: columns.try_get(4)?,
+        lease_expires_at: columns.try_get(5)?,
+        id: columns.try_get(6)?,
+        next_offset: columns.try_get(7)?,
+        first: columns.try_get(8)?,
+        checkpoint: columns.try_get(9)?,
+        settled: columns.try_get(10)?,
+    };
+    Ok(whole.stored()?.row)
+}
+
+fn stored(columns: &rusqlite::Row<'_>) -> Result<Stored> {
+    let whole = Whole {
+        no: columns.get(0)?,
+        fold: columns.get_ref(1)?.as_blob()?,
+        lease_worker: columns.get_ref(2)?.as_blob_or_null()?,
+        lease_incarnation: columns.get_ref(3)?.as_blob_or_null()?,
+        lease_known: columns.get(4)?,
+        lease_expires_at: columns.get(5)?,
+        id: columns.get_ref(6)?.as_blob()?,
+        next_offset: columns.get(7)?,
+        first: columns.get(8)?,
+        checkpoint: columns.get(9)?,
+        settled: columns.get_ref(10)?.as_blob_or_null()?,
+    };
+    whole.stored()
 }
 
 /// Those of the tasks that exist.
-pub(super) async fn load(connection: &mut SqliteConnection, ids: BTreeSet<TaskId>) -> Result<Vec<Stored>> {
-    let ids: Vec<String> = ids.iter().map(|id| id.0.simple().to_string()).collect();
-    let ids = serde_json::to_string(&ids).expect("strings are JSON");
-    let found = query(LOAD).bind(ids).fetch_all(connection).await?;
-    found.iter().map(stored).collect()
+pub(super) fn load(tx: &Transaction<'_>, ids: BTreeSet<TaskId>) -> Result<Vec<Stored>> {
+    ids.iter().filter_map(|id| tx.one(LOAD, [id.0.as_bytes()], stored).transpose()).collect()
 }
 
 /// Writes a new task. Returns its `no`.
-pub(super) async fn insert(connection: &mut SqliteConnection, row: &Row) -> Result<i64> {
+pub(super) fn insert(tx: &Transaction<'_>, row: &Row) -> Result<i64> {
     let task = &row.task;
     let columns = Columns::of(row);
     let group = task.group.as_ref();
-    let insert = query(
+    let lease = columns.lease.as_ref();
+    tx.execute(
         "INSERT INTO task (id, short, namespace, pool, agent, name, group_id, group_index, group_short, state, \
          ended_at, score, lease_worker, lease_incarnation, lease_known, lease_expires_at, checkpoint, due_at, settled, \
          next_offset, fold) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-    )
-    .bind(blob(task.id.0))
-    .bind(tail(task.id.short()))
-    .bind(&task.namespace.0)
-    .bind(&task.spec.pool)
-    .bind(&task.spec.agent)
-    .bind(&task.name)
-    .bind(group.map(|group| blob(group.id.0)))
-    .bind(group.map(|group| i64::from(group.index)))
-    .bind(group.map(|group| tail(group.id.short())))
-    .bind(columns.state)
-    .bind(columns.ended_at.map(|at| at.0))
-    .bind(columns.score)
-    .bind(columns.lease.as_ref().map(|lease| blob(lease.worker.0)))
-    .bind(columns.lease.as_ref().map(|lease| blob(lease.incarnation.0)))
-    .bind(columns.lease.as_ref().map(|lease| lease.is_known))
-    .bind(columns.lease.as_ref().map(|lease| lease.expires_at.0))
-    .bind(columns.checkpoint.map(|offset| int(offset.0)))
-    .bind(columns.due_at.map(|at| at.0))
-    .bind(columns.settled.map(blob))
-    .bind(int(task.next_offset.0))
-    .bind(fold::encode(task));
-    Ok(insert.execute(connection).await?.last_insert_rowid())
+        params![
+            task.id.0.as_bytes(),
+            tail(task.id.short()),
+            task.namespace.0,
+            task.spec.pool,
+            task.spec.agent,
+            task.name,
+            group.map(|group| group.id.0.as_bytes()),
+            group.map(|group| i64::from(group.index)),
+            group.map(|group| tail(group.id.short())),
+            columns.state,
+            columns.ended_at.map(|at| at.0),
+            columns.score,
+            lease.map(|lease| lease.worker.0.as_bytes()),
+            lease.map(|lease| lease.incarnation.0.as_bytes()),
+            lease.map(|lease| lease.is_known),
+            lease.map(|lease| lease.expires_at.0),
+            columns.checkpoint.map(|offset| int(offset.0)),
+            columns.due_at.map(|at| at.0),
+            columns.settled.as_ref().map(Uuid::as_bytes),
+            int(task.next_offset.0),
+            fold::encode(task),
+        ],
+    )?;
+    Ok(tx.last_inserted())
 }
 
 /// Writes a task that was `before`. Output moves only the log's length: then no index is touched.
-pub(super) async fn update(connection: &mut SqliteConnection, no: i64, before: &Columns, row: &Row) -> Result<()> {
+pub(super) fn update(tx: &Transaction<'_>, no: i64, before: &Columns, row: &Row) -> Result<()> {
     let task = &row.task;
     let columns = Columns::of(row);
     if columns == *before {
-        query("UPDATE task SET next_offset = ?, fold = ? WHERE no = ?")
-            .bind(int(task.next_offset.0))
-            .bind(fold::encode(task))
-            .bind(no)
-            .execute(connection)
-            .await?;
+        tx.execute(
+            "UPDATE task SET next_offset = ?, fold = ? WHERE no = ?",
+            params![int(task.next_offset.0), fold::encode(task), no],
+        )?;
         return Ok(());
     }
-    query(
+    let lease = columns.lease.as_ref();
+    tx.execute(
         "UPDATE task SET state = ?, ended_at = ?, score = ?, lease_worker = ?, lease_incarnation = ?, \
          lease_known = ?, lease_expires_at = ?, checkpoint = ?, due_at = ?, settled = ?, next_offset = ?, fold = ? WHERE no = ?",
-    )
-    .bind(columns.state)
-    .bind(columns.ended_at.map(|at| at.0))
-    .bind(columns.score)
-    .bind(columns.lease.as_ref().map(|lease| blob(lease.worker.0)))
-    .bind(columns.lease.as_ref().map(|lease| blob(lease.incarnation.0)))
-    .bind(columns.lease.as_ref().map(|lease| lease.is_known))
-    .bind(columns.lease.as_ref().map(|lease| lease.expires_at.0))
-    .bind(columns.checkpoint.map(|offset| int(offset.0)))
-    .bind(columns.due_at.map(|at| at.0))
-    .bind(columns.settled.map(blob))
-    .bind(int(task.next_offset.0))
-    .bind(fold::encode(task))
-    .bind(no)
-    .execute(connection)
-    .await?;
+        params![
+            columns.state,
+            columns.ended_at.map(|at| at.0),
+            columns.score,
+            lease.map(|lease| lease.worker.0.as_bytes()),
+            lease.map(|lease| lease.incarnation.0.as_bytes()),
+            lease.map(|lease| lease.is_known),
+            lease.map(|lease| lease.expires_at.0),
+            columns.checkpoint.map(|offset| int(offset.0)),
+            columns.due_at.map(|at| at.0),
+            columns.settled.as_ref().map(Uuid::as_bytes),
+            int(task.next_offset.0),
+            fold::encode(task),
+            no,
+        ],
+    )?;
     Ok(())
 }
 
 /// Tasks a worker holds, in order of id.
-pub(super) async fn held_by(db: impl Executor<'_, Database = sqlx::Sqlite>, worker: WorkerId) -> Result<Vec<Row>> {
-    let held = query(HELD).bind(blob(worker.0)).fetch_all(db).await?;
-    held.iter().map(row).collect()
+pub(super) fn held(tx: &Transaction<'_>, worker: WorkerId) -> Result<Vec<Row>> {
+    tx.all(HELD, [worker.0.as_bytes()], |columns| Ok(stored(columns)?.row))
 }
 
 /// Extends a lease and marks it as known.
-pub(super) async fn set_lease(connection: &mut SqliteConnection, id: TaskId, lease: &Lease) -> Result<()> {
-    query("UPDATE task SET lease_known = ?, lease_expires_at = ? WHERE id = ?")
-        .bind(lease.is_known)
-        .bind(lease.expires_at.0)
-        .bind(blob(id.0))
-        .execute(connection)
-        .await?;
+pub(super) fn set_lease(tx: &Transaction<'_>, id: TaskId, lease: &Lease) -> Result<()> {
+    tx.execute(
+        "UPDATE task SET lease_known = ?, lease_expires_at = ? WHERE id = ?",
+        params![lease.is_known, lease.expires_at.0, id.0.as_bytes()],
+    )?;
     Ok(())
 }
 
 impl Sqlite {
+    pub(super) async fn held_rows(&self, worker: WorkerId) -> Result<Vec<Row>> {
+        let found = query(HELD).bind(blob(worker.0)).fetch_all(&self.readers).await?;
+        found.iter().map(row).collect()
+    }
+
     pub(super) async fn find_row(&self, id: TaskId) -> Result<Option<Row>> {
         let found = query(BY_ID).bind(blob(id.0)).bind(None::<&str>).bind(1).fetch_optional(&self.readers).await?;
         found.as_ref().map(row).transpose()

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use ado_proto::{Audience, Incarnation, Offset, WorkerId};
+use ado_proto::{Audience, Epoch, Incarnation, Offset, WorkerId};
 use sqlx::{ConnectOptions, Row as _, raw_sql};
 use tempfile::TempDir;
 
@@ -98,13 +98,20 @@ async fn a_commit_waits_for_the_disk() {
     let file = File::new();
     let store = file.open().await.unwrap();
     commit_all(&store, vec![busy(1)]).await;
+    store.hold_loop("reaper", Incarnation(task(3).0), Duration::from_secs(9)).await.unwrap();
+    // With a write-ahead log, NORMAL (1) syncs at checkpoints only: the last commits would go with the power.
+    let is_full = |synchronous: i64| assert!(synchronous >= 2, "FULL is 2, found {synchronous}");
     let mut writer = store.writer.lock().await;
     let connection = writer.connection.as_mut().expect("it is put back after a commit");
-    let synchronous: i64 = sqlx::query_scalar("PRAGMA synchronous").fetch_one(&mut *connection).await.unwrap();
-    // With a write-ahead log, NORMAL (1) syncs at checkpoints only: the last commits would go with the power.
-    assert!(synchronous >= 2, "FULL is 2, found {synchronous}");
+    is_full(sqlx::query_scalar("PRAGMA synchronous").fetch_one(&mut *connection).await.unwrap());
     let journal: String = sqlx::query_scalar("PRAGMA journal_mode").fetch_one(&mut *connection).await.unwrap();
     assert_eq!(journal, "wal");
+    drop(writer);
+    let pragma = async |name| store.transactor.pragma(name).await;
+    let rusqlite::types::Value::Integer(synchronous) = pragma("synchronous").await else { panic!("no number") };
+    is_full(synchronous);
+    assert_eq!(pragma("journal_mode").await, rusqlite::types::Value::Text("wal".into()));
+    assert_eq!(pragma("foreign_keys").await, rusqlite::types::Value::Integer(1));
 }
 
 #[tokio::test]
@@ -197,6 +204,31 @@ async fn a_full_disk_stops_writes_until_there_is_space() {
     store.limit_pages(u32::MAX - 1).await;
     commit_all(&store, flood()).await;
     assert_eq!(store.read(task(1), Offset(0), 1 << 23).await.unwrap().unwrap().records.len(), 68);
+}
+
+#[tokio::test]
+async fn the_log_of_writes_stays_short() {
+    const MIB: u64 = 1024 * 1024;
+    let file = File::new();
+    let store = file.open().await.unwrap();
+    commit_all(&store, vec![busy(1)]).await;
+    let wal = || std::fs::metadata(file.directory.path().join("ado.db-wal")).unwrap().len();
+    let mut written = 0;
+    for commit in 0..48 {
+        let random = |_| {
+            let mut bytes = vec![0; 32 * 1024];
+            crate::env::Source::fill(&file.hand, &mut bytes);
+            output(bytes)
+        };
+        let bodies: Vec<_> = (0..64).map(random).collect();
+        written += bodies.len() as u64 * 32 * 1024;
+        commit_all(&store, vec![unit(vec![update(task(1), append(Epoch(1), 2 + 64 * commit, bodies))])]).await;
+    }
+    // It waits at 32 MiB, and a commit may have found the thread at work.
+    assert!(written > 90 * MIB && wal() < 64 * MIB, "{} MiB of {}", wal() / MIB, written / MIB);
+    assert_eq!(store.row(task(1)).await.unwrap().unwrap().task.next_offset, Offset(4 + 64 * 48));
+    store.close().await;
+    assert!(!file.directory.path().join("ado.db-wal").exists(), "it is moved at the end");
 }
 
 #[tokio::test]
