@@ -17,6 +17,11 @@ use super::redact::{Redacting, Redactor};
 /// larger records; one that does not never waits.
 const COLLECT_FOR: Duration = Duration::from_millis(2);
 
+/// Reads within [`PACE_FOR`] that are given out at once. A reader that keeps up with every line of a flood would make a record
+/// of each, which costs more than the line, and all the machine is busy with it.
+const FREE_READS: u32 = 8;
+const PACE_FOR: Duration = Duration::from_millis(4);
+
 /// How long output is held back that may be the beginning of a secret.
 const HOLD_FOR: Duration = Duration::from_millis(20);
 
@@ -32,6 +37,7 @@ pub(super) struct Pipes {
     /// Whose turn it is when both have something, so that a flood of one does not hide the other.
     stderr_first: bool,
     collected: Option<Collected>,
+    pace: Pace,
     /// Where nothing is waiting is the end.
     last_call: bool,
 }
@@ -63,6 +69,26 @@ struct Collected {
     stream: Stream,
     data: BytesMut,
     until: Instant,
+    /// More is to be waited for.
+    loaded: bool,
+}
+
+/// How fast reads follow each other.
+#[derive(Debug)]
+struct Pace {
+    since: Instant,
+    reads: u32,
+}
+
+impl Pace {
+    /// There is another one. Whether there were too many lately.
+    fn is_fast(&mut self, now: Instant) -> bool {
+        if now.duration_since(self.since) >= PACE_FOR {
+            (self.since, self.reads) = (now, 0);
+        }
+        self.reads += 1;
+        self.reads > FREE_READS
+    }
 }
 
 /// A point in both outputs.
@@ -91,6 +117,7 @@ impl Pipes {
             stderr: pipe(Stream::Stderr, stderr)?,
             stderr_first: false,
             collected: None,
+            pace: Pace { since: Instant::now(), reads: 0 },
             last_call: false,
         })
     }
@@ -182,26 +209,27 @@ impl Pipes {
             if let Read::Some = pipe.try_read(&mut data) {
                 let stream = pipe.stream;
                 self.stderr_first = stream == Stream::Stdout;
-                self.collected = Some(Collected { stream, data, until: Instant::now() + COLLECT_FOR });
+                let now = Instant::now();
+                let loaded = self.pace.is_fast(now);
+                self.collected = Some(Collected { stream, data, until: now + COLLECT_FOR, loaded });
             }
         }
         true
     }
 
     /// Goes on reading the same output while it has more, a short time at most. The time is waited out only once more was
-    /// found to be waiting.
+    /// found to be waiting, or when reads follow each other fast.
     async fn collect(&mut self) {
         let Some(collected) = &mut self.collected else { return };
         let pipe = match collected.stream {
             Stream::Stdout => &mut self.stdout,
             Stream::Stderr => &mut self.stderr,
         };
-        let mut loaded = false;
         while collected.data.len() < pipe.most() {
             match pipe.try_read(&mut collected.data) {
-                Read::Some => loaded = true,
+                Read::Some => collected.loaded = true,
                 Read::End => return,
-                Read::Nothing if !loaded || self.last_call || Instant::now() >= collected.until => return,
+                Read::Nothing if !collected.loaded || self.last_call || Instant::now() >= collected.until => return,
                 // Waking for every line would cost more than the line: the pipe keeps them together.
                 Read::Nothing => tokio::time::sleep_until(collected.until).await,
             }
@@ -365,6 +393,30 @@ mod tests {
         drop((out, err));
         assert_eq!(pipes.next().await, None);
         assert!(pipes.is_ended());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn reads_that_follow_each_other_fast_are_collected() {
+        let (mut pipes, out, _err) = pipes();
+        let mut took = Vec::new();
+        for line in 0..=FREE_READS {
+            if line == FREE_READS {
+                // A line more: all that is there comes together.
+                write(&out, b"x\n").unwrap();
+            }
+            write(&out, b"x\n").unwrap();
+            let asked = Instant::now();
+            let read = pipes.next().await.unwrap();
+            assert_eq!(read.data.len(), if line == FREE_READS { 4 } else { 2 });
+            took.push(asked.elapsed());
+        }
+        assert!(took[..FREE_READS as usize].iter().all(Duration::is_zero), "{took:?}");
+        assert!(took[FREE_READS as usize] >= COLLECT_FOR, "{took:?}");
+        tokio::time::advance(PACE_FOR).await;
+        write(&out, b"x\n").unwrap();
+        let asked = Instant::now();
+        pipes.next().await.unwrap();
+        assert!(asked.elapsed().is_zero(), "it is slow again");
     }
 
     #[tokio::test]
