@@ -1,5 +1,6 @@
 #!/bin/sh
-# Measures ado beside ssh, docker logs and a plain QUIC stream, in one run: benches/peers.sh [--quick] [--json FILE] ...
+# Measures ado beside ssh, docker logs, a plain QUIC stream, graphile-worker and BullMQ, in one run:
+# benches/peers.sh [--quick] [--json FILE] ...
 #
 # As root on Debian it installs what is missing. It starts an sshd and a dockerd of its own, which listen on a loopback
 # port and a socket in a temporary folder, and stops both by their pids. What cannot be had is skipped, loudly.
@@ -120,7 +121,18 @@ start_docker() {
     export ADO_PEERS_DOCKER_IMAGE=ado-peers
 }
 
+# Their servers, PostgreSQL and Redis, the bench starts itself.
+install_queues() {
+    command -v node >/dev/null && command -v npm >/dev/null || install nodejs npm
+    command -v node >/dev/null && command -v npm >/dev/null || { say "SKIPPED: queues: there is no node"; return; }
+    npm install --prefix "$folder/node" --no-audit --no-fund --loglevel=error graphile-worker@0.17.3 bullmq@6.7.0 ioredis@6.0.0 \
+        >"$folder/npm.log" 2>&1 || { say "SKIPPED: queues: $(tail -n 1 "$folder/npm.log")"; return; }
+    export ADO_PEERS_NODE_MODULES="$folder/node/node_modules"
+    ! is_root || export ADO_TEST=full # has them installed
+}
+
 start_sshd
 start_docker
+install_queues
 cd "$here"
 cargo bench --quiet --bench peers -- "$@"

@@ -1,8 +1,10 @@
-//! How long a task stands still when its worker is killed: from the SIGKILL until its agent runs on another worker, with real
-//! processes, PostgreSQL and Redis (both must be installed, or `ADO_TEST=full` installs them). `cargo bench --bench recovery`.
+//! How long a task stands still when its worker is killed: from the SIGKILL until its agent runs on another worker; and how
+//! long a viewer sees nothing when its controller is. With real processes, PostgreSQL and Redis (both must be installed, or
+//! `ADO_TEST=full` installs them). `cargo bench --bench recovery`.
 //!
-//! 50 trials at a time-out of 2 s, five at a time; with `ADO_BENCH_LONG=1` also 5 at 60 s, side by side. The time-out counts
-//! from the last heartbeat, which came up to one interval before the kill.
+//! Of a worker 50 trials at a time-out of 2 s, five at a time; with `ADO_BENCH_LONG=1` also 5 at 60 s, side by side. The
+//! time-out counts from the last heartbeat, which came up to one interval before the kill. Of a controller 20 trials, one of
+//! three at a time; its address stays silent, as that of a machine that is gone.
 
 #[path = "../tests/chaos/mesh.rs"]
 mod mesh;
@@ -16,14 +18,19 @@ mod servers;
 use std::time::Duration;
 
 use ado::client::Client;
-use ado_proto::TaskId;
-use ado_proto::record::Desired;
-use ado_proto::request::Submit;
+use ado::client::Step;
+use ado_proto::record::{Body, Desired};
+use ado_proto::request::{StartAt, Submit};
 use ado_proto::spec::{Input, TaskSpec};
+use ado_proto::{Offset, TaskId, Timestamp};
 use mesh::{Mesh, Size, until};
 
 /// Says when it began, and stays.
 const AGENT: &str = r#"echo "$ADO_EPOCH $(date +%s%N)" >>"$NOTES/$ADO_TASK_ID"; exec sleep 3600"#;
+/// Says what time it is, for ever.
+const CLOCK: &str = "while :; do date +%s%N; sleep 0.01; done";
+/// Controllers that are killed.
+const FAILOVERS: usize = 20;
 /// Killed at a time; as many others are left.
 const AT_ONCE: usize = 5;
 
@@ -41,6 +48,7 @@ async fn main() {
         let long = Size { heartbeat: Duration::from_secs(5), lost_after: Duration::from_secs(60), ..short };
         measure("time-out 60 s, heartbeat 5 s", long, 1).await;
     }
+    measure_controllers().await;
 }
 
 async fn measure(name: &str, size: Size, rounds: usize) {
@@ -53,12 +61,82 @@ async fn measure(name: &str, size: Size, rounds: usize) {
     for _ in 0..rounds {
         took.extend(round(&mut mesh, &client).await);
     }
+    print(&format!("worker killed -> runs elsewhere, {name}"), took);
+    mesh.stop().await;
+}
+
+fn print(name: &str, mut took: Vec<Duration>) {
     took.sort();
     let at = |part: f64| took[((took.len() - 1) as f64 * part).round() as usize].as_secs_f64();
     let (least, median, p99, most) = (at(0.0), at(0.5), at(0.99), at(1.0));
     let count = took.len();
     println!("{name}: {count} trials: least {least:.2} s, p50 {median:.2} s, p99 {p99:.2} s, most {most:.2} s");
+}
+
+/// Kills the controller that a viewer looks through, again and again, until it is shown what was written after that.
+async fn measure_controllers() {
+    let (heartbeat, lost_after) = (Duration::from_secs(5), Duration::from_secs(20));
+    let size = Size { controllers: 3, workers: 3, slots: 2, heartbeat, lost_after };
+    let Some(mut mesh) = Mesh::start(size, None).await else { return };
+    for _ in 0..size.workers {
+        mesh.add_worker().await;
+    }
+    let mut took = Vec::new();
+    for _ in 0..FAILOVERS {
+        // A new one each time: it is at one of them by chance.
+        let client = mesh.client(Duration::from_secs(30));
+        let mut spec = TaskSpec::new("shell", Input::Text(CLOCK.into()));
+        spec.env = [mesh.marker()].into();
+        let request = Submit { name: None, specs: vec![spec], copies: 1 };
+        let task = client.submit(&request, client.request_id()).await.expect("it is accepted").tasks[0];
+        let mut stream = client.follow(task, StartAt::Offset(Offset(0)), true);
+        shown_after(&mut stream, Timestamp(mesh.env.now().0 + 500_000)).await;
+        let mut through = None;
+        until("it is known who serves the viewer", async || {
+            // The stream is read meanwhile: nobody falls behind.
+            shown_after(&mut stream, mesh.env.now()).await;
+            let all = mesh.json(&["controllers", "list", "-o", "json"]).await;
+            let mut all = all.iter().flat_map(|value| value.as_array().cloned().unwrap_or_else(|| vec![value.clone()]));
+            through = all.find(|one| one["viewers"].as_u64() > Some(0)).and_then(|one| {
+                let address = one["addresses"][0].as_str()?.to_owned();
+                mesh.controllers.iter().position(|known| known.relay.address().to_string() == address)
+            });
+            through.is_some()
+        })
+        .await;
+        let through = through.expect("found above");
+        shown_after(&mut stream, mesh.env.now()).await;
+        let killed = mesh.env.now();
+        mesh.controllers[through].daemon.kill();
+        shown_after(&mut stream, killed).await;
+        took.push(mesh.env.now().since(killed));
+        mesh.controllers[through].daemon.start();
+        client.set_desired(&task.to_string(), Desired::Cancelled, true).await.expect("it is there");
+        client.close().await;
+        until("nothing is left", async || mesh.agents().is_empty()).await;
+        until("all controllers are back", async || {
+            let all = mesh.json(&["controllers", "list", "-o", "json"]).await;
+            let all = all.iter().flat_map(|value| value.as_array().cloned().unwrap_or_else(|| vec![value.clone()]));
+            all.filter(|one| one["state"] == "live").count() == size.controllers
+        })
+        .await;
+    }
+    print("controller killed -> its viewer is shown what is new", took);
     mesh.stop().await;
+}
+
+/// Reads until something is shown that was written after `after`.
+async fn shown_after(stream: &mut ado::client::RecordStream, after: Timestamp) {
+    while let Some(step) = stream.next().await {
+        let Step::Record(record) = step.expect("it goes on") else { continue };
+        let Body::Output(output) = record.body else { continue };
+        let line = String::from_utf8_lossy(&output.data);
+        let nanos = line.lines().filter_map(|line| line.parse::<i64>().ok()).max();
+        if nanos.is_some_and(|nanos| nanos / 1000 > after.0) {
+            return;
+        }
+    }
+    panic!("the log ended");
 }
 
 /// Gives every worker a task, kills half of them, and waits until their tasks run on the other half.

@@ -822,6 +822,29 @@ async fn the_lease_ends_without_the_worker() {
 }
 
 #[tokio::test]
+async fn an_agent_does_not_begin_while_its_lease_is_over() {
+    for grade in grades() {
+        let rig = Rig::new(grade);
+        let script = "echo x > $DIR/main; sleep 1000";
+        let mut guard = Direct::start(&rig, script, BootTime::now(), None);
+        guard.tell(&ToGuard::Renew(BootTime::now()));
+        // Time for it to begin: then that would be heard first.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        guard.tell(&ToGuard::Kill);
+        assert_eq!(guard.hear(), FromGuard::Exited(Exit::Cancelled));
+        drop(guard);
+        assert!(!rig.path("main").exists(), "it never ran");
+        let mut guard = Direct::start(&rig, script, BootTime::now(), None);
+        guard.tell(&ToGuard::Freeze { reason: Reason::User, mark: 1 });
+        guard.tell(&ToGuard::Renew(later()));
+        guard.started();
+        assert_eq!(guard.hear(), FromGuard::Frozen { reasons: [Reason::User].into(), mark: 1 }, "nothing said is lost");
+        drop(guard);
+        rig.assert_clean();
+    }
+}
+
+#[tokio::test]
 async fn the_death_of_the_worker_is_the_end() {
     let storm = "trap '' TERM HUP; (setsid sh -c 'sleep 1000 & sleep 1000' &); sleep 1000";
     for grade in grades() {
@@ -898,8 +921,8 @@ async fn the_time_limit_ends_it() {
     }
 }
 
-/// Takes all the memory it can get, quickly.
-const HOG: &str = "tail /dev/zero";
+/// Takes more memory than it may, and no more than the machine has: what the kernel kills for want of that would look alike.
+const HOG: &str = "dd if=/dev/zero of=/dev/null bs=256M count=1 status=none";
 
 #[tokio::test]
 async fn who_takes_more_memory_than_it_may_is_killed_with_all_it_started() {

@@ -12,9 +12,12 @@ mod generator;
 mod lines;
 mod peer;
 mod plot;
+mod queue;
 mod quinn;
 mod report;
 mod rows;
+#[path = "../../tests/support/servers/mod.rs"]
+mod servers;
 mod ssh;
 #[path = "../../src/cli/bench/stats.rs"]
 #[allow(dead_code, unused_imports, reason = "shared with `ado bench`, which needs more of it, as its tests do")]
@@ -40,7 +43,7 @@ struct Args {
     /// Only these rows
     #[arg(long, value_delimiter = ',', value_enum)]
     rows: Vec<Row>,
-    /// Only these peers: ado, ssh, docker, quinn
+    /// Only these peers: ado, ssh, docker, quinn, graphile, bullmq
     #[arg(long, value_delimiter = ',')]
     peers: Vec<String>,
     /// Measure everything this often
@@ -77,9 +80,9 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> io::Result<()> {
-    let peers = peers(args)?;
-    let size = if args.quick { Size::quick() } else { Size::full() };
     let rows = if args.rows.is_empty() { Row::all() } else { args.rows.clone() };
+    let peers = peers(args, &rows)?;
+    let size = if args.quick { Size::quick() } else { Size::full() };
     let repetitions = if args.quick { 1 } else { args.repetitions.max(1) };
     let mut report = Report::new(peer::load());
     for repetition in 0..repetitions {
@@ -110,11 +113,13 @@ fn run(args: &Args) -> io::Result<()> {
 }
 
 /// Those that can be had, and a loud word about the others.
-fn peers(args: &Args) -> io::Result<Vec<Box<dyn Peer>>> {
+fn peers(args: &Args, rows: &[Row]) -> io::Result<Vec<Box<dyn Peer>>> {
     let wanted = |name: &str| args.peers.is_empty() || args.peers.iter().any(|peer| peer == name);
     let mut peers: Vec<Box<dyn Peer>> = Vec::new();
+    let queues = rows.iter().any(|row| matches!(row, Row::Queue | Row::QueueStart));
+    let servers = if queues { queue::Servers::start() } else { None };
     if wanted("ado") {
-        peers.push(Box::new(ado::Ado::start()?));
+        peers.push(Box::new(ado::Ado::start(servers.clone())?));
     }
     if wanted("quinn") {
         peers.push(Box::new(quinn::Quinn::start()?));
@@ -129,6 +134,13 @@ fn peers(args: &Args) -> io::Result<Vec<Box<dyn Peer>>> {
         match docker::Docker::start()? {
             Some(docker) => peers.push(Box::new(docker)),
             None => eprintln!("SKIPPED: docker, for want of {} (benches/peers.sh makes one)", docker::IMAGE),
+        }
+    }
+    for name in ["graphile", "bullmq"] {
+        let Some(servers) = servers.as_ref().filter(|_| wanted(name)) else { continue };
+        match queue::Queue::start(name, servers)? {
+            Some(queue) => peers.push(Box::new(queue)),
+            None => eprintln!("SKIPPED: {name}, for want of {} (benches/peers.sh makes one)", queue::NODE_MODULES),
         }
     }
     if peers.is_empty() {

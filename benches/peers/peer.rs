@@ -35,6 +35,11 @@ pub(crate) trait Peer {
         None
     }
 
+    /// Whether it runs programs and brings their output: a mere queue does not.
+    fn runs_programs(&self) -> bool {
+        true
+    }
+
     /// Whether every byte arrives as it was written: what takes text only is not asked for more.
     fn is_binary(&self) -> bool {
         true
@@ -50,10 +55,29 @@ pub(crate) trait Peer {
         Ok(None)
     }
 
-    /// What one idle worker costs the process that coordinates them, KiB. `None`: there is none.
-    fn idle_worker_kib(&self, _count: u32) -> io::Result<Option<f64>> {
+    /// Tasks a second that do nothing, `count` of them, through PostgreSQL or Redis. `None`: not a thing it is for.
+    fn queued_per_second(&self, _count: u32) -> io::Result<Option<f64>> {
         Ok(None)
     }
+
+    /// The same one at a time, while nothing else is to be done: when each was asked for, and when it began.
+    fn queued_starts(&self, _count: usize) -> io::Result<Option<Vec<(u64, u64)>>> {
+        Ok(None)
+    }
+
+    /// What idle workers cost the process that coordinates them. `None`: there is none.
+    fn idle_workers(&self, _count: u32) -> io::Result<Option<Idle>> {
+        Ok(None)
+    }
+}
+
+/// What an idle worker costs.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Idle {
+    /// Memory of each, KiB.
+    pub(crate) kib: f64,
+    /// Part of a processor that all of them need together, percent.
+    pub(crate) cpu: f64,
 }
 
 /// What a task does.

@@ -17,8 +17,7 @@ enum Bound {
     PartOf(&'static str, f64),
 }
 
-/// Row, figure, floor (must), aim (want): the design's numbers for two cores with everything on them. The rates of tasks
-/// are meant for PostgreSQL and Redis; here the store is SQLite.
+/// Row, figure, floor (must), aim (want): the design's numbers for two cores with everything on them.
 const BOUNDS: &[(Row, &str, Bound, Bound)] = &[
     (Row::Line, "p50", Bound::AtMost(2.0), Bound::AtMost(1.0)),
     (Row::Line, "p99", Bound::AtMost(10.0), Bound::AtMost(6.0)),
@@ -31,6 +30,9 @@ const BOUNDS: &[(Row, &str, Bound, Bound)] = &[
     (Row::List, "p50", Bound::AtMost(30.0), Bound::AtMost(10.0)),
     (Row::Noop, "rate", Bound::AtLeast(1500.0), Bound::AtLeast(5000.0)),
     (Row::True, "rate", Bound::AtLeast(1500.0), Bound::AtLeast(5000.0)),
+    (Row::Queue, "rate", Bound::AtLeast(1500.0), Bound::AtLeast(5000.0)),
+    (Row::QueueStart, "p50", Bound::AtMost(10.0), Bound::AtMost(2.0)),
+    (Row::QueueStart, "p99", Bound::AtMost(30.0), Bound::AtMost(8.0)),
     (Row::Memory, "each", Bound::AtMost(120.0), Bound::AtMost(60.0)),
 ];
 
@@ -126,7 +128,7 @@ impl Report {
             _ => format!("[{}..{}]", number(figure.least()), number(figure.most())),
         };
         let name = format!("{} {}", figure.name, figure.unit);
-        format!("{name:<22} {:<7} {:>10} {of_many:<24} {}", figure.peer, number(figure.median()), self.remark(figure))
+        format!("{name:<22} {:<8} {:>10} {of_many:<24} {}", figure.peer, number(figure.median()), self.remark(figure))
     }
 
     fn remark(&self, figure: &Figure) -> String {

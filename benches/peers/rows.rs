@@ -6,7 +6,7 @@ use std::sync::Mutex;
 
 use crate::generator::{LINE, sleep_until};
 use crate::lines::{Line, monotonic_ns};
-use crate::peer::{Agent, Peer, Running, own};
+use crate::peer::{Agent, Idle, Peer, Running, own};
 use crate::stats::{Tally, percentile};
 
 /// A kind of load.
@@ -22,6 +22,8 @@ pub(crate) enum Row {
     List,
     Noop,
     True,
+    Queue,
+    QueueStart,
     Memory,
 }
 
@@ -55,7 +57,7 @@ impl Size {
             starts: 40,
             noops: 1000,
             trues: 200,
-            idle_workers: 200,
+            idle_workers: 1000,
         }
     }
 
@@ -101,12 +103,17 @@ impl Row {
             Self::List => "list, whole process",
             Self::Noop => "tasks that do nothing (embedded SQLite)",
             Self::True => "tasks that run `true` (embedded SQLite)",
-            Self::Memory => "controller memory of an idle worker",
+            Self::Queue => "tasks that do nothing, through PostgreSQL or Redis",
+            Self::QueueStart => "queued in PostgreSQL or Redis -> runs",
+            Self::Memory => "idle workers, at their controller",
         }
     }
 
     pub(crate) fn measure(self, peer: &dyn Peer, size: &Size) -> io::Result<Measured> {
         match self {
+            Self::Queue => one("rate", "tasks/s", peer.queued_per_second(size.noops)?),
+            Self::QueueStart => queued_starts(peer, size.starts),
+            _ if !peer.runs_programs() => none(),
             Self::Line => {
                 let argv = emit(size.begin_after, 1000, size.seconds);
                 latencies(vec![peer.start(&argv)?], 1000 * size.seconds)
@@ -129,7 +136,11 @@ impl Row {
             Self::List => starts((0..peer.starts(size.starts)).map(|_| list(peer))),
             Self::Noop => one("rate", "tasks/s", peer.tasks_per_second(Agent::Noop, size.noops)?),
             Self::True => one("rate", "tasks/s", peer.tasks_per_second(Agent::True, size.trues)?),
-            Self::Memory => one("each", "KiB", peer.idle_worker_kib(size.idle_workers)?),
+            Self::Memory => {
+                let idle = peer.idle_workers(size.idle_workers)?;
+                let figures = |idle: Idle| vec![("each", "KiB", idle.kib), ("all", "% of a CPU", idle.cpu)];
+                Ok(Measured { figures: idle.map(figures).unwrap_or_default(), samples: Vec::new() })
+            }
         }
     }
 }
@@ -220,6 +231,13 @@ fn starts(each: impl Iterator<Item = io::Result<Option<(u64, u64)>>>) -> io::Res
         // A moment for what the last one left to be cleaned up: they are measured one at a time.
         sleep_until(monotonic_ns() + 20_000_000);
     }
+    sorted.sort_unstable();
+    Ok(distribution(&sorted))
+}
+
+fn queued_starts(peer: &dyn Peer, count: usize) -> io::Result<Measured> {
+    let Some(starts) = peer.queued_starts(count)? else { return none() };
+    let mut sorted: Vec<_> = starts.into_iter().map(|(asked, began)| began.saturating_sub(asked)).collect();
     sorted.sort_unstable();
     Ok(distribution(&sorted))
 }

@@ -31,6 +31,8 @@ const MAX_TEXT: usize = 255;
 const MAX_LABELS: usize = 4096;
 /// Most bytes of records of one attempt in one commit, to within a frame: what a stream costs while it waits for one.
 const APPEND_BYTES: usize = 512 * 1024;
+/// A store that takes no longer than this is slow, not away, however short the times of this mesh are.
+const SLOW: Duration = Duration::from_secs(2);
 /// Between two tries while the store is unavailable. The worker spools meanwhile.
 const RETRY: Duration = Duration::from_millis(200);
 
@@ -248,7 +250,7 @@ async fn beat(
         holds: heartbeat.holds.clone(),
         draining,
     };
-    let patience = shared.timing.heartbeat.min(shared.timing.lease() / 3);
+    let patience = shared.timing.heartbeat.min(shared.timing.lease() / 3).max(SLOW);
     let renewed = tokio::time::timeout(patience, shared.renewer.renew(beat)).await;
     let renewed = renewed.unwrap_or_else(|_| Err(store::Error::Unavailable(format!("no answer for {patience:?}"))))?;
     let Some(renewal) = renewed else { return Ok(false) };

@@ -399,6 +399,13 @@ mod tests {
             stream.release(&mut out);
         }
         assert_eq!(&out[..], b"hunter2-hunt*** *** hunter2");
+        // To its last byte.
+        let (mut stream, mut out) = (redactor.stream(), BytesMut::new());
+        for byte in "hunter2-hunter2".as_bytes() {
+            stream.take(&[*byte], &mut out);
+            stream.release(&mut out);
+        }
+        assert_eq!(&out[..], b"hunter2-hunter***");
     }
 
     #[test]

@@ -206,10 +206,13 @@ async fn who_does_not_want_output_gets_few_small_frames_and_every_offset() {
 
     // From the store, and from the middle of the run.
     for from in [0, 1, 3, 500, 1003, 1500, end.next.0 - 1, end.next.0] {
+        let began = tokio::time::Instant::now();
         let mut late = follow_quietly(&admin, task, from).await;
         let (again, end) = read(&mut late).await;
         covered(&again, from, end.next.0);
-        assert!(again.len() <= 12, "{} records from {from}", again.len());
+        // Two runs and what is between and around them; a run is cut where reading it took longer than a frame may wait.
+        let most = 8 + began.elapsed().as_millis() / 100;
+        assert!(again.len() as u128 <= most, "{} records from {from}", again.len());
     }
 }
 

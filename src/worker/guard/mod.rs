@@ -122,18 +122,37 @@ impl Guard {
     }
 
     /// `None`: the worker is gone, or wants nothing any more. Only once the lock is held and the worker has been seen alive
-    /// after that does an agent start: a worker's successor that saw no lock can rely on there being no agent.
+    /// after that does an agent start: a worker's successor that saw no lock can rely on there being no agent. Nor does it
+    /// while its lease is over: a worker that stood still on the way here may have lost the task.
     fn wait_for_start(&mut self) -> io::Result<Option<(Start, Vec<ToGuard>)>> {
+        let mut told: Option<(Start, Vec<ToGuard>)> = None;
         loop {
-            let mut messages = self.control.receive().into_iter();
+            for message in self.control.receive() {
+                match (&mut told, message) {
+                    (None, ToGuard::Start(start)) => told = Some((start, Vec::new())),
+                    (None, _) => return Ok(None),
+                    (Some((start, _)), ToGuard::Renew(lease)) => start.lease = start.lease.max(lease),
+                    (Some((_, early)), message) => early.push(message),
+                }
+            }
             if self.control.is_closed() {
                 return Ok(None);
             }
-            match messages.next() {
-                Some(ToGuard::Start(start)) => return Ok(Some((start, messages.collect()))),
-                Some(_) => return Ok(None),
-                None => self.wake.wait(self.control.fd(), None, BootTime::NEVER)?,
+            if let Some((start, early)) = &told {
+                let ends = early.iter().find_map(|message| match message {
+                    ToGuard::Kill | ToGuard::Stop { .. } => Some(Exit::Cancelled),
+                    ToGuard::TimeOut(limit) => Some(Exit::TimedOut(*limit)),
+                    _ => None,
+                });
+                if let Some(exit) = ends {
+                    self.control.tell(&FromGuard::Exited(exit));
+                    return Ok(None);
+                }
+                if BootTime::now() < start.lease {
+                    return Ok(told);
+                }
             }
+            self.wake.wait(self.control.fd(), None, BootTime::NEVER)?;
         }
     }
 }
