@@ -111,6 +111,8 @@ impl Packer {
         for pack in std::mem::take(&mut self.staged) {
             let _ = fs::remove_file(self.staging.join(pack.to_string()));
         }
+        // Where it is not empty somebody else's packs are in it.
+        let _ = fs::remove_dir(&self.staging);
     }
 
     pub(super) fn is_staged(&self, pack: &BlobId) -> bool {

@@ -157,7 +157,7 @@ fn what_did_not_come_through_is_sent_again() {
     rig.write("a", noise(4, 100_000));
     assert_eq!(rig.look().unwrap().new.len(), 1);
     rig.taker.failed();
-    assert_eq!(fs::read_dir(rig.dir.path().join("staging")).unwrap().count(), 0);
+    assert!(!rig.dir.path().join("staging").exists(), "nothing is left");
     rig.write("b", noise(5, 100_000));
     let (taken, new) = rig.take();
     assert_eq!(new, 1);
