@@ -4,6 +4,7 @@
 //! fold of it; `attach` is reading it from an offset and staying for more; recovery is appending under a newer epoch.
 
 pub mod agents;
+pub mod blobs;
 pub mod cli;
 pub mod client;
 pub mod config;

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 /// Folder or file of `src/`, the modules it may use, and foreign crates it must not know.
 const ARROWS: &[(&str, &[&str], &[&str])] = &[
     ("agents", &[], &["tokio", "quinn", "sqlx", "axum"]),
+    ("blobs", &[], &["tokio", "quinn", "sqlx", "axum", "clap"]),
     (
         "cli",
         &[
@@ -31,8 +32,8 @@ const ARROWS: &[(&str, &[&str], &[&str])] = &[
     ("config", &[], &["tokio", "quinn", "sqlx", "axum"]),
     (
         "controller",
-        &["agents", "env", "gateway", "net", "queue", "scheduler", "store", "task", "tasks"],
-        &["quinn", "sqlx", "redis", "axum", "clap"],
+        &["agents", "blobs", "env", "gateway", "net", "queue", "scheduler", "store", "task", "tasks"],
+        &["quinn", "sqlx", "redis", "axum", "clap", "object_store"],
     ),
     ("env", &[], &["tokio", "quinn", "sqlx"]),
     ("gateway", &[], &["quinn", "sqlx"]),

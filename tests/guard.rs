@@ -7,22 +7,26 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use ado::env::Env;
 use ado::worker::attempt::{Attempt, Delivery, Ended, Place, base_environment};
+use ado::worker::checkpoints::Archive;
 use ado::worker::containment;
 use ado::worker::course::{GiveUp, Orders};
 use ado::worker::guard::BootTime;
 use ado::worker::guard::protocol::{self, FromGuard, Reason, Start, ToGuard};
 use ado::worker::inside::Sockets;
 use ado::worker::outbox::{Outbox, SharedOutbox};
+use ado::worker::snapshot::{Limits, Vault, VaultError};
 use ado::worker::spool::{MEMORY_LIMIT, Spool};
-use ado_proto::record::{Body, Desired, MAX_CHECKPOINT, Progress, Stream};
+use ado_proto::record::{Body, Checkpointed, Desired, MAX_CHECKPOINT, Progress, Stream};
 use ado_proto::session::Assignment;
 use ado_proto::spec::{Containment, Exit, Input, Limit, Resource, Resources, TaskSpec};
-use ado_proto::{Epoch, Namespace, Seq, TaskId};
+use ado_proto::{BlobId, Epoch, Namespace, Seq, Snapshot, TaskId};
+use bytes::Bytes;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -36,6 +40,30 @@ struct Rig {
     place: Place,
     env: Env,
     mark: String,
+    vault: Arc<Memory>,
+}
+
+/// Keeps blobs as long as the test lives.
+#[derive(Debug, Default)]
+struct Memory {
+    blobs: Mutex<BTreeMap<BlobId, Bytes>>,
+    /// Fails so often before it keeps one.
+    failures: AtomicU32,
+}
+
+#[async_trait::async_trait]
+impl Vault for Memory {
+    async fn put(&self, id: BlobId, bytes: Bytes) -> Result<(), VaultError> {
+        if self.failures.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok() {
+            return Err(VaultError::Broken("not now".into()));
+        }
+        self.blobs.lock().unwrap().insert(id, bytes);
+        Ok(())
+    }
+
+    async fn get(&self, id: BlobId) -> Result<Bytes, VaultError> {
+        self.blobs.lock().unwrap().get(&id).cloned().ok_or(VaultError::Gone(id))
+    }
 }
 
 /// The grades to be had here.
@@ -63,9 +91,10 @@ impl Rig {
             sockets: Some(Sockets::prepare(dir.path(), &["/tmp".into()], std::process::id().into()).unwrap()),
             bin: Some(Path::new(env!("CARGO_BIN_EXE_ado")).parent().unwrap().into()),
             containment,
+            archive: Archive::new(Limits::default(), dir.path().join("snapshots")),
             environment: base_environment(std::env::vars()),
         };
-        Self { dir, place, mark: env.uuid().to_string(), env }
+        Self { dir, place, mark: env.uuid().to_string(), env, vault: Arc::default() }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -108,6 +137,9 @@ impl Rig {
         assert_eq!(names(&self.place.guards), [] as [String; 0], "locks are left");
         assert_eq!(names(&self.place.tasks), [] as [String; 0], "workspaces are left");
         assert_eq!(names(&self.path("sockets")), [] as [String; 0], "sockets are left");
+        let staged = |path: &Path| fs::read_dir(path).is_ok_and(|files| files.count() > 0);
+        let folders = fs::read_dir(self.path("snapshots")).into_iter().flatten().map(|entry| entry.unwrap().path());
+        assert!(folders.into_iter().all(|folder| !staged(&folder)), "packs are left");
     }
 
     fn run(&self, spec: TaskSpec) -> Run {
@@ -119,6 +151,23 @@ impl Rig {
     }
 
     fn run_from(&self, spec: TaskSpec, spool: Spool, deliver: bool, checkpoint: Option<String>) -> Run {
+        self.run_on(spec, spool, deliver, checkpoint, None)
+    }
+
+    /// Goes on from what somebody kept.
+    fn run_after(&self, spec: TaskSpec, made: &Checkpointed) -> Run {
+        let spool = Spool::new(self.path("spool"), MEMORY_LIMIT, 1 << 28);
+        self.run_on(spec, spool, true, Some(made.data.clone()), made.snapshot)
+    }
+
+    fn run_on(
+        &self,
+        spec: TaskSpec,
+        spool: Spool,
+        deliver: bool,
+        checkpoint: Option<String>,
+        snapshot: Option<Snapshot>,
+    ) -> Run {
         let assignment = Assignment {
             task: TaskId(self.env.uuid()),
             epoch: Epoch(7),
@@ -128,6 +177,7 @@ impl Rig {
             attempt: 1,
             spec,
             checkpoint,
+            snapshot,
             lease_ms: 0,
             desired: Desired::Running,
             generation: 0,
@@ -135,7 +185,8 @@ impl Rig {
             secrets: Vec::new(),
         };
         let orders = watch::Sender::new(Orders::new(&assignment, BootTime::now().after(PATIENCE)));
-        let attempt = Attempt { assignment, orders: orders.clone(), place: self.place.clone(), env: self.env.clone() };
+        let (orders_of, place, env) = (orders.clone(), self.place.clone(), self.env.clone());
+        let attempt = Attempt { assignment, orders: orders_of, place, vault: self.vault.clone(), env };
         let log = watch::Sender::new(Vec::new());
         let open = watch::Sender::new(if deliver { Door::Open } else { Door::Shut });
         let (to, door) = (log.clone(), open.subscribe());
@@ -1036,4 +1087,115 @@ async fn freezing_holds_a_limited_agent_too() {
         assert_eq!(run.exit().await.0, Exit::Code(3));
         rig.assert_clean();
     }
+}
+
+fn checkpoints(log: &[Body]) -> Vec<(usize, Checkpointed)> {
+    let made = |(at, body): (usize, &Body)| match body {
+        Body::Checkpointed(made) => Some((at, made.clone())),
+        _ => None,
+    };
+    log.iter().enumerate().filter_map(made).collect()
+}
+
+#[tokio::test]
+async fn a_folder_that_was_kept_is_there_again() {
+    for grade in grades() {
+        let rig = Rig::new(grade);
+        rig.vault.failures.store(3, Ordering::Relaxed);
+        let script = "mkdir d; echo kept >d/file; ln -s d/file link; echo before; \
+                      ado task checkpoint --workspace --data 7 || exit; echo lost >d/file; echo after; exit 3";
+        let (exit, log) = rig.run(rig.shell(script)).exit().await;
+        assert_eq!(exit, Exit::Code(3));
+        let made = checkpoints(&log);
+        let [(at, first)] = &made[..] else { panic!("{log:?}") };
+        let snapshot = first.snapshot.expect("its folder");
+        assert_eq!((first.data.as_str(), snapshot.files, snapshot.bytes), ("7", 1, 5));
+        assert!(snapshot.until.0 <= *at as u64);
+        assert_eq!(output(&log[..snapshot.until.0 as usize], Stream::Stdout), b"before\n");
+        rig.assert_clean();
+
+        // The next one begins with it, and what it keeps then needs no flag.
+        let script = "cat link; echo $ADO_CHECKPOINT; echo more >more; ado task checkpoint --data 8; exit 3";
+        let (_, log) = rig.run_after(rig.shell(script), first).exit().await;
+        assert_eq!(stdout(&log), "kept\n7\n");
+        let (_, second) = &checkpoints(&log)[0];
+        assert_eq!((second.data.as_str(), second.snapshot.map(|snapshot| snapshot.files)), ("8", Some(2)));
+        let (exit, log) = rig.run_after(rig.shell("cat link more; echo $ADO_CHECKPOINT"), second).exit().await;
+        assert_eq!((exit, stdout(&log)), (Exit::Code(0), "kept\nmore\n8\n".to_owned()));
+        rig.assert_clean();
+    }
+}
+
+/// An agent that never stands still by itself: what is kept of it is one moment all the same, of its files and its output.
+#[tokio::test]
+async fn a_folder_is_kept_as_it_was_at_one_moment() {
+    for grade in grades() {
+        let rig = Rig::new(grade);
+        let script = "i=0; while :; do i=$((i + 1)); echo $i; echo $i >a; for n in 1 2 3 4 5 6 7 8; do echo $i >f$n; done; \
+                      echo $i >z; done";
+        let mut spec = rig.shell(script);
+        spec.snapshot_every_ms = Some(1000);
+        let mut run = rig.run(spec);
+        run.until("two checkpoints", |log| checkpoints(log).len() >= 2).await;
+        run.want(Desired::Cancelled, true);
+        let (_, log) = run.exit().await;
+        for (_, made) in checkpoints(&log).into_iter().take(2) {
+            assert_eq!(made.data, "{}");
+            let until = made.snapshot.expect("its folder").until.0 as usize;
+            let said = String::from_utf8(output(&log[..until], Stream::Stdout)).unwrap();
+            let last: u64 = said.lines().last().unwrap().parse().unwrap();
+            let (exit, log) = rig.run_after(rig.shell("cat a f1 f2 f3 f4 f5 f6 f7 f8 z"), &made).exit().await;
+            assert_eq!(exit, Exit::Code(0));
+            // A file may just have been emptied to be written.
+            let found: Vec<u64> = stdout(&log).lines().map(|line| line.parse().unwrap()).collect();
+            assert!(found.len() >= 9, "{found:?}");
+            assert!(found.is_sorted_by(|a, b| a >= b), "in the order of writing: {found:?}");
+            assert!(found[0] <= last && last - found[found.len() - 1] <= 1, "{found:?}, and {last} was written");
+        }
+        rig.assert_clean();
+    }
+}
+
+#[tokio::test]
+async fn a_folder_that_cannot_be_kept_is_no_harm() {
+    let mut rig = Rig::new(Containment::Subreaper);
+    rig.place.archive =
+        Archive::new(Limits { max_bytes: 100_000, max_files: 5, ..Limits::default() }, rig.path("snapshots"));
+    let script = "head -c 200000 /dev/zero >large; ado task checkpoint --workspace; echo $?; rm large; \
+                  touch 1 2 3 4 5 6; ado task checkpoint --workspace; echo $?; rm 1 2; \
+                  ado task checkpoint --workspace; echo $?";
+    let (exit, log) = rig.run(rig.shell(script)).exit().await;
+    assert_eq!((exit, stdout(&log)), (Exit::Code(0), "125\n125\n0\n".to_owned()));
+    let errors = String::from_utf8(output(&log, Stream::Stderr)).unwrap();
+    assert!(errors.contains("more than 100000 bytes (worker.snapshots.maxBytes)"), "{errors}");
+    assert!(errors.contains("more than 5 files (worker.snapshots.maxFiles)"), "{errors}");
+    assert_eq!(checkpoints(&log).len(), 1);
+
+    // By itself it says so in the log, once.
+    let mut spec = rig.shell("head -c 200000 /dev/zero >large; sleep 3; echo done");
+    spec.snapshot_every_ms = Some(1000);
+    let (_, log) = rig.run(spec).exit().await;
+    assert_eq!(stdout(&log), "done\n");
+    assert_eq!(notes(&log), ["no checkpoint: it holds more than 100000 bytes (worker.snapshots.maxBytes)"]);
+
+    // A folder that was not made for the task is nobody's to make anew.
+    let mut spec = rig.shell("ado task checkpoint --workspace; echo $?; ado task checkpoint; echo $?");
+    spec.cwd = Some(rig.dir.path().display().to_string());
+    let (_, log) = rig.run(spec).exit().await;
+    assert_eq!(stdout(&log), "125\n0\n");
+    let errors = String::from_utf8(output(&log, Stream::Stderr)).unwrap();
+    assert!(errors.contains("only a folder that was made for a task is kept"), "{errors}");
+}
+
+#[tokio::test]
+async fn a_snapshot_that_is_gone_is_said_and_waits_for_nobody() {
+    let rig = Rig::new(Containment::Subreaper);
+    let (_, log) = rig.run(rig.shell("echo x >file; ado task checkpoint --workspace; exit 3")).exit().await;
+    let (_, made) = checkpoints(&log).remove(0);
+    rig.vault.blobs.lock().unwrap().remove(&made.snapshot.unwrap().manifest);
+    let (exit, log) = rig.run_after(rig.shell("echo never"), &made).exit().await;
+    let Exit::NotStarted { error, permanent: false } = exit else { panic!("{exit:?}") };
+    assert!(error.contains("at the last checkpoint") && error.contains("is not there any more"), "{error}");
+    assert_eq!(stdout(&log), "");
+    rig.assert_clean();
 }

@@ -4,6 +4,7 @@
 //! ```text
 //! {"progress":{"percent":40,"message":"compiling"}}   ->   {"ok":{}}
 //! {"checkpoint":{"data":{"page":7}}}                  ->   {"ok":{"checkpointId":"0199..."}}   once it is durable
+//! {"checkpoint":{"data":{},"workspace":true}}         ->   the same, with all that is in the task's folder
 //! {"log":{"message":"cache is cold"}}                 ->   {"error":{"message":"..."}}
 //! {"hopeless":{"message":"the input is no JSON"}}     ->   {"ok":{}}                           and then exit
 //! {"unavailable":{"message":"quota","retryAfterMs":60000}}
@@ -37,6 +38,9 @@ pub enum Say<Json> {
     Checkpoint {
         /// Comes back in [`CHECKPOINT`].
         data: Json,
+        /// The task's folder is a part of it. Once it was, it is of all that follow.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        workspace: bool,
     },
     /// Something people should know.
     Log {

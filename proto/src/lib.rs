@@ -17,6 +17,7 @@ pub mod record;
 pub mod request;
 mod secret;
 pub mod session;
+pub mod snapshot;
 pub mod spec;
 pub mod version;
 
@@ -28,3 +29,4 @@ pub use payload::{DecodeError, Payload};
 pub use record::{Body, Origin, Record};
 pub use request::{ErrorCode, ErrorReply, Request};
 pub use secret::Secret;
+pub use snapshot::{BlobId, Snapshot};

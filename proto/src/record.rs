@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::payload::{Payload, payloads, postcard_payload, to_postcard};
 use crate::spec::{Containment, Exit, Limit, TaskSpec};
-use crate::{CheckpointId, DecodeError, Epoch, GroupId, Namespace, Offset, Seq, TaskId, Timestamp, WorkerId};
+use crate::{CheckpointId, DecodeError, Epoch, GroupId, Namespace, Offset, Seq, Snapshot, TaskId, Timestamp, WorkerId};
 
 /// Longest body of one record, bytes. Output records are at most [`MAX_OUTPUT`].
 pub const MAX_BODY: usize = 256 * 1024;
@@ -411,6 +411,8 @@ pub struct Checkpointed {
     pub id: CheckpointId,
     /// What the task wants to be told when it goes on: JSON text of at most [`MAX_CHECKPOINT`] bytes.
     pub data: String,
+    /// What the task's folder held, if that is a part of it. It is there before this record is.
+    pub snapshot: Option<Snapshot>,
 }
 
 /// See [`Body::Expired`].

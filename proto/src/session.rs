@@ -8,7 +8,7 @@ use crate::payload::{Payload, payloads, postcard_payload, to_postcard};
 use crate::record::{Desired, Member, Record, decode_all, encode_all};
 use crate::request::{Load, WorkerWant};
 use crate::spec::TaskSpec;
-use crate::{DecodeError, Epoch, Namespace, Offset, Secret, Seq, TaskId};
+use crate::{DecodeError, Epoch, Namespace, Offset, Secret, Seq, Snapshot, TaskId};
 
 /// One message as the body of a frame.
 pub trait Message: Sized {
@@ -196,6 +196,8 @@ pub struct Assignment {
     pub spec: TaskSpec,
     /// Data of the checkpoint it goes on from: JSON text.
     pub checkpoint: Option<String>,
+    /// What its folder holds at the beginning, if that is a part of the checkpoint.
+    pub snapshot: Option<Snapshot>,
     /// How long the lease that came with the claim is good for, milliseconds. Counted from when this was sent, which the
     /// worker does not know: it counts from when it sent the last heartbeat that was answered before on the same stream,
     /// and before there is one it has no lease.

@@ -16,6 +16,9 @@ pub const MAX_SECRETS: usize = 16;
 /// Bytes of a secret's value. What is shorter cannot be hidden in output without hiding half of it.
 pub const SECRET_BYTES: std::ops::RangeInclusive<usize> = 4..=16 * 1024;
 
+/// Shortest time between two snapshots of a task's folder that nobody asked for, milliseconds.
+pub const MIN_SNAPSHOT_EVERY_MS: u64 = 1000;
+
 /// What the agent is given.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Input {
@@ -90,7 +93,7 @@ impl Resource {
 }
 
 /// Bytes, for people: in the largest unit of which there is at least one, to a tenth.
-fn bytes(amount: u64) -> String {
+pub fn bytes(amount: u64) -> String {
     let units = [("TiB", 1u64 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
     match units.into_iter().find(|(_, unit)| amount >= *unit) {
         Some((name, unit)) => format!("{} {name}", (amount as f64 / unit as f64 * 10.0).round() / 10.0),
@@ -129,6 +132,8 @@ pub struct TaskSpec {
     pub secrets: BTreeMap<String, String>,
     /// What it may use at most.
     pub resources: Resources,
+    /// How often its folder is kept as a checkpoint, in milliseconds; `None`: when the task says so.
+    pub snapshot_every_ms: Option<u64>,
 }
 
 impl TaskSpec {
@@ -149,6 +154,7 @@ impl TaskSpec {
             total_limit_ms: None,
             secrets: BTreeMap::new(),
             resources: Resources::default(),
+            snapshot_every_ms: None,
         }
     }
 
@@ -206,6 +212,14 @@ impl TaskSpec {
         if let Some((kind, _)) = self.resources.kinds().into_iter().find(|(_, amount)| *amount == Some(0)) {
             return Err(SpecError::Nothing(kind.as_str()));
         }
+        if let Some(every) = self.snapshot_every_ms {
+            if every < MIN_SNAPSHOT_EVERY_MS {
+                return Err(SpecError::TooOften(every));
+            }
+            if let Some(cwd) = &self.cwd {
+                return Err(SpecError::NotItsFolder(cwd.clone()));
+            }
+        }
         let mut encoded = Vec::new();
         to_postcard(self, &mut encoded);
         if encoded.len() > MAX_SPEC { Err(SpecError::TooLong(encoded.len())) } else { Ok(()) }
@@ -246,6 +260,12 @@ pub enum SpecError {
     /// Text with a NUL byte, which no process can be given.
     #[error("`{0}` has a NUL byte in it")]
     Nul(String),
+    /// Its folder would be looked through all the time.
+    #[error("a folder is kept every {MIN_SNAPSHOT_EVERY_MS} ms at most, not every {0} ms")]
+    TooOften(u64),
+    /// Only what was made for a task can be made again elsewhere.
+    #[error("a folder that is kept is the task's own: it cannot run in `{0}`; leave the directory out")]
+    NotItsFolder(String),
     /// A limit of nothing.
     #[error("a {} limit of 0 leaves no time: leave it out for none", .0.as_str())]
     NoTime(Limit),

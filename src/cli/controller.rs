@@ -11,8 +11,8 @@ use super::error::{Error, Kind};
 use super::output::print;
 use super::session::App;
 use super::signals::Signals;
-use crate::config::Flags;
-use crate::controller::{self, Handle, LocalIdentities, RedisConfig, Retention, Timing};
+use crate::config::{self, Flags};
+use crate::controller::{self, Handle, LocalIdentities, Place, RedisConfig, Retention, Timing};
 use crate::local::{self, Endpoint, Lock, Role};
 use crate::task::Policy;
 
@@ -122,6 +122,8 @@ fn config(app: &App, dir: &Path, local: bool) -> Result<controller::Config, Erro
         },
         policy: Policy::default(),
         retention: Retention { logs: settings.retention_logs, max_log_bytes: settings.max_log_bytes.0 },
+        blobs: blobs(&settings.blobs)?,
+        blobs_grace: settings.blobs.grace,
         // Nobody shares the embedded store of one user.
         redis: settings
             .redis_url
@@ -137,6 +139,26 @@ fn config(app: &App, dir: &Path, local: bool) -> Result<controller::Config, Erro
         master_key,
         local: local.then(|| LocalIdentities { admin: app.home.admin(), worker: app.home.worker_identity() }),
     })
+}
+
+/// Where snapshots are kept, if somebody says.
+fn blobs(settings: &config::Blobs) -> Result<Option<Place>, Error> {
+    let Some(url) = &settings.url else { return Ok(None) };
+    let mut place = Place::parse(url)
+        .map_err(|error| Error::usage("`controller.blobs.url` (ADO_BLOBS_URL) cannot be used").because(error))?;
+    if let Place::Bucket(bucket) = &mut place {
+        bucket.endpoint.clone_from(&settings.endpoint);
+        bucket.region.clone_from(&settings.region);
+        bucket.key = match (&settings.access_key_id, &settings.secret_access_key) {
+            (Some(id), Some(secret)) => Some((id.clone(), secret.reveal().into())),
+            (None, None) => None,
+            _ => {
+                let one = "`controller.blobs.accessKeyId` and `controller.blobs.secretAccessKey` belong together";
+                return Err(Error::usage(format!("{one}: one of them is not set")).hint("ado config show"));
+            }
+        };
+    }
+    Ok(Some(place))
 }
 
 /// Where others reach what listens at `address`: nobody can dial "any address", so this machine's own stands for it.

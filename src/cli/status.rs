@@ -135,6 +135,10 @@ fn to_text(task: &TaskInfo, next: &[String], scene: Scene) -> String {
     if let Some(checkpoint) = &task.checkpoint {
         let data = checkpoint.data.as_deref().map(|data| format!("  {}", one_line(data, DATA))).unwrap_or_default();
         line("checkpoint", &format!("{}{data}", checkpoint.id));
+        if let Some(snapshot) = &checkpoint.snapshot {
+            let files = if snapshot.files == 1 { "file" } else { "files" };
+            line("workspace", &format!("{} {files}, {}", snapshot.files, ado_proto::spec::bytes(snapshot.bytes)));
+        }
     }
     line("agent", &safe(&task.spec.agent));
     line("command", &safe(&task.spec.input.summary()));
@@ -260,7 +264,8 @@ pub(crate) mod tests {
         task.desired = Desired::Paused;
         task.progress = Some(Progress { percent: Some(40), message: Some("compiling\n\u{1b}[2J".into()) });
         let id = CheckpointId(Uuid::from_u128(3));
-        task.checkpoint = Some(CheckpointInfo { id, offset: Offset(4), data: Some("{\"page\":7}".into()) });
+        task.checkpoint =
+            Some(CheckpointInfo { id, offset: Offset(4), data: Some("{\"page\":7}".into()), snapshot: None });
         let text = to_text(&task, &[], scene());
         for expected in [
             "state      running, to be paused\n",

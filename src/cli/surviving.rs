@@ -1,13 +1,28 @@
 //! What of a log survived: each epoch up to the checkpoint that the next one went on from. Pure.
 
 use ado_proto::record::{Body, Record};
-use ado_proto::{Epoch, Offset, Origin};
+use ado_proto::{Epoch, Offset, Origin, Seq};
 
-/// Which records of a log survived. Made of its `assigned` records; all others may be left out.
+/// A checkpoint that holds the task's folder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Cut {
+    /// Its record.
+    at: Offset,
+    /// Who made it.
+    epoch: Epoch,
+    /// The first record of that epoch which it does not stand for.
+    until: Seq,
+    /// Somebody went on from it.
+    counts: bool,
+}
+
+/// Which records of a log survived. Made of its `assigned` and `checkpointed` records; all others may be left out.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Surviving {
     /// Of each epoch, in order, the end of what survived of it: the first offset that did not.
     ends: Vec<(Epoch, Offset)>,
+    /// Checkpoints that stand for less than all before their record: what was written after they were taken is done again.
+    cuts: Vec<Cut>,
     /// The end of what is known of the log.
     known: Offset,
 }
@@ -16,7 +31,15 @@ impl Surviving {
     /// Takes the next record that was read.
     pub(crate) fn learn(&mut self, record: &Record) {
         self.known = self.known.max(record.offset.next());
+        if let (Body::Checkpointed(made), Origin::Worker { epoch, .. }) = (&record.body, record.origin)
+            && let Some(snapshot) = made.snapshot
+        {
+            self.cuts.push(Cut { at: record.offset, epoch, until: snapshot.until, counts: false });
+        }
         let Body::Assigned(assigned) = &record.body else { return };
+        for cut in self.cuts.iter_mut().filter(|cut| Some(cut.at) == assigned.resumes) {
+            cut.counts = true;
+        }
         // The checkpoint's own record survives; whoever begins anew leaves nothing of those before.
         let end = assigned.resumes.map_or(Offset(0), |checkpoint| checkpoint.next());
         for (_, before) in &mut self.ends {
@@ -28,7 +51,11 @@ impl Surviving {
     /// Whether a record belongs to what survived. What a controller wrote does, being about the task as a whole; of what
     /// comes after everything known nobody can tell.
     pub(crate) fn keeps(&self, record: &Record) -> bool {
-        let Origin::Worker { epoch, .. } = record.origin else { return true };
+        let Origin::Worker { epoch, seq } = record.origin else { return true };
+        let is_cut = |cut: &Cut| cut.counts && cut.epoch == epoch && seq >= cut.until && cut.at != record.offset;
+        if self.cuts.iter().any(is_cut) {
+            return false;
+        }
         let end = self.ends.iter().find(|(known, _)| *known == epoch).map_or(Offset(0), |(_, end)| *end);
         record.offset < end.min(self.known)
     }
@@ -36,8 +63,8 @@ impl Surviving {
 
 #[cfg(test)]
 mod tests {
-    use ado_proto::record::{Assigned, Note};
-    use ado_proto::{Seq, Timestamp, WorkerId};
+    use ado_proto::record::{Assigned, Checkpointed, Note};
+    use ado_proto::{BlobId, CheckpointId, Snapshot, TaskId, Timestamp, WorkerId};
 
     use super::*;
 
@@ -54,6 +81,29 @@ mod tests {
             resumes: resumes.map(Offset),
         };
         record(offset, Origin::Controller, body.into())
+    }
+
+    #[test]
+    fn what_was_written_after_a_folder_was_looked_at_is_done_again() {
+        let said = |offset, seq| {
+            record(offset, Origin::Worker { epoch: Epoch(1), seq: Seq(seq) }, Note { text: String::new() }.into())
+        };
+        let snapshot =
+            Snapshot { home: TaskId(uuid::Uuid::nil()), manifest: BlobId([0; 32]), until: Seq(2), files: 1, bytes: 1 };
+        let id = CheckpointId(uuid::Uuid::nil());
+        let made = Checkpointed { id, data: "{}".into(), snapshot: Some(snapshot) };
+        let made = record(5, Origin::Worker { epoch: Epoch(1), seq: Seq(4) }, made.into());
+        let written = [said(1, 0), said(2, 1), said(3, 2), said(4, 3), made.clone(), said(6, 5)];
+        let mut surviving = Surviving::default();
+        let kept = |surviving: &Surviving| {
+            written.iter().filter(|record| surviving.keeps(record)).map(|record| record.offset.0).collect::<Vec<_>>()
+        };
+        surviving.learn(&assigned(0, 1, None));
+        surviving.learn(&made);
+        surviving.learn(&written[5]);
+        assert_eq!(kept(&surviving), [1, 2, 3, 4, 5, 6], "nobody has gone on from it");
+        surviving.learn(&assigned(7, 2, Some(5)));
+        assert_eq!(kept(&surviving), [1, 2, 5]);
     }
 
     fn said(offset: u64, epoch: u64) -> Record {

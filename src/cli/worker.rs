@@ -22,6 +22,7 @@ use crate::gateway::{Gateway, page, readiness};
 use crate::local::{self, Role};
 use crate::net::{self, Addresses, Link, LinkConfig};
 use crate::tasks::Tasks;
+use crate::worker::snapshot::Limits;
 use crate::worker::{self, Learned};
 
 /// Interval at which the connection proves that it lives; heartbeats say the same of the worker.
@@ -265,6 +266,11 @@ fn config(app: &App, args: &Args, place: &Place, link: Link, learned: Learned, d
         },
         executable: None,
         spool_limit: args.spool_limit.0,
+        snapshots: Limits {
+            max_bytes: settings.snapshot_bytes.0,
+            max_files: settings.snapshot_files.into(),
+            max_freeze: settings.snapshot_freeze,
+        },
         learned,
         drain_for,
         env_base: environment(),

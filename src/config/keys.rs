@@ -198,6 +198,18 @@ keys! {
     controller_database: Secret = "controller.database.url", Some("ADO_DATABASE_URL"), None, "postgres://ado@db.example.com/ado?sslmode=verify-full";
     /// Master key of controllers that share a database: 32 random bytes in base64 or hexadecimal, or the absolute path of a file with them. It opens what they keep closed there. Unset: `master.key` in the controller's directory, made when there is none.
     controller_master_key: Secret = "controller.masterKey", Some("ADO_MASTER_KEY"), None, "/etc/ado/master.key";
+    /// Where snapshots of tasks' folders are kept: `file:///folder` or `s3://bucket/prefix`. Unset: `blobs` in the controller's directory; controllers that share a database then keep none.
+    controller_blobs: String = "controller.blobs.url", Some("ADO_BLOBS_URL"), None, "s3://bucket/ado";
+    /// Server that speaks S3. Unset: Amazon's, or what `AWS_ENDPOINT_URL` says.
+    controller_blobs_endpoint: String = "controller.blobs.endpoint", Some("ADO_BLOBS_ENDPOINT"), None, "https://s3.example.com";
+    /// Region of the bucket. Unset: what `AWS_REGION` says.
+    controller_blobs_region: String = "controller.blobs.region", Some("ADO_BLOBS_REGION"), None, "eu-central-1";
+    /// Name of the key to the bucket. Unset: what `AWS_ACCESS_KEY_ID` says, or the machine's own role.
+    controller_blobs_key: String = "controller.blobs.accessKeyId", Some("ADO_BLOBS_ACCESS_KEY_ID"), None, "AKIAEXAMPLE";
+    /// The key itself.
+    controller_blobs_secret: Secret = "controller.blobs.secretAccessKey", Some("ADO_BLOBS_SECRET_ACCESS_KEY"), None, "wJalrEXAMPLEKEY";
+    /// How long what no checkpoint needs any more stays there. Milliseconds; longer than half an hour, after which a worker gives up sending a snapshot.
+    controller_blobs_grace: Millis = "controller.blobs.grace", Some("ADO_BLOBS_GRACE"), Some("1h"), "2h";
     /// How long tasks and their logs are kept after their end. Milliseconds.
     controller_retention_logs: Millis = "controller.retention.logs", Some("ADO_RETENTION_LOGS"), Some("720h"), "2160h";
     /// Most output of one task that is kept, before compression; what is older goes first.
@@ -213,6 +225,12 @@ keys! {
     worker_labels: BTreeMap<String, String> = "worker.labels", Some("ADO_WORKER_LABELS"), None, "{gpu: \"yes\"}";
     /// Where a worker keeps its tasks' directories. Unset: below `home`.
     worker_dir: PathBuf = "worker.dir", Some("ADO_WORKER_DIR"), None, "/var/lib/ado/work";
+    /// Most bytes of a task's folder that a worker keeps as a part of a checkpoint, before compression.
+    worker_snapshot_bytes: ByteSize = "worker.snapshots.maxBytes", Some("ADO_SNAPSHOT_MAX_BYTES"), Some("2Gi"), "\"512Mi\"";
+    /// Most files, folders and links in it.
+    worker_snapshot_files: Positive = "worker.snapshots.maxFiles", Some("ADO_SNAPSHOT_MAX_FILES"), Some("200000"), "50000";
+    /// Longest time that a task stands still for it. Milliseconds.
+    worker_snapshot_freeze: Millis = "worker.snapshots.maxFreeze", Some("ADO_SNAPSHOT_MAX_FREEZE"), Some("10s"), "2s";
     /// Container image of workers that are launched.
     worker_image: String = "worker.image", Some("ADO_WORKER_IMAGE"), Some("ado-worker:latest"), "ado-worker:latest";
     /// Processors a worker has for tasks that ask for some. Unset: all there are.

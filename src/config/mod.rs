@@ -210,10 +210,29 @@ pub struct Controller {
     pub database_url: Option<Secret>,
     /// Opens what controllers keep closed in the database, or the path of a file with it. `None`: in its directory.
     pub master_key: Option<Secret>,
+    /// Where snapshots are. `None`: in its directory.
+    pub blobs: Blobs,
     /// How long tasks and logs are kept after their end.
     pub retention_logs: Duration,
     /// Most output of one task that is kept.
     pub max_log_bytes: ByteSize,
+}
+
+/// Where snapshots of tasks' folders are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Blobs {
+    /// `file:///folder` or `s3://bucket/prefix`. `None`: in the controller's directory.
+    pub url: Option<String>,
+    /// Server that speaks S3.
+    pub endpoint: Option<String>,
+    /// Region of the bucket.
+    pub region: Option<String>,
+    /// Name of the key to it.
+    pub access_key_id: Option<String>,
+    /// The key.
+    pub secret_access_key: Option<Secret>,
+    /// How long what no checkpoint needs stays there.
+    pub grace: Duration,
 }
 
 /// A worker started or launched here.
@@ -229,6 +248,12 @@ pub struct Worker {
     pub labels: BTreeMap<String, String>,
     /// Where it keeps its tasks' directories. `None`: below `home`.
     pub dir: Option<PathBuf>,
+    /// Most bytes of a snapshot of a task's folder.
+    pub snapshot_bytes: ByteSize,
+    /// Most files in one.
+    pub snapshot_files: u32,
+    /// Longest time that a task stands still for one.
+    pub snapshot_freeze: Duration,
     /// Container image, when launched.
     pub image: String,
     /// Processors for tasks that ask for some. `None`: all there are.
@@ -371,6 +396,14 @@ impl Config {
                 redis_prefix: given(raw.controller_redis_prefix),
                 database_url: raw.controller_database.map(|url| url.value),
                 master_key: raw.controller_master_key.map(|key| key.value),
+                blobs: Blobs {
+                    url: raw.controller_blobs.map(|url| url.value),
+                    endpoint: raw.controller_blobs_endpoint.map(|endpoint| endpoint.value),
+                    region: raw.controller_blobs_region.map(|region| region.value),
+                    access_key_id: raw.controller_blobs_key.map(|key| key.value),
+                    secret_access_key: raw.controller_blobs_secret.map(|key| key.value),
+                    grace: given(raw.controller_blobs_grace).0,
+                },
                 retention_logs: given(raw.controller_retention_logs).0,
                 max_log_bytes: given(raw.controller_max_log_bytes),
             },
@@ -380,6 +413,9 @@ impl Config {
                 pool: given(raw.worker_pool).0,
                 labels: raw.worker_labels.map(|labels| labels.value).unwrap_or_default(),
                 dir: raw.worker_dir.map(|dir| dir.value),
+                snapshot_bytes: given(raw.worker_snapshot_bytes),
+                snapshot_files: given(raw.worker_snapshot_files).0,
+                snapshot_freeze: given(raw.worker_snapshot_freeze).0,
                 image: given(raw.worker_image),
                 cpu: raw.worker_cpu.map(|cpu| cpu.value),
                 memory: raw.worker_memory.map(|memory| memory.value),

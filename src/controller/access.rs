@@ -4,10 +4,10 @@
 //! themselves and by administrators. What is in another namespace does not exist.
 
 use ado_proto::request::{
-    CreateToken, Detach, Enrol, ErrorCode, ErrorReply, Follow, GetTasks, Header, Hello, KNOWN, ListAudit,
-    ListControllers, ListEvents, ListSecrets, ListTasks, ListTokens, ListWorkers, PurgeDead, RemoveSecret, Renew,
-    Request, RetryDead, RevokeIdentity, RevokeToken, Safety, SetDesired, SetSecret, SetWorker, Submit, TaskOutput,
-    WorkerSession,
+    CreateToken, Detach, Enrol, ErrorCode, ErrorReply, Follow, GetBlob, GetTasks, Header, Hello, KNOWN, ListAudit,
+    ListControllers, ListEvents, ListSecrets, ListTasks, ListTokens, ListWorkers, PurgeDead, PutBlob, RemoveSecret,
+    Renew, Request, RetryDead, RevokeIdentity, RevokeToken, Safety, SetDesired, SetSecret, SetWorker, Submit,
+    TaskOutput, WorkerSession,
 };
 use ado_proto::{Audience, Namespace, Principal, Role, ids};
 
@@ -59,6 +59,8 @@ const TABLE: &[Rule] = &[
     (RemoveSecret::KIND, &[Role::Admin, Role::User], Own),
     (WorkerSession::KIND, &[Role::Worker], Nothing),
     (TaskOutput::KIND, &[Role::Worker], Nothing),
+    (PutBlob::KIND, &[Role::Worker], Nothing),
+    (GetBlob::KIND, &[Role::Worker], Nothing),
 ];
 
 // A request without a row does not compile.
@@ -263,6 +265,8 @@ mod tests {
             "RemoveSecret ox o . . . | ox . . . .",
             "WorkerSession . . . + . | . . . . .",
             "TaskOutput . . . + . | . . . . .",
+            "PutBlob . . . + . | . . . . .",
+            "GetBlob . . . + . | . . . . .",
         ];
         assert_eq!(table, expected);
         assert!(ROLES.iter().all(|role| may(*role, 9999, None).is_err()), "what nobody knows");

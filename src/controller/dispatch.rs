@@ -384,6 +384,7 @@ pub(super) fn assign(shared: &Shared, row: &Row, left: Duration, now: Timestamp)
         attempt: task.attempt(),
         spec: task.spec.clone(),
         checkpoint: task.checkpoint.as_ref().map(|checkpoint| checkpoint.data.to_string()),
+        snapshot: task.checkpoint.as_ref().and_then(|checkpoint| checkpoint.snapshot),
         lease_ms: u64::try_from(left.as_millis()).unwrap_or(u64::MAX),
         desired: task.desired,
         generation: task.generation,

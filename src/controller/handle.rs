@@ -17,7 +17,11 @@ use super::mesh::{self, Mesh};
 use super::metrics::{self, Metrics};
 use super::renewals::Renewer;
 use super::secrets::Safe;
-use super::{Config, Error, Shared, breakers, deadlines, dispatch, others, reaper, refusals, requests, retention};
+use super::snapshots::Vault;
+use super::{
+    Config, Error, Shared, breakers, deadlines, dispatch, garbage, others, reaper, refusals, requests, retention,
+};
+use crate::blobs::{self, Blobs};
 use crate::env::Env;
 use crate::gateway;
 use crate::net::{Server, ServerConfig, ServerKeys};
@@ -180,6 +184,9 @@ pub async fn start_with(config: Config, parts: Parts, env: Env) -> Result<Handle
         })?;
     }
     let safe = Safe::new(keys.master);
+    let own = || (!is_shared).then(|| blobs::Place::Folder(config.dir.join("blobs")));
+    let place = config.blobs.clone().or_else(own);
+    let vault = Arc::new(Vault::new(place.as_ref().map(Blobs::open).transpose()?));
     let tasks = Tasks::new();
     let server = Arc::new(bind(&config, &authority, server_keys, &env, &tasks)?);
     let hub = Arc::new(Hub::new(others.clone()));
@@ -218,6 +225,7 @@ pub async fn start_with(config: Config, parts: Parts, env: Env) -> Result<Handle
         metrics,
         refusals: Arc::default(),
         safe,
+        vault,
         authority,
         mesh: Arc::new(Mesh::new(own, config.timing)),
         bridges: Arc::new(Bridges::new(config.timing)),
@@ -308,6 +316,7 @@ fn spawn_loops(shared: &Shared, config: &Config) {
     tasks.spawn_until_stop("certificates", look_after_certificates(shared.clone(), config.local.clone()));
     tasks.spawn_until_stop("mesh", mesh::run(shared.clone()));
     tasks.spawn_until_stop("retention", retention::run(shared.clone(), config.retention));
+    tasks.spawn_until_stop("garbage", garbage::run(shared.clone(), config.blobs_grace));
 }
 
 async fn look_after_certificates(shared: Shared, local: Option<super::LocalIdentities>) {

@@ -115,7 +115,12 @@ pub(super) fn task(row: &Row, fleet: &[Candidate], away: Option<&Open>, now: Tim
 }
 
 fn checkpoint(checkpoint: &Checkpoint) -> CheckpointInfo {
-    CheckpointInfo { id: checkpoint.id, offset: checkpoint.offset, data: Some(checkpoint.data.to_string()) }
+    CheckpointInfo {
+        id: checkpoint.id,
+        offset: checkpoint.offset,
+        data: Some(checkpoint.data.to_string()),
+        snapshot: checkpoint.snapshot,
+    }
 }
 
 /// A registered worker, and what this controller knows of it.

@@ -17,6 +17,7 @@ mod everyone;
 mod filter;
 mod fleet;
 mod follow;
+mod garbage;
 mod handle;
 mod hub;
 mod info;
@@ -33,6 +34,7 @@ mod requests;
 mod retention;
 mod secrets;
 mod session;
+mod snapshots;
 mod source;
 mod viewers;
 
@@ -46,6 +48,7 @@ use ado_proto::{ControllerId, Incarnation};
 
 use tokio::sync::Notify;
 
+use crate::blobs;
 use crate::env::Env;
 use crate::net::Server;
 use crate::queue::{self, Queue, Wakes};
@@ -65,8 +68,10 @@ use metrics::Metrics;
 use refusals::Refusals;
 use renewals::Renewer;
 use secrets::Safe;
+use snapshots::Vault;
 use viewers::Viewers;
 
+pub use crate::blobs::Place;
 pub use crate::queue::RedisConfig;
 pub use authority::LocalIdentities;
 pub use handle::{Handle, Parts, start, start_with};
@@ -90,6 +95,10 @@ pub struct Config {
     pub policy: task::Policy,
     /// How long tasks are kept, and how much of their logs.
     pub retention: Retention,
+    /// Where snapshots of tasks' folders are; `None`: in a folder in `dir`, of a controller that shares its store with nobody.
+    pub blobs: Option<blobs::Place>,
+    /// How long blobs are kept that no checkpoint needs; longer than a worker may take to send a snapshot.
+    pub blobs_grace: Duration,
     /// Where hints are, for controllers that share a store; `None`: in this process.
     pub redis: Option<RedisConfig>,
     /// URL of the PostgreSQL database where tasks and logs are; `None`: in a file in `dir`.
@@ -161,6 +170,9 @@ pub enum Error {
     /// Its queue cannot be used as configured. One that is only away does not keep it from starting.
     #[error("cannot use Redis")]
     Queue(#[from] queue::Error),
+    /// Its store of blobs cannot be used as configured.
+    #[error("cannot keep snapshots")]
+    Blobs(#[from] blobs::Error),
     /// An address cannot be bound.
     #[error("cannot listen")]
     Net(#[from] crate::net::Error),
@@ -175,7 +187,7 @@ pub enum Error {
 }
 
 /// Loops that one controller of a mesh runs, in order.
-const LOOPS: [&str; 4] = ["deadlines", "reaper", "retention", "sweep"];
+const LOOPS: [&str; 5] = ["deadlines", "garbage", "reaper", "retention", "sweep"];
 
 /// What the controller's parts share.
 #[derive(Clone)]
@@ -193,6 +205,7 @@ struct Shared {
     metrics: Arc<Metrics>,
     refusals: Arc<Refusals>,
     safe: Safe,
+    vault: Arc<Vault>,
     authority: Arc<Authority>,
     server: Arc<Server>,
     /// The controllers, this one among them.

@@ -15,17 +15,17 @@ use ado_certs::{Peer, VerifiedPeer};
 use ado_proto::Namespace;
 use ado_proto::frame::Limits;
 use ado_proto::request::{
-    AuditLine, CreateToken, Detach, Enrol, ErrorCode, ErrorReply, Follow, GetTasks, Header, Hello, ListAudit,
-    ListControllers, ListEvents, ListSecrets, ListTasks, ListTokens, ListWorkers, PurgeDead, RemoveSecret, Renew,
-    Request, RetryDead, RevokeIdentity, RevokeToken, SetDesired, SetSecret, SetWorker, Submit, TaskOutput, Welcome,
-    WorkerSession, decode_body, encode_response,
+    AuditLine, CreateToken, Detach, Enrol, ErrorCode, ErrorReply, Follow, GetBlob, GetTasks, Header, Hello, ListAudit,
+    ListControllers, ListEvents, ListSecrets, ListTasks, ListTokens, ListWorkers, PurgeDead, PutBlob, RemoveSecret,
+    Renew, Request, RetryDead, RevokeIdentity, RevokeToken, SetDesired, SetSecret, SetWorker, Submit, TaskOutput,
+    Welcome, WorkerSession, decode_body, encode_response,
 };
 use bytes::Bytes;
 use tokio::time::Instant;
 use tracing::Instrument;
 
 use super::access::{self, Access};
-use super::{Shared, enrol, follow, info, mesh, secrets, session};
+use super::{Shared, enrol, follow, info, mesh, secrets, session, snapshots};
 use crate::net::{self, Channel, Connection, Incoming, Priority};
 use crate::store::{self, Audit, Unit};
 
@@ -139,6 +139,8 @@ async fn serve(shared: &Shared, connection: &Connection, incoming: Incoming) -> 
                     Follow::KIND => asked.follow(channel).await,
                     WorkerSession::KIND => asked.worker_session(channel).await,
                     TaskOutput::KIND => asked.task_output(channel).await,
+                    PutBlob::KIND => asked.put_blob(channel).await,
+                    GetBlob::KIND => asked.get_blob(channel).await,
                     ListEvents::KIND => {
                         let gone = channel.tx.closed();
                         let answer = asked.wait_for_events(gone).await;
@@ -373,5 +375,35 @@ impl Asked<'_> {
             self.refused(broken).await;
         }
         served
+    }
+
+    async fn put_blob(&self, mut channel: Channel) -> Result<(), net::Error> {
+        let request: PutBlob = match self.decode() {
+            Ok(request) => request,
+            Err(refusal) => return finish(&mut channel, Err(refusal)).await,
+        };
+        self.about(&format!("{} epoch {}", request.task.short(), request.epoch));
+        channel.tx.set_priority(Priority::Bulk);
+        let answer = self.judged(snapshots::open_put(self.shared, &self.peer, &request).await).await;
+        let Some(turn) = begin::<PutBlob, _>(&mut channel, answer.map(|turn| ((), turn))).await? else { return Ok(()) };
+        let taken = tokio::select! {
+            biased;
+            () = self.shared.tasks.stopping() => return Ok(()),
+            taken = snapshots::take(self.shared, &request, &mut channel.rx) => taken,
+        };
+        drop(turn);
+        finish(&mut channel, self.judged(taken).await.and_then(reply::<PutBlob>)).await
+    }
+
+    async fn get_blob(&self, mut channel: Channel) -> Result<(), net::Error> {
+        let request: GetBlob = match self.decode() {
+            Ok(request) => request,
+            Err(refusal) => return finish(&mut channel, Err(refusal)).await,
+        };
+        self.about(&format!("{} epoch {}", request.task.short(), request.epoch));
+        channel.tx.set_priority(Priority::Bulk);
+        let answer = self.judged(snapshots::open_get(self.shared, &self.peer, &request).await).await;
+        let Some((_turn, bytes)) = begin::<GetBlob, _>(&mut channel, answer).await? else { return Ok(()) };
+        snapshots::send(&bytes, &mut channel.tx).await
     }
 }

@@ -150,7 +150,7 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn worker_id(peer: &VerifiedPeer) -> Result<WorkerId, ErrorReply> {
+pub(super) fn worker_id(peer: &VerifiedPeer) -> Result<WorkerId, ErrorReply> {
     let name = &peer.principal().name;
     name.parse().map_err(|_| ErrorReply::new(ErrorCode::Denied, format!("`{name}` is not a worker's identity")))
 }
@@ -299,7 +299,7 @@ async fn hand_back(shared: &Shared, worker: &Worker, notice: Draining) -> store:
 }
 
 /// Whether this start of a worker may speak for the row's current epoch.
-fn holds(row: &Row, worker: WorkerId, incarnation: Incarnation) -> bool {
+pub(super) fn holds(row: &Row, worker: WorkerId, incarnation: Incarnation) -> bool {
     row.lease.as_ref().is_some_and(|lease| lease.worker == worker && lease.incarnation == incarnation)
 }
 

@@ -9,7 +9,7 @@ use base64::Engine;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::{desired_word, exit, result, rfc3339, stream_word, with};
+use super::{desired_word, exit, result, rfc3339, stream_word, with, workspace};
 
 /// Turns the records of one task into events. Remembers who holds it: `started` names the worker.
 #[derive(Debug)]
@@ -141,7 +141,8 @@ impl Events {
             Body::Checkpointed(made) => {
                 // The worker has checked that it is JSON; what it is else is nobody's loss but the task's.
                 let data: Value = serde_json::from_str(&made.data).unwrap_or_default();
-                json!({ "type": "checkpoint", "checkpointId": made.id, "data": data })
+                let workspace = made.snapshot.map(workspace);
+                json!({ "type": "checkpoint", "checkpointId": made.id, "data": data, "workspace": workspace })
             }
             Body::Progress(progress) => {
                 self.progress.take(progress);

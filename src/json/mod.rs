@@ -7,9 +7,9 @@ mod event;
 mod task;
 mod worker;
 
-use ado_proto::Timestamp;
 use ado_proto::record::{Desired, Outcome, Stream};
 use ado_proto::spec::Exit;
+use ado_proto::{Snapshot, Timestamp};
 use serde_json::{Value, json};
 
 pub use event::Events;
@@ -46,6 +46,11 @@ pub fn exit(exit: &Exit) -> Value {
         Exit::Hopeless { error, code } => json!({ "hopeless": error, "permanent": true, "exitCode": code }),
         Exit::OutOfMemory { limit } => json!({ "outOfMemory": limit }),
     }
+}
+
+/// What a task's folder held.
+pub fn workspace(snapshot: Snapshot) -> Value {
+    json!({ "files": snapshot.files, "bytes": snapshot.bytes })
 }
 
 /// The word for an outcome.

@@ -4,7 +4,7 @@ use ado_proto::record::Outcome;
 use ado_proto::request::{Settled, TaskInfo};
 use serde_json::{Value, json};
 
-use super::{desired_word, result, rfc3339};
+use super::{desired_word, result, rfc3339, workspace};
 
 /// The product's `DistributedTaskState`, and more beside it.
 pub fn task(task: &TaskInfo) -> Value {
@@ -16,6 +16,7 @@ pub fn task(task: &TaskInfo) -> Value {
         "currentStep": step(task),
         "lastCheckpoint": task.checkpoint.as_ref().map(|checkpoint| checkpoint.id),
         "checkpointData": checkpoint_data(task),
+        "checkpointWorkspace": task.checkpoint.as_ref().and_then(|checkpoint| checkpoint.snapshot).map(workspace),
         "createdAt": rfc3339(task.created_at),
         "startedAt": task.started_at.map(rfc3339),
         "completedAt": task.ended_at.map(rfc3339),
@@ -158,7 +159,8 @@ mod tests {
         running.state = "running".into();
         running.progress = Some(Progress { percent: Some(40), message: Some("compiling".into()) });
         let id = CheckpointId(Uuid::from_u128(3));
-        running.checkpoint = Some(CheckpointInfo { id, offset: Offset(4), data: Some("{\"page\":7}".into()) });
+        running.checkpoint =
+            Some(CheckpointInfo { id, offset: Offset(4), data: Some("{\"page\":7}".into()), snapshot: None });
         let json = super::task(&running);
         assert_eq!((&json["progress"], &json["currentStep"]), (&json!(40), &json!("compiling")));
         assert_eq!((&json["lastCheckpoint"], &json["checkpointData"]), (&json!(id), &json!({ "page": 7 })));

@@ -43,7 +43,10 @@ pub fn again(
     let mut decision = submit(id, submitted, now);
     decision.own(now, Retries { task: task.id, by })?;
     if let Some(checkpoint) = task.checkpoint.as_ref().filter(|_| !fresh) {
-        decision.own(now, Checkpointed { id: checkpoint.id, data: checkpoint.data.to_string() })?;
+        decision.own(
+            now,
+            Checkpointed { id: checkpoint.id, data: checkpoint.data.to_string(), snapshot: checkpoint.snapshot },
+        )?;
     }
     Ok(decision)
 }

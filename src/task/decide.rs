@@ -242,8 +242,11 @@ fn check_placed(task: &Task, body: &Body) -> Result<(), Refusal> {
         Body::Resumed(_) => (task.state == State::Paused, "resumed"),
         Body::Exited(_) => (true, "exited"),
         Body::Output(_) | Body::Note(_) | Body::Progress(_) => (true, "output"),
-        // Nobody could be asked to go on from before the agent was there.
-        Body::Checkpointed(_) => (task.agent_started, "checkpoint"),
+        // Nobody could be asked to go on from before the agent was there, nor from what is another task's.
+        Body::Checkpointed(made) => {
+            let is_own = made.snapshot.is_none_or(|snapshot| snapshot.home == task.id);
+            (task.agent_started && is_own, "checkpoint")
+        }
         // Bulk a newer worker knows and we do not. An unknown lifecycle record could change what a task is.
         Body::Unknown { kind, .. } if *kind >= FIRST_BULK_KIND => (true, "output"),
         _ => (false, "a controller's record"),

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use ado_proto::record::{Body, Desired, Member, Outcome, Progress, Record};
 use ado_proto::spec::{Exit, Limit, TaskSpec};
-use ado_proto::{CheckpointId, Epoch, Namespace, Offset, Origin, Seq, TaskId, Timestamp, WorkerId};
+use ado_proto::{CheckpointId, Epoch, Namespace, Offset, Origin, Seq, Snapshot, TaskId, Timestamp, WorkerId};
 use serde::{Deserialize, Serialize};
 
 pub use ado_proto::request::Settled;
@@ -124,6 +124,8 @@ pub struct Checkpoint {
     pub offset: Offset,
     /// JSON text for the task. Shared: a task is cloned for every decision.
     pub data: Arc<str>,
+    /// What its folder held.
+    pub snapshot: Option<Snapshot>,
 }
 
 impl Checkpoint {
@@ -131,7 +133,8 @@ impl Checkpoint {
     pub fn of(record: &Record) -> Option<Self> {
         match &record.body {
             Body::Checkpointed(made) => {
-                Some(Self { id: made.id, offset: record.offset, data: made.data.as_str().into() })
+                let data = made.data.as_str().into();
+                Some(Self { id: made.id, offset: record.offset, data, snapshot: made.snapshot })
             }
             _ => None,
         }

@@ -12,22 +12,24 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ado_proto::inside::{CHECKPOINT, SOCKET};
-use ado_proto::record::{Body, Exited, Started};
+use ado_proto::record::{Body, Desired, Exited, Started};
 use ado_proto::session::Assignment;
 use ado_proto::spec::{Containment, Exit, Limit};
 use ado_proto::{Secret, Seq};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
+use super::checkpoints::{self, Archive, Asker, Checkpoints, Hold, Origin, Parts};
 use super::course::{Course, GiveUp, Orders};
 use super::guard::BootTime;
-use super::guard::protocol::{FromGuard, Start, ToGuard};
+use super::guard::protocol::{FromGuard, Reason, Start, ToGuard};
 use super::inside::{Reply, Server, Sockets, Voice};
 use super::keeper::Keeper;
 use super::outbox::SharedOutbox;
 use super::pipes::{Mark, Pipes};
 use super::redact::Redactor;
 use super::silence::Silence;
+use super::snapshot::{Root, Vault, WORKSPACE};
 use super::{former, removal};
 use crate::agents::{self, Plan};
 use crate::env::Env;
@@ -54,6 +56,8 @@ pub struct Place {
     pub containment: Containment,
     /// The environment agents get beside their own. See [`base_environment`].
     pub environment: BTreeMap<String, String>,
+    /// With what folders are kept.
+    pub archive: Archive,
 }
 
 /// How the one that sends an attempt's records ended.
@@ -84,6 +88,8 @@ pub struct Attempt {
     pub orders: watch::Sender<Orders>,
     /// Where it runs.
     pub place: Place,
+    /// Where snapshots of its folder are.
+    pub vault: Arc<dyn Vault>,
     /// For the time in records.
     pub env: Env,
 }
@@ -147,7 +153,7 @@ impl Attempt {
             return orders.give_up;
         }
         let missing = self.assignment.secrets.iter().find_map(|given| given.value.as_ref().err());
-        let planned = if orders.desired == ado_proto::record::Desired::Cancelled {
+        let planned = if orders.desired == Desired::Cancelled {
             Err(Exit::Cancelled)
         } else if let Some(missing) = missing {
             Err(Exit::NotStarted { error: missing.clone(), permanent: true })
@@ -198,21 +204,9 @@ impl Attempt {
                 GiveUp::No,
             );
         }
-        let redactor = Redactor::new(self.secrets().map(|(_, value)| value.expose())).map(Arc::new);
-        let result = match Keeper::spawn(&self.place.executable, &self.place.guards, redactor.as_ref()) {
-            Ok((keeper, pipes)) => {
-                let voice = Arc::new(Voice::new());
-                let server = keeper.id().and_then(|guard| self.listen(guard, &voice, outbox));
-                let start = self.start(argv, &cwd, server.as_ref());
-                let agent = Agent::new(self, keeper, pipes, outbox, voice, redactor);
-                let result = Box::pin(agent.run(start)).await;
-                drop(server);
-                result
-            }
-            Err(error) => {
-                let error = format!("cannot start a guard ({}): {error}", self.place.executable.display());
-                (VecDeque::from([Exited { exit: Exit::NotStarted { error, permanent: false } }.into()]), GiveUp::No)
-            }
+        let result = match self.restored(&own).await {
+            Ok(origin) => self.run_agent(argv, &own, &cwd, origin, outbox).await,
+            Err(end) => end,
         };
         if made && let Err(error) = blocking(own.clone(), removal::remove).await {
             tracing::warn!(path = %own.display(), %error, "cannot remove a task's directory");
@@ -220,10 +214,101 @@ impl Attempt {
         result
     }
 
+    /// Makes the folder what it was at the checkpoint; or what is left to say, if it cannot be.
+    async fn restored(&self, own: &Path) -> Result<Option<Origin>, (VecDeque<Body>, GiveUp)> {
+        let Some(snapshot) = self.assignment.snapshot.filter(|_| self.assignment.spec.cwd.is_none()) else {
+            return Ok(None);
+        };
+        let places = BTreeMap::from([(WORKSPACE.to_owned(), own.to_owned())]);
+        let mut orders = self.orders.subscribe();
+        let is_unwanted = |orders: &Orders| orders.give_up > GiveUp::No || orders.desired == Desired::Cancelled;
+        let exit = tokio::select! {
+            biased;
+            Ok(orders) = orders.wait_for(is_unwanted) => match orders.give_up {
+                GiveUp::No => Exit::Cancelled,
+                give_up => return Err((VecDeque::new(), give_up)),
+            },
+            restored = checkpoints::restore(&self.vault, &snapshot, places, &self.env) => match restored {
+                Ok(origin) => return Ok(Some(origin)),
+                Err(why) => {
+                    let error = format!("cannot make its folder what it was at the last checkpoint: {why}");
+                    Exit::NotStarted { error, permanent: false }
+                }
+            }
+        };
+        Err((VecDeque::from([Exited { exit }.into()]), GiveUp::No))
+    }
+
+    /// Runs the agent under a guard. What is left to say.
+    async fn run_agent(
+        &self,
+        argv: Vec<String>,
+        own: &Path,
+        cwd: &Path,
+        origin: Option<Origin>,
+        outbox: &SharedOutbox,
+    ) -> (VecDeque<Body>, GiveUp) {
+        let redactor = Redactor::new(self.secrets().map(|(_, value)| value.expose())).map(Arc::new);
+        let (keeper, pipes) = match Keeper::spawn(&self.place.executable, &self.place.guards, redactor.as_ref()) {
+            Ok(spawned) => spawned,
+            Err(error) => {
+                let error = format!("cannot start a guard ({}): {error}", self.place.executable.display());
+                let exit = Exit::NotStarted { error, permanent: false };
+                return (VecDeque::from([Exited { exit }.into()]), GiveUp::No);
+            }
+        };
+        let voice = Arc::new(Voice::new());
+        let (taking, asker, holds) = self.checkpoints(own, origin, &voice, outbox);
+        let server = keeper.id().and_then(|guard| self.listen(guard, &voice, asker, outbox));
+        let start = self.start(argv, cwd, server.as_ref());
+        let agent = Agent::new(self, keeper, pipes, outbox, voice, redactor, holds);
+        let mut agent = Box::pin(agent.run(start));
+        tokio::select! {
+            biased;
+            ended = &mut agent => ended,
+            () = async {
+                match taking {
+                    Some(taking) => Box::pin(taking.run()).await,
+                    None => std::future::pending().await,
+                }
+            } => agent.await,
+        }
+    }
+
+    /// What keeps the task's folder, if it is its own.
+    fn checkpoints(
+        &self,
+        own: &Path,
+        origin: Option<Origin>,
+        voice: &Arc<Voice>,
+        outbox: &SharedOutbox,
+    ) -> (Option<Checkpoints<'_>>, Asker, Option<mpsc::Receiver<Hold>>) {
+        let Assignment { task, epoch, spec, checkpoint, .. } = &self.assignment;
+        if let Some(cwd) = &spec.cwd {
+            let why = format!("this task runs in `{cwd}`, and only a folder that was made for a task is kept");
+            return (None, Asker::never(&why), None);
+        }
+        let parts = Parts {
+            task: *task,
+            roots: vec![Root::new(WORKSPACE, own)],
+            archive: &self.place.archive,
+            staging: self.place.archive.staging.join(format!("{task}-{epoch}")),
+            vault: self.vault.clone(),
+            every: spec.snapshot_every_ms.map(Duration::from_millis),
+            origin,
+            data: checkpoint.clone(),
+            voice: voice.clone(),
+            durable: outbox.durable(),
+            env: self.env.clone(),
+        };
+        let (taking, asker, holds) = Checkpoints::new(parts);
+        (Some(taking), asker, Some(holds))
+    }
+
     /// An agent that cannot be listened to runs all the same.
-    fn listen(&self, guard: u32, voice: &Arc<Voice>, outbox: &SharedOutbox) -> Option<Server> {
+    fn listen(&self, guard: u32, voice: &Arc<Voice>, asker: Asker, outbox: &SharedOutbox) -> Option<Server> {
         let path = self.place.sockets.as_ref()?.path(&self.assignment);
-        let server = Server::start(&path, guard, voice.clone(), outbox.durable(), self.env.clone());
+        let server = Server::start(&path, guard, voice.clone(), outbox.durable(), asker, self.env.clone());
         server.inspect_err(|error| tracing::warn!(path = %path.display(), %error, "cannot listen to a task")).ok()
     }
 
@@ -250,6 +335,14 @@ impl Attempt {
             containment: self.place.containment,
             limits: self.assignment.spec.resources,
         }
+    }
+}
+
+/// What is wanted next; `None`: nothing more will be. Never, where nobody wants anything.
+async fn wanted(holds: &mut Option<mpsc::Receiver<Hold>>) -> Option<Hold> {
+    match holds {
+        Some(holds) => holds.recv().await,
+        None => std::future::pending().await,
     }
 }
 
@@ -289,6 +382,20 @@ struct Agent<'a> {
     silence: Silence,
     /// Set by the end of the guard.
     close_pipes_at: Option<Instant>,
+    /// What whoever keeps its folder wants of it; `None`: nobody does, or no more.
+    holds: Option<mpsc::Receiver<Hold>>,
+    /// It stands still, or is to, for its folder.
+    still: Option<Still>,
+}
+
+/// An agent that stands still for its folder.
+struct Still {
+    /// Who waits for it to.
+    frozen: Option<oneshot::Sender<()>>,
+    /// How far its output went then.
+    mark: Option<Mark>,
+    /// Who wants to know the seq of what comes after that.
+    until: Option<oneshot::Sender<Seq>>,
 }
 
 /// Something the agent said: it comes into the log after all that it had written before.
@@ -304,6 +411,7 @@ enum Step {
     Said(Option<FromGuard>),
     Room,
     Told((Body, Option<Reply>)),
+    Hold(Option<Hold>),
     Output(Option<ado_proto::record::Output>),
     PipesLate,
     Silent,
@@ -317,6 +425,7 @@ impl<'a> Agent<'a> {
         outbox: &'a SharedOutbox,
         voice: Arc<Voice>,
         redactor: Option<Arc<Redactor>>,
+        holds: Option<mpsc::Receiver<Hold>>,
     ) -> Self {
         Self {
             attempt,
@@ -332,6 +441,8 @@ impl<'a> Agent<'a> {
             guard_lives: true,
             silence: Silence::new(attempt.assignment.spec.limit(Limit::Silence)),
             close_pipes_at: None,
+            holds,
+            still: None,
         }
     }
 
@@ -358,6 +469,7 @@ impl<'a> Agent<'a> {
                         FromGuard::Started { .. } | FromGuard::Thawed { .. } => self.silence.runs(Instant::now()),
                         _ => self.silence.stands(Instant::now()),
                     }
+                    self.stands_still(&report);
                     self.backlog.extend(course.hear(report));
                 }
                 Step::Said(None) => self.guard_died(reported).await,
@@ -371,6 +483,7 @@ impl<'a> Agent<'a> {
                     self.silence.broken(Instant::now());
                     self.backlog.extend(output.map(Body::from));
                 }
+                Step::Hold(hold) => self.hold(hold).await,
                 Step::Silent => {
                     self.silence.stands(Instant::now());
                     self.tell(vec![ToGuard::TimeOut(Limit::Silence)]).await;
@@ -382,6 +495,7 @@ impl<'a> Agent<'a> {
             }
             self.take_due();
             self.outbox.push_all(&mut self.backlog, self.attempt.env.now());
+            self.tell_until();
         }
         // Nobody is left who could say more.
         self.take_due();
@@ -408,6 +522,7 @@ impl<'a> Agent<'a> {
             said = self.keeper.next(), if self.guard_lives => Step::Said(said),
             () = sleep_until(late), if self.close_pipes_at.is_some() => Step::PipesLate,
             () = self.outbox.room(), if !self.backlog.is_empty() => Step::Room,
+            hold = wanted(&mut self.holds), if self.begun && self.guard_lives => Step::Hold(hold),
             // There is little of it, and before output that never ends it would not come at all.
             told = self.voice.next(), if self.begun && self.backlog.is_empty() && self.due.is_none() => Step::Told(told),
             output = self.pipes.next(), if self.begun && self.backlog.is_empty() && !self.pipes.is_ended() => {
@@ -426,6 +541,45 @@ impl<'a> Agent<'a> {
         if how == GiveUp::Discard {
             self.pipes.close();
             self.backlog.clear();
+        }
+    }
+
+    /// Whoever keeps the folder wants something.
+    async fn hold(&mut self, hold: Option<Hold>) {
+        let (reason, mark) = (Reason::Snapshot, self.orders.borrow().generation);
+        match hold {
+            Some(Hold::Freeze { frozen, until }) => {
+                self.still = Some(Still { frozen: Some(frozen), mark: None, until: Some(until) });
+                self.tell(vec![ToGuard::Freeze { reason, mark }]).await;
+            }
+            Some(Hold::Thaw) => {
+                self.still = None;
+                self.tell(vec![ToGuard::Thaw { reason, mark }]).await;
+            }
+            None => self.holds = None,
+        }
+    }
+
+    /// It may stand still for its folder now: nothing more is written.
+    fn stands_still(&mut self, report: &FromGuard) {
+        if let (FromGuard::Frozen { reasons, .. }, Some(still)) = (report, &mut self.still)
+            && reasons.contains(&Reason::Snapshot)
+            && let Some(frozen) = still.frozen.take()
+        {
+            still.mark = Some(self.pipes.mark());
+            // Whoever waited may have given up; it will be thawed then.
+            let _ = frozen.send(());
+        }
+    }
+
+    /// All that was written before it stood still has a seq: whoever wants to know the next one does now.
+    fn tell_until(&mut self) {
+        let (is_there, pipes) = (self.backlog.is_empty() && self.due.is_none(), &self.pipes);
+        if let Some(still) = &mut self.still
+            && still.mark.is_some_and(|mark| is_there && pipes.has_passed(&mark))
+            && let Some(until) = still.until.take()
+        {
+            let _ = until.send(self.outbox.next_seq());
         }
     }
 
@@ -528,11 +682,11 @@ fn make_workspace(path: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use ado_proto::record::Desired;
     use ado_proto::spec::{Input, TaskSpec};
     use ado_proto::{Epoch, Namespace, TaskId};
 
     use super::*;
+    use crate::worker::snapshot;
 
     #[test]
     fn the_environment_is_layered_and_holds_no_secret_of_the_worker() {
@@ -550,6 +704,7 @@ mod tests {
             attempt: 2,
             spec,
             checkpoint: None,
+            snapshot: None,
             lease_ms: 1000,
             desired: Desired::Running,
             generation: 0,
@@ -563,6 +718,7 @@ mod tests {
             sockets: None,
             bin: Some("/w/bin".into()),
             containment: Containment::Subreaper,
+            archive: Archive::new(snapshot::Limits::default(), "/w/snapshots".into()),
             environment: base,
         };
         let mut all = environment(&place, Some(Path::new("/w/s")), &assignment);

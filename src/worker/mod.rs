@@ -6,6 +6,7 @@
 //! Order of a stop: no more work, attempts end or are handed back, the controller has heard, the session ends.
 
 pub mod attempt;
+pub mod checkpoints;
 pub mod containment;
 pub mod course;
 mod former;
@@ -21,6 +22,7 @@ mod removal;
 mod roster;
 mod session;
 mod silence;
+pub mod snapshot;
 pub mod spool;
 mod uplink;
 
@@ -39,6 +41,7 @@ use tokio::time::timeout;
 use tracing::Instrument;
 
 use self::attempt::Place;
+use self::checkpoints::Archive;
 use self::inside::Sockets;
 use self::session::{Shared, Status};
 use crate::env::Env;
@@ -73,6 +76,8 @@ pub struct Config {
     pub executable: Option<PathBuf>,
     /// Most bytes of one attempt's spool file. When it is full, what the agent writes next waits in its pipe.
     pub spool_limit: u64,
+    /// What a snapshot of a task's folder may take at most.
+    pub snapshots: snapshot::Limits,
     /// Told whenever a controller says where the controllers are.
     pub learned: Learned,
     /// How long attempts may go on once the worker is to leave.
@@ -131,7 +136,7 @@ pub async fn start(config: Config, env: Env) -> Result<Handle, Error> {
     let lock = lock(&config.dir).await?;
     let guards = config.dir.join("guards");
     former::wait_for_guards(&guards).await.map_err(Error::FormerAgents)?;
-    for left in ["tasks", "spool"] {
+    for left in ["tasks", "spool", "snapshots"] {
         let path = config.dir.join(left);
         empty(&path).map_err(|source| Error::Directory { path, source })?;
     }
@@ -147,6 +152,7 @@ pub async fn start(config: Config, env: Env) -> Result<Handle, Error> {
         bin: bin(&executable, &config.dir),
         executable,
         containment: containment::choose(forced),
+        archive: Archive::new(config.snapshots, config.dir.join("snapshots")),
         environment: attempt::base_environment(config.env_base.clone()),
     };
     let request = WorkerSession {
@@ -291,7 +297,7 @@ fn make_directories(dir: &Path) -> Result<PathBuf, Error> {
         let path = path.to_owned();
         move |source| Error::Directory { path, source }
     };
-    for part in ["guards", "tasks", "spool"] {
+    for part in ["guards", "tasks", "spool", "snapshots"] {
         let path = dir.join(part);
         DirBuilder::new().recursive(true).mode(0o700).create(&path).map_err(failed(&path))?;
     }

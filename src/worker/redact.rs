@@ -415,7 +415,8 @@ mod tests {
         assert_eq!(note, Note { text: "a *** b".into() }.into());
         let progress = |message: &str| Body::from(Progress { percent: Some(1), message: Some(message.into()) });
         assert_eq!(redactor.body(progress("hunter2!")), progress("***"));
-        let made = |data: &str| Body::from(Checkpointed { id: CheckpointId(Uuid::nil()), data: data.into() });
+        let made =
+            |data: &str| Body::from(Checkpointed { id: CheckpointId(Uuid::nil()), data: data.into(), snapshot: None });
         let data = r#"{"b":["x hunter2!",12345678,1],"a":{"hunter2!":null}}"#;
         assert_eq!(redactor.body(made(data)), made(r#"{"a":{"***":null},"b":["x ***","***",1]}"#));
         let same = r#"{ "b": 1e2, "a": "hunter" }"#;

@@ -264,6 +264,7 @@ mod tests {
             attempt: 1,
             spec: TaskSpec::new("noop", Input::Text(String::new())),
             checkpoint: None,
+            snapshot: None,
             lease_ms: 20_000,
             desired: Desired::Running,
             generation: 0,

@@ -15,6 +15,7 @@ use super::guard::BootTime;
 use super::metrics::Metrics;
 use super::outbox::{Outbox, SharedOutbox};
 use super::roster::{Begin, Key, Roster};
+use super::snapshot::LinkVault;
 use super::spool::{MEMORY_LIMIT, Spool};
 use super::{Config, Learned, backoff, load, uplink};
 use crate::env::Env;
@@ -284,6 +285,8 @@ async fn attempt(shared: &Shared, assignment: Assignment, orders: watch::Sender<
     let outbox = SharedOutbox::new(Outbox::new(epoch, spool));
     let request = TaskOutput { task, epoch, incarnation: shared.request.incarnation };
     let delivery = uplink::deliver(shared.link.clone(), request, &outbox, &shared.env, &shared.metrics);
-    let attempt = Attempt { assignment, orders, place: shared.place.clone(), env: shared.env.clone() };
+    let incarnation = shared.request.incarnation;
+    let vault = Arc::new(LinkVault { link: shared.link.clone(), task, epoch, incarnation });
+    let attempt = Attempt { assignment, orders, place: shared.place.clone(), vault, env: shared.env.clone() };
     attempt.run(&outbox, delivery).await
 }

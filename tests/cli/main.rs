@@ -2,6 +2,7 @@
 
 mod bench;
 mod cached;
+mod checkpoints;
 mod commands;
 mod completions;
 mod controllers;

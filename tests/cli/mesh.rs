@@ -126,6 +126,11 @@ impl Mesh {
         self.worker = Some(Service::start(&self.env, worker));
     }
 
+    /// Ends the worker as a power cut would.
+    pub(crate) fn kill_worker(&mut self) {
+        self.worker.take().expect("it runs").kill();
+    }
+
     /// Stops the worker; what it held goes back.
     pub(crate) fn stop_worker(&mut self) {
         self.worker.take().expect("it runs").stop();

@@ -120,7 +120,7 @@ fn every_record_is_an_event_of_the_schema() {
         Skipped { from: Offset(1), to: Offset(2), bytes: 3 }.into(),
         Expired { limit: Limit::SetUp }.into(),
         Retries { task, by: "user/ann".into() }.into(),
-        Checkpointed { id: CheckpointId(Uuid::from_u128(3)), data: "{}".into() }.into(),
+        Checkpointed { id: CheckpointId(Uuid::from_u128(3)), data: "{}".into(), snapshot: None }.into(),
         Note { text: "x".into() }.into(),
         Ended { outcome: Outcome::Completed, exit: Some(Exit::Code(0)), error: None }.into(),
         Ended { outcome: Outcome::Failed, exit: None, error: Some("gone".into()) }.into(),
@@ -133,7 +133,7 @@ fn every_record_is_an_event_of_the_schema() {
         Paused { generation: 1 }.into(),
         Resumed { generation: 2 }.into(),
         Progress { percent: Some(40), message: None }.into(),
-        Checkpointed { id: CheckpointId(Uuid::from_u128(3)), data: "{\"page\":7}".into() }.into(),
+        Checkpointed { id: CheckpointId(Uuid::from_u128(3)), data: "{\"page\":7}".into(), snapshot: None }.into(),
         Note { text: "x".into() }.into(),
         Body::Unknown { kind: 250, version: 1, bytes: Bytes::from_static(b"x") },
     ];

@@ -7,14 +7,14 @@ use ado::net::{Call, Error, Link};
 use ado_certs::{Ca, ClientTls, KeyRequest};
 use ado_proto::record::{Desired, Note};
 use ado_proto::request::{
-    CreateToken, DeadOnes, Detach, Enrol, ErrorCode, EventsFrom, Follow, GetTasks, Hello, KNOWN, ListAudit,
-    ListControllers, ListEvents, ListSecrets, ListTasks, ListTokens, ListWorkers, PurgeDead, RemoveSecret, Renew,
-    Request, RetryDead, RevokeIdentity, RevokeToken, SetDesired, SetSecret, SetWorker, StartAt, Submit, TaskOutput,
-    WorkerBounds, WorkerDesired, WorkerSession,
+    CreateToken, DeadOnes, Detach, Enrol, ErrorCode, EventsFrom, Follow, GetBlob, GetTasks, Hello, KNOWN, ListAudit,
+    ListControllers, ListEvents, ListSecrets, ListTasks, ListTokens, ListWorkers, PurgeDead, PutBlob, RemoveSecret,
+    Renew, Request, RetryDead, RevokeIdentity, RevokeToken, SetDesired, SetSecret, SetWorker, StartAt, Submit,
+    TaskOutput, WorkerBounds, WorkerDesired, WorkerSession,
 };
 use ado_proto::session::ToAttempt;
 use ado_proto::spec::Input;
-use ado_proto::{Epoch, Incarnation, Namespace, Offset, Principal, RequestId, Role, Secret, TaskId};
+use ado_proto::{BlobId, Epoch, Incarnation, Namespace, Offset, Principal, RequestId, Role, Secret, TaskId};
 
 use crate::mesh::{Mesh, Worker, ask, call, refusal, session, spec};
 
@@ -199,6 +199,8 @@ async fn allowed(link: &Link, namespace: Option<&str>) -> Vec<&'static str> {
         RemoveSecret { name: "none".into() };
         WorkerSession { ..session(incarnation, 0) };
         TaskOutput { task, epoch: Epoch(1), incarnation };
+        PutBlob { task, epoch: Epoch(1), incarnation, id: BlobId([0; 32]), len: 1 };
+        GetBlob { task, epoch: Epoch(1), incarnation, id: BlobId([0; 32]) };
     }
     let known: BTreeSet<_> = KNOWN.iter().map(|known| known.0).collect();
     assert_eq!(asked, known, "a request is not asked here: add it");
@@ -220,7 +222,7 @@ async fn every_request_of_every_role_goes_through_the_table() {
         (Role::Admin, admin, admin),
         (Role::User, user, ""),
         (Role::Viewer, &*format!("Hello Renew {reads}"), ""),
-        (Role::Worker, "Hello Renew WorkerSession TaskOutput", ""),
+        (Role::Worker, "Hello Renew WorkerSession TaskOutput PutBlob GetBlob", ""),
         (Role::Controller, "Hello", ""),
     ] {
         let key = KeyRequest::new().unwrap();

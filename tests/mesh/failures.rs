@@ -65,7 +65,7 @@ fn end(records: &[Record]) -> &Ended {
 async fn failed(mesh: &Mesh, link: &Link, worker: &mut Worker, name: &str) -> TaskId {
     let submit = Submit { name: Some(name.into()), specs: vec![spec()], copies: 1 };
     let task = ask(link, submit).await.expect("it is taken").tasks[0];
-    let checkpoint = Checkpointed { id: CheckpointId(mesh.env.uuid()), data: "{\"page\":7}".into() };
+    let checkpoint = Checkpointed { id: CheckpointId(mesh.env.uuid()), data: "{\"page\":7}".into(), snapshot: None };
     worker.run(vec![started(), checkpoint.into(), exited(Exit::Code(3))]).await;
     task
 }

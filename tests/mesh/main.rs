@@ -19,5 +19,6 @@ mod lists;
 mod metrics;
 mod queue;
 mod secrets;
+mod snapshots;
 mod viewers;
 mod workers;

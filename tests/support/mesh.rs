@@ -46,6 +46,15 @@ impl Mesh {
         Self { dir, controller, env, tasks: Tasks::new() }
     }
 
+    /// A controller that keeps blobs nobody needs for no longer than this.
+    pub async fn with_grace(blobs_grace: Duration) -> Self {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let env = Env::system();
+        let config = Config { blobs_grace, ..config(&dir) };
+        let controller = controller::start(config, env.clone()).await.expect("the controller starts");
+        Self { dir, controller, env, tasks: Tasks::new() }
+    }
+
     /// A controller on these parts, with the usual numbers of liveness.
     pub async fn on(parts: controller::Parts) -> Self {
         let dir = tempfile::tempdir().expect("a temporary folder");
@@ -170,6 +179,8 @@ fn config(dir: &tempfile::TempDir) -> Config {
         advertise: Vec::new(),
         timing: TIMING,
         policy: ado::task::Policy::default(),
+        blobs: None,
+        blobs_grace: Duration::from_secs(3600),
         redis: None,
         database: None,
         name: "played".into(),

@@ -22,8 +22,8 @@ pub use task::{
     TaskPage,
 };
 pub use worker::{
-    BreakerInfo, ControllerInfo, ListControllers, ListWorkers, Load, OutputAccepted, SetWorker, TaskOutput,
-    WorkerAccepted, WorkerDesired, WorkerInfo, WorkerSession, WorkerSet, WorkerWant,
+    BlobFollows, BreakerInfo, ControllerInfo, GetBlob, ListControllers, ListWorkers, Load, OutputAccepted, PutBlob,
+    SetWorker, TaskOutput, WorkerAccepted, WorkerDesired, WorkerInfo, WorkerSession, WorkerSet, WorkerWant,
 };
 
 /// What repeating a request may do: whether it may travel as 0-RTT data, and whether a client may resend it by itself.
@@ -214,4 +214,6 @@ requests! {
     // Registers a start of the worker: a replay would bring back an old one.
     WorkerSession: 60/1, Once => WorkerAccepted;
     TaskOutput: 61/1, Read => OutputAccepted;
+    PutBlob: 62/1, Read => ();
+    GetBlob: 63/1, Read => BlobFollows;
 }

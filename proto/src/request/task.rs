@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::record::{Desired, Member, Outcome, Progress};
 use crate::spec::{Exit, TaskSpec};
-use crate::{CheckpointId, Epoch, GroupId, Namespace, Offset, TaskId, Timestamp, WorkerId};
+use crate::{CheckpointId, Epoch, GroupId, Namespace, Offset, Snapshot, TaskId, Timestamp, WorkerId};
 
 /// Submits tasks: one, or the members of a group.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -210,6 +210,8 @@ pub struct CheckpointInfo {
     pub offset: Offset,
     /// JSON text; `None` when it was left out of a long list.
     pub data: Option<String>,
+    /// What the task's folder held, if that is a part of it.
+    pub snapshot: Option<Snapshot>,
 }
 
 /// Asks for another state of a task or of all tasks of a group.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::spec::{Containment, Resources};
-use crate::{ControllerId, Epoch, Incarnation, Namespace, Seq, TaskId, Timestamp, WorkerId};
+use crate::{BlobId, ControllerId, Epoch, Incarnation, Namespace, Seq, TaskId, Timestamp, WorkerId};
 
 /// Lists workers of the caller's namespace.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -225,6 +225,42 @@ pub struct TaskOutput {
     pub epoch: Epoch,
     /// This start of the worker.
     pub incarnation: Incarnation,
+}
+
+/// Keeps a blob of a task that the worker holds. After the answer the worker sends the bytes, in frames, and the controller
+/// answers once more when they are durable.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PutBlob {
+    /// The task.
+    pub task: TaskId,
+    /// The assignment.
+    pub epoch: Epoch,
+    /// This start of the worker.
+    pub incarnation: Incarnation,
+    /// Its name, which is its hash.
+    pub id: BlobId,
+    /// Its bytes: at most [`crate::snapshot::MAX_BLOB`].
+    pub len: u64,
+}
+
+/// Reads a blob of the snapshot that a task goes on from which the worker holds. After the answer come the bytes, in frames.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GetBlob {
+    /// The task.
+    pub task: TaskId,
+    /// The assignment.
+    pub epoch: Epoch,
+    /// This start of the worker.
+    pub incarnation: Incarnation,
+    /// Its name.
+    pub id: BlobId,
+}
+
+/// Answer to [`GetBlob`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlobFollows {
+    /// Its bytes.
+    pub len: u64,
 }
 
 /// Answer to [`TaskOutput`].

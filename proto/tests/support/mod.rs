@@ -140,6 +140,8 @@ fn requests(cases: &mut Vec<Case>) {
     request::<request::RemoveSecret>(cases);
     request::<request::WorkerSession>(cases);
     request::<request::TaskOutput>(cases);
+    request::<request::PutBlob>(cases);
+    request::<request::GetBlob>(cases);
 }
 
 fn request<R: Request + std::fmt::Debug>(cases: &mut Vec<Case>)

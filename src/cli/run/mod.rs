@@ -79,6 +79,13 @@ pub(crate) struct Args {
     /// Try again this often when it fails
     #[arg(long, value_name = "N")]
     retries: Option<u32>,
+    /// Keep all that is in its folder as a checkpoint from time to time: when it is tried again, wherever that is, it begins
+    /// with that. It then gets a fresh directory on this machine, too
+    #[arg(long, conflicts_with = "cwd")]
+    checkpoint_workspace: bool,
+    /// How often; default: `distributed.failover.checkpointInterval`, 30s
+    #[arg(long, value_name = "DURATION", value_parser = values::duration, requires = "checkpoint_workspace")]
+    checkpoint_interval: Option<Duration>,
     /// Run it earlier (higher) or later (lower): one step is worth a minute of waiting
     #[arg(long, value_name = "N", allow_negative_numbers = true, default_value_t)]
     priority: i32,
@@ -251,7 +258,7 @@ fn spec(args: &Args, config: &Config, local: bool) -> Result<TaskSpec, Error> {
     Ok(TaskSpec {
         input: Input::Text(String::new()),
         env: args.env.iter().cloned().collect(),
-        cwd: cwd(args.cwd.as_deref(), local)?,
+        cwd: cwd(args.cwd.as_deref(), local && !args.checkpoint_workspace)?,
         time_limit_ms: milliseconds(args.time_limit, config.task.time_limit),
         setup_limit_ms: milliseconds(args.setup_limit, config.task.setup_limit),
         silence_limit_ms: milliseconds(args.silence_limit, config.task.silence_limit),
@@ -262,6 +269,8 @@ fn spec(args: &Args, config: &Config, local: bool) -> Result<TaskSpec, Error> {
         labels: args.label.iter().cloned().collect::<BTreeMap<_, _>>(),
         secrets: args.secret.iter().cloned().collect(),
         resources: resources(args),
+        snapshot_every_ms: milliseconds(args.checkpoint_interval, Some(config.failover.checkpoint_interval))
+            .filter(|_| args.checkpoint_workspace),
         agent,
     })
 }

@@ -13,12 +13,16 @@ use crate::cli::error::Error;
 /// Make a point that the next attempt goes on from
 ///
 /// Returns once it is durable. When the task is tried again, wherever that is, the next attempt finds the data in the
-/// variable ADO_CHECKPOINT; without a checkpoint the variable is not set.
+/// variable ADO_CHECKPOINT; without a checkpoint the variable is not set. Once the task's folder was a part of one, it is a
+/// part of all that follow.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// What the next attempt is told: JSON of at most 64 KiB; `-` reads it from standard input
     #[arg(long, value_name = "JSON|-", default_value = "{}", allow_hyphen_values = true)]
     data: String,
+    /// Keep all that is in the task's folder, too: the next attempt begins with that
+    #[arg(long)]
+    workspace: bool,
 }
 
 pub(crate) fn run(global: &Global, args: Args) -> Result<u8, Error> {
@@ -26,7 +30,11 @@ pub(crate) fn run(global: &Global, args: Args) -> Result<u8, Error> {
         "-" => stdin()?,
         _ => args.data,
     };
-    let id = say(&Say::Checkpoint { data: json(&text)? }, None, r#"ado task checkpoint --data "{\"page\":7}""#)?;
+    let id = say(
+        &Say::Checkpoint { data: json(&text)?, workspace: args.workspace },
+        None,
+        r#"ado task checkpoint --data "{\"page\":7}""#,
+    )?;
     done(global, || json!({ "type": "checkpoint", "checkpointId": id }))
 }
 

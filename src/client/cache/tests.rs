@@ -360,7 +360,8 @@ fn a_large_checkpoint_is_not_kept() {
     let place = place(&dir);
     let mut large = seen(1, 1);
     let data = Some("x".repeat(60_000));
-    large.info.checkpoint = Some(CheckpointInfo { id: CheckpointId(Uuid::nil()), offset: Offset(1), data });
+    large.info.checkpoint =
+        Some(CheckpointInfo { id: CheckpointId(Uuid::nil()), offset: Offset(1), data, snapshot: None });
     TasksWriter::new(&place).write(vec![large]).unwrap();
     assert_eq!(Memory::at(place.clone()).tasks()[0].info.checkpoint.as_ref().unwrap().data, None);
     assert!(fs::metadata(place.tasks()).unwrap().len() < 4096);

@@ -17,8 +17,12 @@ const NO_REASON: &str = "the message is empty: say what is wrong";
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Wish {
     Progress(Progress),
-    /// JSON text.
-    Checkpoint(String),
+    Checkpoint {
+        /// JSON text.
+        data: String,
+        /// The task's folder is a part of it.
+        workspace: bool,
+    },
     Note(String),
     Verdict(Verdict),
 }
@@ -28,7 +32,9 @@ pub(super) fn read(line: &[u8]) -> Result<Wish, String> {
     let text = std::str::from_utf8(line).map_err(|_| "the line is not UTF-8".to_owned())?;
     match serde_json::from_str::<Say<Box<RawValue>>>(text) {
         Ok(Say::Progress { percent, message }) => progress(percent, message),
-        Ok(Say::Checkpoint { data }) => checkpoint(data.get()).map(Wish::Checkpoint),
+        Ok(Say::Checkpoint { data, workspace }) => {
+            checkpoint(data.get()).map(|data| Wish::Checkpoint { data, workspace })
+        }
         Ok(Say::Log { message }) => one_line(&message, "the log message is empty").map(Wish::Note),
         Ok(Say::Hopeless { message }) => {
             one_line(&message, NO_REASON).map(|error| Wish::Verdict(Verdict::Hopeless { error }))
@@ -156,14 +162,17 @@ mod tests {
     #[test]
     fn a_checkpoint_is_any_json_to_the_last_digit() {
         let data = |json: &str| read(format!(r#"{{"checkpoint":{{"data":{json}}}}}"#).as_bytes());
+        let wish = |json: &str| Wish::Checkpoint { data: json.into(), workspace: false };
+        let whole = Wish::Checkpoint { data: "7".into(), workspace: true };
+        assert_eq!(read(br#"{"checkpoint":{"data":7,"workspace":true}}"#), Ok(whole));
         for json in [r#"{"page":7}"#, "null", "[1, 2]", "123456789012345678901234567890.10", r#""a\u0000b""#] {
-            assert_eq!(data(json), Ok(Wish::Checkpoint(json.into())));
+            assert_eq!(data(json), Ok(wish(json)));
         }
         let longest = format!("\"{}\"", "x".repeat(MAX_CHECKPOINT - 2));
-        assert_eq!(data(&longest), Ok(Wish::Checkpoint(longest.clone())));
+        assert_eq!(data(&longest), Ok(wish(&longest)));
         // Escaped it is longer than it may be, as text it is not.
         let escaped = format!("\"{}\"", "\\u0078".repeat(MAX_CHECKPOINT - 2));
-        assert_eq!(data(&escaped), Ok(Wish::Checkpoint(longest)));
+        assert_eq!(data(&escaped), Ok(wish(&longest)));
         let long = format!("\"{}\"", "x".repeat(MAX_CHECKPOINT - 1));
         assert!(data(&long).unwrap_err().contains("65537 bytes as JSON; at most 65536"));
         let deep = "[".repeat(10_000) + &"]".repeat(10_000);

@@ -21,7 +21,8 @@ use tokio::time::{Instant, sleep_until};
 
 pub use self::folder::Sockets;
 pub(super) use self::folder::link_to;
-use self::said::{Next, Refusal, Said, Verdict};
+pub(super) use self::said::Refusal;
+use self::said::{Next, Said, Verdict};
 pub(super) use self::server::Server;
 
 /// Where a task is told under which seq its checkpoint stands in the log.
@@ -89,7 +90,8 @@ impl Voice {
         self.lock().judge(exit)
     }
 
-    fn note(&self, text: String) -> Result<(), Refusal> {
+    /// Something people should know.
+    pub(super) fn note(&self, text: String) -> Result<(), Refusal> {
         self.tell(|said, now| said.note(now, text))
     }
 
@@ -99,7 +101,8 @@ impl Voice {
         self.lock().wants_checkpoint(now, bytes).map(|at| self.since + at)
     }
 
-    fn checkpoint(&self, made: Checkpointed) -> Result<oneshot::Receiver<Seq>, Refusal> {
+    /// A point to go on from; told under which seq it stands.
+    pub(super) fn checkpoint(&self, made: Checkpointed) -> Result<oneshot::Receiver<Seq>, Refusal> {
         let (reply, seq) = oneshot::channel();
         self.tell(|said, _| said.checkpoint(made, reply)).map(|()| seq)
     }

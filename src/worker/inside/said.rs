@@ -23,7 +23,7 @@ const LINE_UNIT: usize = 1024;
 
 /// Why something is not accepted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Refusal {
+pub(in crate::worker) enum Refusal {
     /// Too many notes.
     #[error("too many log messages: 5 a second are recorded; try again in {} ms", .again_in.as_millis())]
     TooFast {
@@ -38,6 +38,9 @@ pub(super) enum Refusal {
     /// Too many checkpoints.
     #[error("{CHECKPOINTS_WAITING} checkpoints wait already to become durable")]
     Waiting,
+    /// The task's folder cannot be a part of a checkpoint.
+    #[error("no checkpoint: {0}")]
+    Folder(String),
     /// The attempt was given up.
     #[error("this attempt is over: nothing it says is recorded any more")]
     Over,
@@ -266,7 +269,7 @@ mod tests {
     }
 
     fn checkpoint() -> Checkpointed {
-        Checkpointed { id: CheckpointId(uuid::Uuid::nil()), data: "1".into() }
+        Checkpointed { id: CheckpointId(uuid::Uuid::nil()), data: "1".into(), snapshot: None }
     }
 
     fn said() -> Said<u8> {

@@ -20,6 +20,7 @@ use super::line::{self, Wish};
 use super::said::Refusal;
 use super::{Voice, peer};
 use crate::env::Env;
+use crate::worker::checkpoints::Asker;
 
 /// Connections served at once. Whoever comes then waits until one has ended.
 const CONNECTIONS: usize = 16;
@@ -45,11 +46,12 @@ impl Server {
         guard: u32,
         voice: Arc<Voice>,
         durable: watch::Receiver<Seq>,
+        asker: Asker,
         env: Env,
     ) -> io::Result<Self> {
         let listener = UnixListener::bind(path)?;
         let mut serving = JoinSet::new();
-        serving.spawn(serve(listener, guard, Desk { voice, durable, env }));
+        serving.spawn(serve(listener, guard, Desk { voice, durable, asker, env }));
         Ok(Self { path: path.to_owned(), _serving: serving })
     }
 
@@ -128,6 +130,8 @@ fn refused(message: impl ToString) -> Answer {
 struct Desk {
     voice: Arc<Voice>,
     durable: watch::Receiver<Seq>,
+    /// For checkpoints that hold the task's folder.
+    asker: Asker,
     env: Env,
 }
 
@@ -138,7 +142,7 @@ impl Desk {
             Ok(Wish::Progress(progress)) => self.voice.progress(&progress).map(|()| None),
             Ok(Wish::Note(text)) => self.voice.note(text).map(|()| None),
             Ok(Wish::Verdict(verdict)) => self.voice.verdict(verdict).map(|()| None),
-            Ok(Wish::Checkpoint(data)) => self.checkpoint(data).await.map(Some),
+            Ok(Wish::Checkpoint { data, workspace }) => self.checkpoint(data, workspace).await.map(Some),
         };
         match accepted {
             Ok(checkpoint_id) => Answer::Ok { checkpoint_id },
@@ -147,12 +151,15 @@ impl Desk {
     }
 
     /// Waits until the checkpoint is in the log, however long that takes.
-    async fn checkpoint(&self, data: String) -> Result<CheckpointId, Refusal> {
+    async fn checkpoint(&self, data: String, workspace: bool) -> Result<CheckpointId, Refusal> {
         let at = self.voice.wants_checkpoint(data.len())?;
         let _waiting = Waiting(&self.voice);
         sleep_until(at).await;
+        if self.asker.is_due(workspace) {
+            return self.asker.checkpoint(data).await.map_err(Refusal::Folder);
+        }
         let id = CheckpointId(self.env.uuid());
-        let seq = self.voice.checkpoint(Checkpointed { id, data })?.await.map_err(|_| Refusal::Over)?;
+        let seq = self.voice.checkpoint(Checkpointed { id, data, snapshot: None })?.await.map_err(|_| Refusal::Over)?;
         let mut durable = self.durable.clone();
         durable.wait_for(|next| *next > seq).await.map_err(|_| Refusal::Over)?;
         Ok(id)

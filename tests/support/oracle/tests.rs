@@ -77,7 +77,10 @@ impl Story {
 
     fn keep(&mut self, epoch: u64, n: u64) -> &mut Self {
         writeln!(self.notes, "{epoch} keep {n}\n{epoch} kept {n}").unwrap();
-        self.said(epoch, Checkpointed { id: CheckpointId(Uuid::from_u128(n.into())), data: n.to_string() })
+        self.said(
+            epoch,
+            Checkpointed { id: CheckpointId(Uuid::from_u128(n.into())), data: n.to_string(), snapshot: None },
+        )
     }
 
     fn lost(&mut self, epoch: u64) -> &mut Self {

@@ -4,6 +4,7 @@
 
 pub mod postgres;
 pub mod redis;
+pub mod s3;
 
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
