@@ -31,7 +31,7 @@ fn main() {
     let mut rows: BTreeMap<&str, Vec<Duration>> = BTreeMap::new();
     for round in 0..ROUNDS as u64 {
         let mut taker = Taker::new(vec![Root::new(WORKSPACE, &from)], Limits::default(), staging.clone());
-        let mut look = |taker: &mut Taker| timed(&env, || take(taker, &env));
+        let look = |taker: &mut Taker| timed(&env, || take(taker, &env));
         let (first, took) = look(&mut taker);
         rows.entry("1 first look").or_default().push(took);
         let (cut, took) = look(&mut taker);
