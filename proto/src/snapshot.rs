@@ -257,7 +257,7 @@ impl Manifest {
         }
         for chunk in &self.chunks {
             let pack = self.packs.get(chunk.pack as usize);
-            if !pack.is_some_and(|pack| u64::from(chunk.at) + u64::from(chunk.len) <= u64::from(pack.raw)) {
+            if pack.is_none_or(|pack| u64::from(chunk.at) + u64::from(chunk.len) > u64::from(pack.raw)) {
                 return wrong(format!("chunk {} is in no pack", chunk.id));
             }
         }
