@@ -4,6 +4,7 @@
 //! ```text
 //! {"progress":{"percent":40,"message":"compiling"}}   ->   {"ok":{}}
 //! {"checkpoint":{"data":{"page":7}}}                  ->   {"ok":{"checkpointId":"0199..."}}   once it is durable
+//! {"ask":{"message":"Deploy?","options":["yes","no"]}} ->   {"ok":{"answer":"yes"}}           once somebody has answered
 //! {"log":{"message":"cache is cold"}}                 ->   {"error":{"message":"..."}}
 //! {"hopeless":{"message":"the input is no JSON"}}     ->   {"ok":{}}                           and then exit
 //! {"unavailable":{"message":"quota","retryAfterMs":60000}}
@@ -38,6 +39,21 @@ pub enum Say<Json> {
         /// Comes back in [`CHECKPOINT`].
         data: Json,
     },
+    /// It asks somebody, and waits. Answered once somebody has.
+    #[serde(rename_all = "camelCase")]
+    Ask {
+        /// What: one line.
+        message: String,
+        /// What can be answered; none: words.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        options: Vec<String>,
+        /// What is answered when nobody does in time: one of the options.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        default: Option<String>,
+        /// How long is waited for somebody, milliseconds.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        wait_ms: Option<u64>,
+    },
     /// Something people should know.
     Log {
         /// One line.
@@ -69,6 +85,9 @@ pub enum Answer {
         /// Of a checkpoint.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         checkpoint_id: Option<CheckpointId>,
+        /// Of somebody who was asked.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        answer: Option<String>,
     },
     /// Not taken.
     Error {

@@ -26,7 +26,8 @@ pub(crate) fn run(global: &Global, args: Args) -> Result<u8, Error> {
         "-" => stdin()?,
         _ => args.data,
     };
-    let id = say(&Say::Checkpoint { data: json(&text)? }, None, r#"ado task checkpoint --data "{\"page\":7}""#)?;
+    let id = say(&Say::Checkpoint { data: json(&text)? }, None, r#"ado task checkpoint --data "{\"page\":7}""#)?
+        .checkpoint_id;
     done(global, || json!({ "type": "checkpoint", "checkpointId": id }))
 }
 
