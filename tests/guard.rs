@@ -18,6 +18,7 @@ use ado::worker::guard::BootTime;
 use ado::worker::guard::protocol::{self, FromGuard, Reason, Start, ToGuard};
 use ado::worker::inside::Sockets;
 use ado::worker::outbox::{Outbox, SharedOutbox};
+use ado::worker::programs::Programs;
 use ado::worker::spool::{MEMORY_LIMIT, Spool};
 use ado_proto::record::{Body, Desired, MAX_CHECKPOINT, Progress, Stream};
 use ado_proto::session::Assignment;
@@ -64,6 +65,7 @@ impl Rig {
             bin: Some(Path::new(env!("CARGO_BIN_EXE_ado")).parent().unwrap().into()),
             containment,
             environment: base_environment(std::env::vars()),
+            programs: Programs::default(),
         };
         Self { dir, place, mark: env.uuid().to_string(), env }
     }
@@ -133,9 +135,12 @@ impl Rig {
             generation: 0,
             total_left_ms: None,
             secrets: Vec::new(),
+            answers: Vec::new(),
         };
         let orders = watch::Sender::new(Orders::new(&assignment, BootTime::now().after(PATIENCE)));
-        let attempt = Attempt { assignment, orders: orders.clone(), place: self.place.clone(), env: self.env.clone() };
+        let answers = watch::channel(Vec::new()).1;
+        let (place, env) = (self.place.clone(), self.env.clone());
+        let attempt = Attempt { assignment, orders: orders.clone(), answers, place, env };
         let log = watch::Sender::new(Vec::new());
         let open = watch::Sender::new(if deliver { Door::Open } else { Door::Shut });
         let (to, door) = (log.clone(), open.subscribe());
@@ -752,6 +757,7 @@ impl Direct {
             env,
             secrets: BTreeMap::new(),
             cwd: "/".into(),
+            stdin: None,
             time_limit_ms,
             total_left_ms: None,
             lease,

@@ -194,7 +194,7 @@ impl Pipes {
         let Some(collected) = &mut self.collected else { return };
         let pipe = match collected.stream {
             Stream::Stdout => &mut self.stdout,
-            Stream::Stderr => &mut self.stderr,
+            Stream::Stderr | Stream::Tool => &mut self.stderr,
         };
         let mut loaded = false;
         while collected.data.len() < pipe.most() {
@@ -212,7 +212,7 @@ impl Pipes {
         let Collected { stream, data, .. } = self.collected.take()?;
         let pipe = match stream {
             Stream::Stdout => &mut self.stdout,
-            Stream::Stderr => &mut self.stderr,
+            Stream::Stderr | Stream::Tool => &mut self.stderr,
         };
         pipe.give(data)
     }
