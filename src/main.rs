@@ -13,7 +13,7 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(code) => return code,
     };
-    if let Some(code) = cli.run_guard() {
+    if let Some(code) = cli.run_alone() {
         return code;
     }
     if rustls::crypto::ring::default_provider().install_default().is_err() {

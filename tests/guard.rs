@@ -20,6 +20,7 @@ use ado::worker::guard::BootTime;
 use ado::worker::guard::protocol::{self, FromGuard, Reason, Start, ToGuard};
 use ado::worker::inside::Sockets;
 use ado::worker::outbox::{Outbox, SharedOutbox};
+use ado::worker::programs::Programs;
 use ado::worker::snapshot::{Limits, Vault, VaultError};
 use ado::worker::spool::{MEMORY_LIMIT, Spool};
 use ado_proto::record::{Body, Checkpointed, Desired, MAX_CHECKPOINT, Progress, Stream};
@@ -93,6 +94,7 @@ impl Rig {
             containment,
             archive: Archive::new(Limits::default(), dir.path().join("snapshots")),
             environment: base_environment(std::env::vars()),
+            programs: Programs::default(),
         };
         Self { dir, place, mark: env.uuid().to_string(), env, vault: Arc::default() }
     }
@@ -183,10 +185,12 @@ impl Rig {
             generation: 0,
             total_left_ms: None,
             secrets: Vec::new(),
+            answers: Vec::new(),
         };
         let orders = watch::Sender::new(Orders::new(&assignment, BootTime::now().after(PATIENCE)));
-        let (orders_of, place, env) = (orders.clone(), self.place.clone(), self.env.clone());
-        let attempt = Attempt { assignment, orders: orders_of, place, vault: self.vault.clone(), env };
+        let answers = watch::channel(Vec::new()).1;
+        let (place, env) = (self.place.clone(), self.env.clone());
+        let attempt = Attempt { assignment, orders: orders.clone(), answers, place, vault: self.vault.clone(), env };
         let log = watch::Sender::new(Vec::new());
         let open = watch::Sender::new(if deliver { Door::Open } else { Door::Shut });
         let (to, door) = (log.clone(), open.subscribe());
@@ -803,6 +807,7 @@ impl Direct {
             env,
             secrets: BTreeMap::new(),
             cwd: "/".into(),
+            stdin: None,
             time_limit_ms,
             total_left_ms: None,
             lease,

@@ -42,6 +42,10 @@ uuid_id! {
     RequestId;
     /// A durable point to resume from.
     CheckpointId;
+    /// One question of an agent's, made by its worker.
+    AskId;
+    /// What is asked, whoever asks it again: the first 16 bytes of a SHA-256 over it.
+    AskDigest;
 }
 
 /// Crockford's base 32 (<https://www.crockford.com/base32.html>): no I, L, O, U.

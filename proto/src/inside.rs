@@ -5,6 +5,7 @@
 //! {"progress":{"percent":40,"message":"compiling"}}   ->   {"ok":{}}
 //! {"checkpoint":{"data":{"page":7}}}                  ->   {"ok":{"checkpointId":"0199..."}}   once it is durable
 //! {"checkpoint":{"data":{},"workspace":true}}         ->   the same, with all that is in the task's folder
+//! {"ask":{"message":"Deploy?","options":["yes","no"]}} ->   {"ok":{"answer":"yes"}}           once somebody has answered
 //! {"log":{"message":"cache is cold"}}                 ->   {"error":{"message":"..."}}
 //! {"hopeless":{"message":"the input is no JSON"}}     ->   {"ok":{}}                           and then exit
 //! {"unavailable":{"message":"quota","retryAfterMs":60000}}
@@ -42,6 +43,21 @@ pub enum Say<Json> {
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         workspace: bool,
     },
+    /// It asks somebody, and waits. Answered once somebody has.
+    #[serde(rename_all = "camelCase")]
+    Ask {
+        /// What: one line.
+        message: String,
+        /// What can be answered; none: words.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        options: Vec<String>,
+        /// What is answered when nobody does in time: one of the options.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        default: Option<String>,
+        /// How long is waited for somebody, milliseconds.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        wait_ms: Option<u64>,
+    },
     /// Something people should know.
     Log {
         /// One line.
@@ -73,6 +89,9 @@ pub enum Answer {
         /// Of a checkpoint.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         checkpoint_id: Option<CheckpointId>,
+        /// Of somebody who was asked.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        answer: Option<String>,
     },
     /// Not taken.
     Error {

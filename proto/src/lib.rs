@@ -22,8 +22,8 @@ pub mod spec;
 pub mod version;
 
 pub use ids::{
-    Audience, CheckpointId, ControllerId, Epoch, GroupId, Incarnation, Namespace, Offset, Principal, RequestId, Role,
-    Seq, TaskId, Timestamp, WorkerId,
+    AskDigest, AskId, Audience, CheckpointId, ControllerId, Epoch, GroupId, Incarnation, Namespace, Offset, Principal,
+    RequestId, Role, Seq, TaskId, Timestamp, WorkerId,
 };
 pub use payload::{DecodeError, Payload};
 pub use record::{Body, Origin, Record};

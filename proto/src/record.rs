@@ -9,8 +9,11 @@ use bytes::{Buf, Bytes};
 use serde::{Deserialize, Serialize};
 
 use crate::payload::{Payload, payloads, postcard_payload, to_postcard};
-use crate::spec::{Containment, Exit, Limit, TaskSpec};
-use crate::{CheckpointId, DecodeError, Epoch, GroupId, Namespace, Offset, Seq, Snapshot, TaskId, Timestamp, WorkerId};
+use crate::spec::{Containment, Exit, Limit, TaskSpec, Usage};
+use crate::{
+    AskDigest, AskId, CheckpointId, DecodeError, Epoch, GroupId, Namespace, Offset, Seq, Snapshot, TaskId, Timestamp,
+    WorkerId,
+};
 
 /// Longest body of one record, bytes. Output records are at most [`MAX_OUTPUT`].
 pub const MAX_BODY: usize = 256 * 1024;
@@ -23,6 +26,12 @@ pub const MAX_OUTPUT: usize = 32 * 1024;
 pub const MAX_CHECKPOINT: usize = 64 * 1024;
 /// Most bytes of a task's own words about itself: the message of its progress, a note.
 pub const MAX_MESSAGE: usize = 4 * 1024;
+/// Most questions of one task that wait at the same time. They stand in its row.
+pub const MAX_ASKS: usize = 16;
+/// Most answers to choose from. More than a person reads.
+pub const MAX_CHOICES: usize = 16;
+/// Most bytes of a choice's id, of its label, and of an answer in words.
+pub const MAX_ANSWER: usize = 1024;
 
 /// Who wrote a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -195,6 +204,14 @@ payloads! {
         13 / 1 => Checkpointed(Checkpointed),
         /// Output that the reader did not ask for; made up on reading, never stored.
         14 / 1 => Skipped(Skipped),
+        /// The agent asks somebody something, and waits.
+        15 / 1 => Asked(Asked),
+        /// Somebody answered; nobody else can any more.
+        16 / 1 => Answered(Answered),
+        /// A question is no longer open: the agent has its answer, or wants none.
+        17 / 1 => AskClosed(AskClosed),
+        /// What the agent of this epoch has used.
+        18 / 1 => Used(Used),
         /// A limit of time is over that the controller measures; so is the epoch, if a worker holds one.
         20 / 1 => Expired(Expired),
         /// The task does another again that had failed for good.
@@ -216,6 +233,7 @@ impl Body {
                     && progress.message.as_ref().is_none_or(|message| message.len() <= MAX_MESSAGE)
             }
             Self::Checkpointed(checkpoint) => checkpoint.data.len() <= MAX_CHECKPOINT,
+            Self::Asked(ask) => ask.is_within_limits(),
             Self::Unknown { bytes, .. } => bytes.len() <= MAX_BODY,
             lifecycle => {
                 let mut body = Vec::new();
@@ -461,7 +479,116 @@ impl Progress {
     }
 }
 
+/// See [`Body::Asked`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Asked {
+    /// Made by the worker.
+    pub id: AskId,
+    /// The same for the same question in another epoch: its answer may be used again.
+    pub digest: AskDigest,
+    /// What kind of question.
+    pub kind: AskKind,
+    /// The question, or what is to be allowed, for people: at most [`MAX_MESSAGE`] bytes.
+    pub text: String,
+    /// All of what is to be allowed, as the agent has it (JSON); cut off at [`MAX_MESSAGE`] bytes.
+    pub detail: String,
+    /// What can be answered; at most [`MAX_CHOICES`].
+    pub choices: Vec<Choice>,
+    /// Whether words of one's own are an answer.
+    pub free_text: bool,
+    /// What is answered when nobody does in time: a choice's id.
+    pub default: Option<String>,
+    /// How long is waited for somebody, milliseconds; `None`: for ever.
+    pub wait_ms: Option<u64>,
+}
+
+impl Asked {
+    fn is_within_limits(&self) -> bool {
+        let fits = |text: &String| text.len() <= MAX_ANSWER;
+        self.text.len() <= MAX_MESSAGE
+            && self.detail.len() <= MAX_MESSAGE
+            && self.choices.len() <= MAX_CHOICES
+            && self.choices.iter().all(|choice| fits(&choice.id) && fits(&choice.label))
+            && self.default.as_ref().is_none_or(fits)
+    }
+
+    /// The choice that people mean: its id, its label, or the beginning of one of them that no other has. Capitals do not
+    /// matter.
+    pub fn choice(&self, words: &str) -> Option<&Choice> {
+        let words = words.trim().to_lowercase();
+        let exact = |choice: &&Choice| choice.id.to_lowercase() == words || choice.label.to_lowercase() == words;
+        let begins = |choice: &&Choice| {
+            choice.id.to_lowercase().starts_with(&words) || choice.label.to_lowercase().starts_with(&words)
+        };
+        self.choices.iter().find(exact).or_else(|| {
+            let mut found = self.choices.iter().filter(begins);
+            found.next().filter(|_| found.next().is_none() && !words.is_empty())
+        })
+    }
+}
+
+/// See [`Asked::kind`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AskKind {
+    /// Whether a tool may be used.
+    Permission {
+        /// Its name.
+        tool: String,
+    },
+    /// Something only a person knows.
+    Question,
+}
+
+/// An answer to choose.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Choice {
+    /// What is said to the agent.
+    pub id: String,
+    /// What it means, for people.
+    pub label: String,
+}
+
+/// See [`Body::Answered`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answered {
+    /// Which question.
+    pub ask: AskId,
+    /// What was answered.
+    pub answer: Answer,
+    /// Who did, as `role/name`; `None`: nobody did in time.
+    pub by: Option<String>,
+}
+
+/// An answer to an [`Asked`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answer {
+    /// A choice's id, unless it is in words.
+    pub choice: Option<String>,
+    /// Words of one's own: at most [`MAX_ANSWER`] bytes.
+    pub text: Option<String>,
+}
+
+/// See [`Body::AskClosed`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AskClosed {
+    /// Which question.
+    pub ask: AskId,
+}
+
+/// See [`Body::Used`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Used {
+    /// In this epoch.
+    pub usage: Usage,
+    /// The agent's own name of its conversation.
+    pub session: Option<String>,
+}
+
 postcard_payload!(
+    Asked,
+    Answered,
+    AskClosed,
+    Used,
     Submitted,
     Assigned,
     Started,
@@ -488,6 +615,8 @@ pub enum Stream {
     Stdout,
     /// Standard error.
     Stderr,
+    /// What an AI agent's tools write, and which they are; its own words are on the others.
+    Tool,
 }
 
 /// See [`Body::Output`]. Encoded by hand (stream and position in postcard form, then the bytes) so that reading copies

@@ -5,10 +5,10 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::payload::{Payload, payloads, postcard_payload, to_postcard};
-use crate::record::{Desired, Member, Record, decode_all, encode_all};
+use crate::record::{Answer, Desired, Member, Record, decode_all, encode_all};
 use crate::request::{Load, WorkerWant};
 use crate::spec::TaskSpec;
-use crate::{DecodeError, Epoch, Namespace, Offset, Secret, Seq, Snapshot, TaskId};
+use crate::{AskDigest, AskId, DecodeError, Epoch, Namespace, Offset, Secret, Seq, Snapshot, TaskId};
 
 /// One message as the body of a frame.
 pub trait Message: Sized {
@@ -68,6 +68,8 @@ payloads! {
         2 / 1 => Assign(Assignment),
         /// What is wanted of an attempt it holds.
         3 / 1 => Want(Want),
+        /// What was answered to an attempt's questions.
+        4 / 1 => Answers(Answers),
         /// Where the controllers of the mesh are now.
         31 / 1 => Controllers(Controllers),
         /// What is wanted of the worker itself.
@@ -142,6 +144,19 @@ pub struct HeartbeatAnswer {
     pub lost: Vec<(TaskId, Epoch)>,
     /// What is wanted of the worker itself.
     pub wish: WorkerWant,
+    /// What was answered to questions of these attempts, of which no worker has said that its agent has it.
+    pub answers: Vec<Answers>,
+}
+
+/// See [`ToWorker::Answers`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answers {
+    /// The task.
+    pub task: TaskId,
+    /// The assignment.
+    pub epoch: Epoch,
+    /// To which of its questions what was answered.
+    pub given: Vec<(AskId, Answer)>,
 }
 
 /// See [`ToWorker::Bridge`].
@@ -210,6 +225,8 @@ pub struct Assignment {
     pub total_left_ms: Option<u64>,
     /// What its secrets are at this moment.
     pub secrets: Vec<GivenSecret>,
+    /// What was answered in earlier epochs: the same question is not asked again.
+    pub answers: Vec<(AskDigest, Answer)>,
 }
 
 /// A secret as an attempt gets it.
@@ -303,6 +320,7 @@ postcard_payload!(
     Draining,
     HeartbeatAnswer,
     Bridge,
+    Answers,
     Want,
     Controllers,
     WorkerWant,

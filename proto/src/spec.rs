@@ -134,6 +134,65 @@ pub struct TaskSpec {
     pub resources: Resources,
     /// How often its folder is kept as a checkpoint, in milliseconds; `None`: when the task says so.
     pub snapshot_every_ms: Option<u64>,
+    /// The model an AI agent is to use; `None`: its own choice.
+    pub model: Option<String>,
+    /// What an AI agent may do without asking, and what it may not do at all.
+    pub rules: Rules,
+    /// How long an answer of a person is waited for, in milliseconds; `None`: for ever.
+    pub answer_limit_ms: Option<u64>,
+    /// What one attempt of an AI agent may use.
+    pub quota: Quota,
+}
+
+/// What an AI agent may do. The first rule that fits counts, those that deny before those that allow; what none fits is
+/// asked.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rules {
+    /// Not to be done: `TOOL` or `TOOL(PATTERN)`.
+    pub deny: Vec<String>,
+    /// To be done without asking.
+    pub allow: Vec<String>,
+}
+
+/// What an AI agent has used, as it says itself.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    /// Answers of its model.
+    pub turns: u32,
+    /// Millionths of a dollar, if it says.
+    pub cost_micros: Option<u64>,
+    /// Tokens its model read.
+    pub input_tokens: u64,
+    /// Tokens its model wrote.
+    pub output_tokens: u64,
+}
+
+impl Usage {
+    /// With what another attempt used.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        let cost = match (self.cost_micros, other.cost_micros) {
+            (None, None) => None,
+            (one, two) => Some(one.unwrap_or(0).saturating_add(two.unwrap_or(0))),
+        };
+        Self {
+            turns: self.turns.saturating_add(other.turns),
+            cost_micros: cost,
+            input_tokens: self.input_tokens.saturating_add(other.input_tokens),
+            output_tokens: self.output_tokens.saturating_add(other.output_tokens),
+        }
+    }
+}
+
+/// Limits of [`Usage`]: `None` is no limit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Quota {
+    /// Answers of its model.
+    pub turns: Option<u32>,
+    /// Millionths of a dollar.
+    pub cost_micros: Option<u64>,
+    /// Tokens read and written.
+    pub tokens: Option<u64>,
 }
 
 impl TaskSpec {
@@ -155,6 +214,10 @@ impl TaskSpec {
             secrets: BTreeMap::new(),
             resources: Resources::default(),
             snapshot_every_ms: None,
+            model: None,
+            rules: Rules::default(),
+            answer_limit_ms: None,
+            quota: Quota::default(),
         }
     }
 
@@ -201,8 +264,13 @@ impl TaskSpec {
             Input::Argv(argv) => argv.as_slice(),
             Input::Text(text) => std::slice::from_ref(text),
         };
-        let all =
-            texts.iter().chain(self.env.keys()).chain(self.secrets.keys()).chain(self.env.values()).chain(&self.cwd);
+        let all = texts
+            .iter()
+            .chain(self.env.keys())
+            .chain(self.secrets.keys())
+            .chain(self.env.values())
+            .chain(&self.cwd)
+            .chain(&self.model);
         if let Some(text) = all.into_iter().find(|text| text.contains('\0')) {
             return Err(SpecError::Nul(text.replace('\0', "\\0")));
         }
@@ -352,6 +420,11 @@ pub enum Exit {
         error: String,
         /// Its exit code.
         code: i32,
+    },
+    /// The agent says that it has failed, or ended without a word of how.
+    Failed {
+        /// Why.
+        error: String,
     },
     /// It used more memory than it may, and was killed with all it had started.
     OutOfMemory {

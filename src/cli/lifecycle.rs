@@ -8,6 +8,8 @@ use super::output::one_line;
 
 /// Exit code of a cancelled task.
 const CANCELLED: u8 = 130;
+/// Exit code of an AI agent that says that it has failed: its process's own says nothing.
+const AGENT_FAILED: u8 = 1;
 /// Longest text from elsewhere in a line.
 const WIDTH: usize = 400;
 
@@ -50,8 +52,23 @@ pub(crate) fn words(record: &Record) -> Option<(String, bool)> {
         Body::Retries(retries) => {
             (false, format!("does {} again, asked for by {}", retries.task.short(), one_line(&retries.by, WIDTH)))
         }
+        Body::Asked(asked) => {
+            let choices: Vec<_> = asked.choices.iter().map(|choice| choice.id.as_str()).collect();
+            let words = one_line(&format!("{} ({})", asked.text, choices.join(", ")), WIDTH);
+            (true, format!("asks: {words}; `ado answer` answers"))
+        }
+        Body::Answered(answered) => {
+            let what = answered.answer.text.as_ref().or(answered.answer.choice.as_ref());
+            let what = one_line(what.map_or("nothing", String::as_str), WIDTH);
+            match &answered.by {
+                Some(by) => (false, format!("answered by {}: {what}", one_line(by, WIDTH))),
+                None => (true, format!("nobody answered in time: {what}")),
+            }
+        }
         // Progress is a status line's to show.
-        Body::Started(_)
+        Body::AskClosed(_)
+        | Body::Used(_)
+        | Body::Started(_)
         | Body::Exited(_)
         | Body::Output(_)
         | Body::Skipped(_)
@@ -86,6 +103,7 @@ pub(crate) fn exit_code(outcome: Outcome, exit: Option<&Exit>) -> u8 {
             code => code,
         },
         (Outcome::Failed, Some(Exit::Signal(signal))) => u8::try_from(128 + signal).unwrap_or(ADO_ERROR),
+        (Outcome::Failed, Some(Exit::Failed { .. })) => AGENT_FAILED,
         // As if it had been killed by hand.
         (Outcome::Failed, Some(Exit::OutOfMemory { .. })) => 137,
         (Outcome::Failed, Some(Exit::TimedOut(_))) => TIMED_OUT,

@@ -31,6 +31,9 @@ pub(crate) struct Args {
     /// Only tasks in one of these states
     #[arg(long, value_name = "STATE", value_delimiter = ',', value_parser = STATES)]
     state: Vec<String>,
+    /// Only tasks that wait for somebody's answer
+    #[arg(long, conflicts_with = "state")]
+    waiting: bool,
     #[command(flatten)]
     only: Only,
     /// At most this many
@@ -185,7 +188,7 @@ impl Args {
 }
 
 fn request(args: &Args, now: Timestamp) -> ListTasks {
-    ListTasks { states: args.state.clone(), only: args.only.filter(now), limit: PAGE, ..ListTasks::default() }
+    ListTasks { states: states(args), only: args.only.filter(now), limit: PAGE, ..ListTasks::default() }
 }
 
 pub(super) async fn fetch(session: &Session, mut request: ListTasks, wanted: usize) -> Result<Vec<TaskInfo>, Error> {
@@ -245,6 +248,10 @@ fn what(task: &TaskInfo) -> String {
         Some(name) => format!("[{name}] {summary}"),
         None => summary,
     }
+}
+
+fn states(args: &Args) -> Vec<String> {
+    if args.waiting { vec!["waiting".into()] } else { args.state.clone() }
 }
 
 #[cfg(test)]

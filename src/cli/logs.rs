@@ -51,6 +51,7 @@ pub(crate) struct Args {
 enum Only {
     Stdout,
     Stderr,
+    Tool,
 }
 
 pub(crate) async fn run(global: Global, args: Args) -> Result<u8, Error> {
@@ -107,6 +108,7 @@ impl Args {
             stream: self.stream.map(|only| match only {
                 Only::Stdout => Stream::Stdout,
                 Only::Stderr => Stream::Stderr,
+                Only::Tool => Stream::Tool,
             }),
             ..look(global, self.raw)
         }

@@ -2,6 +2,7 @@
 //!
 //! Data goes to stdout, everything else to stderr. Must never know: SQL, kube, Redis, QUIC.
 
+mod answer;
 mod attach;
 mod audit;
 mod bench;
@@ -42,6 +43,7 @@ mod steer;
 mod surviving;
 mod task;
 mod token;
+mod tool_run;
 mod top;
 mod up;
 mod values;
@@ -74,7 +76,7 @@ pub struct Cli {
 /// What people want to do, and the commands for it.
 const GROUPS: [(&str, &[&str]); 6] = [
     ("Run and watch", &["run", "attach", "logs", "wait"]),
-    ("Steer", &["pause", "resume", "detach", "cancel", "dead"]),
+    ("Steer", &["answer", "pause", "resume", "detach", "cancel", "dead"]),
     ("Look", &["list", "status", "events", "workers", "controllers", "top", "net", "bench"]),
     ("From inside a task", &["task"]),
     ("Machines", &["up", "down", "controller", "worker", "join", "token", "secret", "audit"]),
@@ -154,6 +156,7 @@ enum Command {
     Attach(attach::Args),
     Logs(logs::Args),
     Wait(wait::Args),
+    Answer(answer::Args),
     Pause(pause::Args),
     Resume(resume::Args),
     Detach(detach::Args),
@@ -184,6 +187,8 @@ enum Command {
     Schema(schema::Args),
     #[command(hide = true)]
     Guard(guard::Args),
+    #[command(hide = true)]
+    ToolRun(tool_run::Args),
 }
 
 pub use complete::answer as complete;
@@ -246,10 +251,11 @@ pub fn run_guard(args: impl IntoIterator<Item = OsString>) -> Option<ExitCode> {
 }
 
 impl Cli {
-    /// Runs what must run before there is any thread or runtime, if that is asked for: a guard is one thread that forks.
-    pub fn run_guard(&self) -> Option<ExitCode> {
+    /// Runs what must run before there is any thread or runtime, if that is asked for: who has one thread and forks.
+    pub fn run_alone(&self) -> Option<ExitCode> {
         match &self.command {
             Command::Guard(args) => Some(guard::run(args)),
+            Command::ToolRun(args) => Some(tool_run::run(args)),
             _ => None,
         }
     }
@@ -283,6 +289,7 @@ impl Cli {
             Command::Attach(args) => attach::run(global, args).await,
             Command::Logs(args) => logs::run(global, args).await,
             Command::Wait(args) => wait::run(global, args).await,
+            Command::Answer(args) => answer::run(global, args).await,
             Command::Pause(args) => pause::run(global, args).await,
             Command::Resume(args) => resume::run(global, args).await,
             Command::Detach(args) => detach::run(global, args).await,
@@ -309,7 +316,8 @@ impl Cli {
             Command::Completions(args) => completions::run(&args),
             Command::Man(args) => man::run(&global, &args),
             Command::Schema(args) => schema::run(&args),
-            Command::Guard(args) => unreachable!("`run_guard` comes first: {args:?}"),
+            Command::Guard(args) => unreachable!("`run_alone` comes first: {args:?}"),
+            Command::ToolRun(args) => unreachable!("`run_alone` comes first: {args:?}"),
         }
     }
 }

@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 use ado_proto::Timestamp;
 use ado_proto::record::Desired;
 use ado_proto::request::TaskInfo;
+use ado_proto::spec::Usage;
 use serde_json::Value;
 
 use super::Global;
@@ -102,6 +103,7 @@ fn next(task: &TaskInfo, app: &App) -> Vec<String> {
         ("queued", _) => &["workers list --task", "cancel"],
         ("failed", _) => &["logs --tail 20"],
         ("completed" | "cancelled", _) => &["logs"],
+        ("waiting", _) => &["answer", "attach"],
         _ => &["attach"],
     };
     words.iter().map(|words| app.command(&format!("{words} {id}"))).collect()
@@ -139,6 +141,17 @@ fn to_text(task: &TaskInfo, next: &[String], scene: Scene) -> String {
             let files = if snapshot.files == 1 { "file" } else { "files" };
             line("workspace", &format!("{} {files}, {}", snapshot.files, ado_proto::spec::bytes(snapshot.bytes)));
         }
+    }
+    for ask in &task.asks {
+        line("asks", &safe(&ask.text));
+        let choices: Vec<_> = ask.choices.iter().map(|choice| format!("{} ({})", choice.id, choice.label)).collect();
+        line("", &safe(&choices.join(", ")));
+        if task.asks.len() > 1 {
+            line("", &format!("--ask {}", ask.id));
+        }
+    }
+    if let Some(usage) = usage(&task.usage) {
+        line("used", &usage);
     }
     line("agent", &safe(&task.spec.agent));
     line("command", &safe(&task.spec.input.summary()));
@@ -187,6 +200,16 @@ fn state(task: &TaskInfo, scene: Scene) -> String {
     }
 }
 
+/// What an AI agent has used, in words.
+fn usage(usage: &Usage) -> Option<String> {
+    if *usage == Usage::default() {
+        return None;
+    }
+    let cost = usage.cost_micros.map(|micros| format!("${:.4}, ", micros as f64 / 1e6)).unwrap_or_default();
+    let (turns, read, wrote) = (usage.turns, usage.input_tokens, usage.output_tokens);
+    Some(format!("{cost}{turns} turns, {read} tokens read and {wrote} written"))
+}
+
 fn progress(task: &TaskInfo) -> Option<String> {
     let said = task.progress.as_ref()?;
     let percent = said.percent.map(|percent| format!("{percent}%"));
@@ -233,6 +256,8 @@ pub(crate) mod tests {
             reason: Some("no worker has a free slot".into()),
             retry_of: None,
             settled: None,
+            asks: Vec::new(),
+            usage: ado_proto::spec::Usage::default(),
         }
     }
 

@@ -132,6 +132,19 @@ impl Start {
     }
 }
 
+/// A rule of permissions.
+pub(crate) fn rule(text: &str) -> Result<String, String> {
+    crate::agents::check_rule(text).map(|()| text.into())
+}
+
+/// Dollars, in millionths.
+pub(crate) fn micros(text: &str) -> Result<u64, String> {
+    match text.trim_start_matches('$').parse::<f64>() {
+        Ok(dollars) if dollars > 0.0 && dollars < 1e9 => Ok((dollars * 1e6).round().max(1.0) as u64),
+        _ => Err(format!("`{text}` is no amount of dollars above 0")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -264,6 +264,7 @@ fn config(app: &App, args: &Args, place: &Place, link: Link, learned: Learned, d
             memory: settings.memory.map(|bytes| bytes.0),
             pids: None,
         },
+        programs: Some(app.home.path().join("agents").join("bin")),
         executable: None,
         spool_limit: args.spool_limit.0,
         snapshots: Limits {

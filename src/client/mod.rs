@@ -13,11 +13,11 @@ use std::time::Duration;
 use ado_certs::{ClientTls, Clock, Identity, JoinString, KeyRequest};
 use ado_proto::record::Desired;
 use ado_proto::request::{
-    AuditLine, ControllerInfo, CreateToken, CreatedToken, DeadOnes, DesiredSet, Detach, DetachedViewers, Enrol, Events,
-    GetTasks, Hello, ListAudit, ListControllers, ListEvents, ListSecrets, ListTasks, ListTokens, ListWorkers,
-    PurgeDead, RemoveSecret, Request, RetryDead, RevokeIdentity, RevokeToken, RevokedIdentity, SecretInfo, SetDesired,
-    SetSecret, SetWorker, SettledDead, StartAt, Submit, Submitted, TaskInfo, TaskPage, TokenInfo, Welcome, WorkerInfo,
-    WorkerSet,
+    AnswerGiven, AuditLine, ControllerInfo, CreateToken, CreatedToken, DeadOnes, DesiredSet, Detach, DetachedViewers,
+    Enrol, Events, GetTasks, GiveAnswer, Hello, ListAudit, ListControllers, ListEvents, ListSecrets, ListTasks,
+    ListTokens, ListWorkers, PurgeDead, RemoveSecret, Request, RetryDead, RevokeIdentity, RevokeToken, RevokedIdentity,
+    SecretInfo, SetDesired, SetSecret, SetWorker, SettledDead, StartAt, Submit, Submitted, TaskInfo, TaskPage,
+    TokenInfo, Welcome, WorkerInfo, WorkerSet,
 };
 use ado_proto::{Namespace, RequestId, Secret, TaskId};
 use rustls::pki_types::CertificateDer;
@@ -172,6 +172,11 @@ impl Client {
     /// Asks for another state of the tasks a reference means.
     pub async fn set_desired(&self, reference: &str, desired: Desired, force: bool) -> Result<Vec<DesiredSet>, Error> {
         self.change(&SetDesired { reference: reference.into(), desired, force }, self.request_id()).await
+    }
+
+    /// Answers a question of a task. One answer is accepted, whoever gives it.
+    pub async fn answer(&self, given: &GiveAnswer) -> Result<AnswerGiven, Error> {
+        self.change(given, self.request_id()).await
     }
 
     /// Does tasks of the dead letter again.

@@ -4,10 +4,10 @@
 //! themselves and by administrators. What is in another namespace does not exist.
 
 use ado_proto::request::{
-    CreateToken, Detach, Enrol, ErrorCode, ErrorReply, Follow, GetBlob, GetTasks, Header, Hello, KNOWN, ListAudit,
-    ListControllers, ListEvents, ListSecrets, ListTasks, ListTokens, ListWorkers, PurgeDead, PutBlob, RemoveSecret,
-    Renew, Request, RetryDead, RevokeIdentity, RevokeToken, Safety, SetDesired, SetSecret, SetWorker, Submit,
-    TaskOutput, WorkerSession,
+    CreateToken, Detach, Enrol, ErrorCode, ErrorReply, Follow, GetBlob, GetTasks, GiveAnswer, Header, Hello, KNOWN,
+    ListAudit, ListControllers, ListEvents, ListSecrets, ListTasks, ListTokens, ListWorkers, PurgeDead, PutBlob,
+    RemoveSecret, Renew, Request, RetryDead, RevokeIdentity, RevokeToken, Safety, SetDesired, SetSecret, SetWorker,
+    Submit, TaskOutput, WorkerSession,
 };
 use ado_proto::{Audience, Namespace, Principal, Role, ids};
 
@@ -45,6 +45,7 @@ const TABLE: &[Rule] = &[
     (SetDesired::KIND, &[Role::Admin, Role::User], Own),
     (RetryDead::KIND, &[Role::Admin, Role::User], Own),
     (PurgeDead::KIND, &[Role::Admin, Role::User], Own),
+    (GiveAnswer::KIND, &[Role::Admin, Role::User], Own),
     (Follow::KIND, READERS, Seen),
     // Everybody may end viewers of their own; others' are for administrators, which the request itself checks.
     (Detach::KIND, READERS, Seen),
@@ -255,6 +256,7 @@ mod tests {
             "Detach ox ox ox . . | ox . . . .",
             "RetryDead ox o . . . | ox . . . .",
             "PurgeDead ox o . . . | ox . . . .",
+            "GiveAnswer ox o . . . | ox . . . .",
             "ListWorkers ox ox ox . . | ox . . . .",
             "SetWorker + . . . . | + . . . .",
             "ListEvents + + + . . | + . . . .",

@@ -45,6 +45,7 @@ async fn look(shared: &Shared, lease: &mut Leased) -> store::Result<()> {
         // Refused: it went on, ended or was paused just now. A worker that held it hears so with the next thing it says.
         let Outcome::Applied(write) = outcome else { continue };
         tracing::info!(task = %before.task.id, limit = ?before.task.expires().map(|(_, limit)| limit), "timed out");
+        shared.tell_answers(&write.row);
         queued.push(write.row);
     }
     dispatch::give_hints(shared, &queued).await;
@@ -56,7 +57,8 @@ fn expire(shared: &Shared, row: &Row) -> Change {
     let decide = move |row: &Row, now: Timestamp| {
         let decision = task::decide(&row.task, Command::Expire, now, &policy, jitter)?;
         let events = decision.records.iter().filter_map(|record| event_of(id, &decision.task, record)).collect();
-        Ok(Write { row: Row::new(decision.task, None), records: decision.records, events })
+        let lease = row.lease.clone().filter(|_| decision.task.is_held());
+        Ok(Write { row: Row::new(decision.task, lease), records: decision.records, events })
     };
     Change::Update { id, decide: Box::new(decide) }
 }

@@ -390,6 +390,7 @@ pub(super) fn assign(shared: &Shared, row: &Row, left: Duration, now: Timestamp)
         generation: task.generation,
         total_left_ms: task.total_ends().map(|end| u64::try_from(end.since(now).as_millis()).unwrap_or(u64::MAX)),
         secrets: Vec::new(),
+        answers: task.given.clone(),
     };
     let (worker, start) = (lease.worker, lease.incarnation);
     if assignment.spec.secrets.is_empty() {

@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use ado_proto::request::{Load, WorkerDesired, WorkerWant};
-use ado_proto::session::{ToWorker, Want};
+use ado_proto::session::{Answers, ToWorker, Want};
 use ado_proto::spec::Resources;
 use ado_proto::{Incarnation, TaskId, Timestamp, WorkerId};
 use tokio::sync::{Notify, mpsc};
@@ -371,6 +371,12 @@ pub(super) fn candidate(worker: &Worker, wish: Option<&Wish>, holds: usize, take
 /// What is wanted of the attempt that holds a task.
 pub(super) fn want(task: &Task) -> Want {
     Want { task: task.id, epoch: task.epoch, desired: task.desired, generation: task.generation, force: task.force }
+}
+
+/// What was answered and its worker has not passed on yet.
+pub(super) fn answers(task: &Task) -> Option<Answers> {
+    let given: Vec<_> = task.asks.iter().filter_map(|open| Some((open.ask.id, open.answer.clone()?))).collect();
+    (!given.is_empty()).then_some(Answers { task: task.id, epoch: task.epoch, given })
 }
 
 #[cfg(test)]

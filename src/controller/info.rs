@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use ado_proto::request::{CheckpointInfo, TaskInfo, WorkerDesired, WorkerInfo, encode_response};
-use ado_proto::spec::{Exit, Input};
+use ado_proto::spec::{Exit, Input, Rules};
 use ado_proto::{ControllerId, TaskId, Timestamp};
 use serde::Serialize;
 
@@ -41,6 +41,12 @@ pub(super) fn shorten(mut tasks: Vec<TaskInfo>) -> Vec<TaskInfo> {
             let spec = &mut task.spec;
             spec.env.clear();
             spec.labels.clear();
+            spec.rules = Rules::default();
+            task.asks.truncate(1);
+            for ask in &mut task.asks {
+                (ask.text, ask.detail) = (cut(std::mem::take(&mut ask.text), most), String::new());
+                ask.choices.clear();
+            }
             if let Some(checkpoint) = &mut task.checkpoint {
                 checkpoint.data = None;
             }
@@ -55,7 +61,8 @@ pub(super) fn shorten(mut tasks: Vec<TaskInfo>) -> Vec<TaskInfo> {
                 Exit::NotStarted { error, .. }
                 | Exit::Lost { error }
                 | Exit::Unavailable { what: error, .. }
-                | Exit::Hopeless { error, .. },
+                | Exit::Hopeless { error, .. }
+                | Exit::Failed { error },
             ) = &mut task.exit
             {
                 *error = cut(std::mem::take(error), 0);
@@ -111,6 +118,8 @@ pub(super) fn task(row: &Row, fleet: &[Candidate], away: Option<&Open>, now: Tim
         reason: reason(row, fleet, away, now),
         retry_of: task.retry_of,
         settled: row.settled,
+        asks: task.asks.iter().filter(|open| open.answer.is_none()).map(|open| open.ask.clone()).collect(),
+        usage: task.usage,
     }
 }
 

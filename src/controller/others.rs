@@ -110,6 +110,7 @@ async fn tell_want(shared: &Shared, task: TaskId) -> store::Result<()> {
         && let Some(lease) = &row.lease
     {
         shared.fleet.tell(lease.worker, lease.incarnation, want(&row.task));
+        shared.tell_answers(&row);
     }
     Ok(())
 }

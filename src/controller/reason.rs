@@ -98,7 +98,7 @@ fn failed(task: &Task, exit: Option<&Exit>, error: Option<&str>) -> String {
     let often = if attempts > 1 { format!(", {attempts} times") } else { String::new() };
     let once = if task.spec.max_retries == 0 { "; `--retries N` tries a failed task again" } else { "" };
     match exit {
-        Some(Exit::Code(_) | Exit::Signal(_) | Exit::Cancelled) => {
+        Some(Exit::Code(_) | Exit::Signal(_) | Exit::Cancelled | Exit::Failed { .. }) => {
             format!("{error}{often}: `ado logs {short}` shows what it wrote{once}")
         }
         Some(Exit::TimedOut(limit)) => {

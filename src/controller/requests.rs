@@ -1,5 +1,6 @@
 //! Requests to answers.
 
+mod answer;
 mod dead;
 mod detach;
 mod events;
@@ -15,10 +16,10 @@ use ado_certs::{Peer, VerifiedPeer};
 use ado_proto::Namespace;
 use ado_proto::frame::Limits;
 use ado_proto::request::{
-    AuditLine, CreateToken, Detach, Enrol, ErrorCode, ErrorReply, Follow, GetBlob, GetTasks, Header, Hello, ListAudit,
-    ListControllers, ListEvents, ListSecrets, ListTasks, ListTokens, ListWorkers, PurgeDead, PutBlob, RemoveSecret,
-    Renew, Request, RetryDead, RevokeIdentity, RevokeToken, SetDesired, SetSecret, SetWorker, Submit, TaskOutput,
-    Welcome, WorkerSession, decode_body, encode_response,
+    AuditLine, CreateToken, Detach, Enrol, ErrorCode, ErrorReply, Follow, GetBlob, GetTasks, GiveAnswer, Header, Hello,
+    ListAudit, ListControllers, ListEvents, ListSecrets, ListTasks, ListTokens, ListWorkers, PurgeDead, PutBlob,
+    RemoveSecret, Renew, Request, RetryDead, RevokeIdentity, RevokeToken, SetDesired, SetSecret, SetWorker, Submit,
+    TaskOutput, Welcome, WorkerSession, decode_body, encode_response,
 };
 use bytes::Bytes;
 use tokio::time::Instant;
@@ -252,6 +253,7 @@ impl Asked<'_> {
             SetDesired::KIND => self.set_desired(self.decode()?).await,
             RetryDead::KIND => self.retry_dead(self.decode()?).await,
             PurgeDead::KIND => self.purge_dead(self.decode()?).await,
+            GiveAnswer::KIND => self.give_answer(self.decode()?).await,
             Detach::KIND => self.detach(self.decode()?).await,
             ListWorkers::KIND => reply::<ListWorkers>(self.list_workers(self.decode()?).await?),
             SetWorker::KIND => self.set_worker(self.decode()?).await,

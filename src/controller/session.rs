@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use super::bridge::Moment;
 use super::fleet::{Report, Session, TO_WORKER, want};
 use super::requests::unavailable;
-use super::{Shared, bounds, breakers, dispatch, reaper};
+use super::{Shared, bounds, breakers, dispatch, fleet, reaper};
 use crate::net::{self, Channel, Connection, Receiver, Sender};
 use crate::store::{self, Beat, Change, NewEvent, Outcome, Row, Worker, Write};
 use crate::task::{self, Command, Refusal};
@@ -270,6 +270,7 @@ async fn beat(
         renewed: renewal.renewed.iter().map(|row| want(&row.task)).collect(),
         lost: renewal.lost,
         wish: shared.fleet.want(worker.id),
+        answers: renewal.renewed.iter().filter_map(|row| fleet::answers(&row.task)).collect(),
     };
     shared.fleet.answer(session, answer);
     shared.metrics.heartbeat();
@@ -453,6 +454,10 @@ pub(super) fn event_of(id: TaskId, task: &task::Task, record: &Record) -> Option
         Body::Started(_) => ("task.started", id.short()),
         Body::Expired(expired) => {
             ("task.timed_out", format!("{}: its {} limit is over", id.short(), expired.limit.as_str()))
+        }
+        Body::Asked(asked) => ("task.asks", format!("{}: {}", id.short(), asked.text)),
+        Body::Answered(answered) => {
+            ("task.answered", format!("{} by {}", id.short(), answered.by.as_deref().unwrap_or("nobody, in time")))
         }
         Body::Requeued(requeued) => ("task.requeued", format!("{}: {}", id.short(), requeued.why)),
         Body::Ended(ended) => ("task.ended", format!("{} {}", id.short(), task.state_word()) + &suffix(&ended.error)),

@@ -3,13 +3,13 @@
 //! The names are those of the product's `TaskEvent`; fields beside them (`offset`, `epoch`, `time`) are added, none are
 //! renamed. Output that is not UTF-8 comes as `dataBase64`, so that every byte arrives.
 
-use ado_proto::record::{Body, Ended, Loss, Outcome, Output, Progress, Record};
+use ado_proto::record::{AskKind, Asked, Body, Ended, Loss, Outcome, Output, Progress, Record};
 use ado_proto::{Offset, Origin, TaskId};
 use base64::Engine;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::{desired_word, exit, result, rfc3339, stream_word, with, workspace};
+use super::{desired_word, exit, result, rfc3339, stream_word, with, with_usage, workspace};
 
 /// Turns the records of one task into events. Remembers who holds it: `started` names the worker.
 #[derive(Debug)]
@@ -152,6 +152,16 @@ impl Events {
                     "message": self.progress.message.as_deref().unwrap_or_default(),
                 })
             }
+            Body::Asked(asked) => hitl(asked),
+            Body::Answered(answered) => json!({
+                "type": "hitl_answered",
+                "requestId": answered.ask,
+                "option": answered.answer.choice,
+                "text": answered.answer.text,
+                "by": answered.by,
+            }),
+            Body::AskClosed(closed) => json!({ "type": "hitl_closed", "requestId": closed.ask }),
+            Body::Used(used) => with_usage(json!({ "type": "usage", "session": used.session }), &used.usage),
             Body::Output(_) => unreachable!("written by `output`"),
             Body::Unknown { kind, version, .. } => json!({ "type": "unknown", "kind": kind, "version": version }),
         };
@@ -163,6 +173,29 @@ impl Events {
         }
         event
     }
+}
+
+/// The product's `hitl_required`: what is asked, and what can be answered.
+pub(super) fn hitl(asked: &Asked) -> Value {
+    let (kind, tool) = match &asked.kind {
+        AskKind::Permission { tool } => ("permission", Some(tool)),
+        AskKind::Question => ("question", None),
+    };
+    // The agent has made it as JSON; what was cut off is shown as text.
+    let detail: Value = serde_json::from_str(&asked.detail).unwrap_or_else(|_| json!(asked.detail));
+    json!({
+        "type": "hitl_required",
+        "requestId": asked.id,
+        "kind": kind,
+        "tool": tool,
+        "reason": asked.text,
+        "detail": detail,
+        "options": asked.choices.iter().map(|choice| &choice.id).collect::<Vec<_>>(),
+        "choices": asked.choices.iter().map(|choice| json!({ "id": choice.id, "label": choice.label })).collect::<Vec<_>>(),
+        "freeText": asked.free_text,
+        "default": asked.default,
+        "waitMs": asked.wait_ms,
+    })
 }
 
 fn ended_event(ended: &Ended) -> Value {

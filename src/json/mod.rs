@@ -8,9 +8,11 @@ mod task;
 mod worker;
 
 use ado_proto::record::{Desired, Outcome, Stream};
-use ado_proto::spec::Exit;
+use ado_proto::spec::{Exit, Usage};
 use ado_proto::{Snapshot, Timestamp};
 use serde_json::{Value, json};
+
+use event::hitl;
 
 pub use event::Events;
 pub use task::task;
@@ -45,6 +47,7 @@ pub fn exit(exit: &Exit) -> Value {
         Exit::Unavailable { what, retry_after_ms } => json!({ "unavailable": what, "retryAfterMs": retry_after_ms }),
         Exit::Hopeless { error, code } => json!({ "hopeless": error, "permanent": true, "exitCode": code }),
         Exit::OutOfMemory { limit } => json!({ "outOfMemory": limit }),
+        Exit::Failed { error } => json!({ "failed": error }),
     }
 }
 
@@ -67,6 +70,7 @@ pub fn stream_word(stream: Stream) -> &'static str {
     match stream {
         Stream::Stdout => "stdout",
         Stream::Stderr => "stderr",
+        Stream::Tool => "tool",
     }
 }
 
@@ -77,6 +81,15 @@ pub fn desired_word(desired: Desired) -> &'static str {
         Desired::Paused => "paused",
         Desired::Cancelled => "cancelled",
     }
+}
+
+/// Adds what an agent has used.
+fn with_usage(mut value: Value, usage: &Usage) -> Value {
+    value["turns"] = json!(usage.turns);
+    value["costUsd"] = json!(usage.cost_micros.map(|micros| micros as f64 / 1e6));
+    value["inputTokens"] = json!(usage.input_tokens);
+    value["outputTokens"] = json!(usage.output_tokens);
+    value
 }
 
 fn with(mut value: Value, key: &str, word: &str) -> Value {

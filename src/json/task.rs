@@ -4,11 +4,11 @@ use ado_proto::record::Outcome;
 use ado_proto::request::{Settled, TaskInfo};
 use serde_json::{Value, json};
 
-use super::{desired_word, result, rfc3339, workspace};
+use super::{desired_word, hitl, result, rfc3339, with_usage, workspace};
 
 /// The product's `DistributedTaskState`, and more beside it.
 pub fn task(task: &TaskInfo) -> Value {
-    json!({
+    let mut value = json!({
         "taskId": task.id,
         "status": task.state,
         "workerId": task.worker.map(|worker| worker.to_string()),
@@ -55,7 +55,11 @@ pub fn task(task: &TaskInfo) -> Value {
             Some(Settled::Purged) | None => None,
         },
         "deadLetter": task.outcome == Some(Outcome::Failed) && task.settled.is_none(),
-    })
+    });
+    value["model"] = json!(task.spec.model);
+    value["hitl"] = task.asks.iter().map(hitl).collect();
+    value["usage"] = with_usage(json!({}), &task.usage);
+    value
 }
 
 /// How far it is; all the way once it is completed.
@@ -121,6 +125,8 @@ mod tests {
             reason: Some("no worker has a free slot".into()),
             retry_of: None,
             settled: None,
+            asks: Vec::new(),
+            usage: ado_proto::spec::Usage::default(),
         }
     }
 

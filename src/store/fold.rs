@@ -3,13 +3,14 @@
 
 use std::borrow::Cow;
 
-use ado_proto::record::{Body, Desired, Progress};
-use ado_proto::{Epoch, Offset, Seq, TaskId, Timestamp};
+use ado_proto::record::{Answer, Body, Desired, Progress};
+use ado_proto::spec::Usage;
+use ado_proto::{AskDigest, Epoch, Offset, Seq, TaskId, Timestamp};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{Error, Lease, Result, Row, log, score};
-use crate::task::{Asked, Checkpoint, Holder, Settled, State, Task, Times};
+use crate::task::{Asked, Checkpoint, Holder, OpenAsk, Settled, State, Task, Times};
 
 /// First byte of a stored fold; the rest is the fold in postcard form. Another form gets another byte.
 const FOLD: u8 = 1;
@@ -43,7 +44,7 @@ impl Columns {
             score,
             lease: row.lease.clone(),
             checkpoint: task.checkpoint.as_ref().map(|checkpoint| checkpoint.offset),
-            due_at: task.expires().map(|(at, _)| at),
+            due_at: task.due_at(),
             settled: row.settled.map(|settled| match settled {
                 Settled::Retried(task) => task.0,
                 Settled::Purged => Uuid::nil(),
@@ -108,6 +109,9 @@ pub(super) fn decode(parts: Parts<'_>) -> Result<Task> {
         retry_of: fold.retry_of,
         deferrals: fold.deferrals,
         times: fold.times,
+        asks: fold.asks.into_owned(),
+        given: fold.given.into_owned(),
+        usage: fold.usage,
     })
 }
 
@@ -138,6 +142,9 @@ struct Fold<'a> {
     retry_of: Option<TaskId>,
     deferrals: u32,
     times: Times,
+    asks: Cow<'a, [OpenAsk]>,
+    given: Cow<'a, [(AskDigest, Answer)]>,
+    usage: Usage,
 }
 
 /// The fold of a task as stored.
@@ -161,6 +168,9 @@ pub(super) fn encode(task: &Task) -> Vec<u8> {
         retry_of: task.retry_of,
         deferrals: task.deferrals,
         times: task.times,
+        asks: Cow::Borrowed(&task.asks),
+        given: Cow::Borrowed(&task.given),
+        usage: task.usage,
     };
     postcard::to_extend(&fold, vec![FOLD]).expect("serialising to memory cannot fail")
 }

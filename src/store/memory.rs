@@ -311,7 +311,7 @@ impl Store for Memory {
     }
 
     async fn overdue(&self, now: Timestamp, limit: usize) -> Result<Vec<Row>> {
-        let due = |row: &Row| row.task.expires().map(|(at, _)| at);
+        let due = |row: &Row| row.task.due_at();
         let held = self.held();
         Ok(held.pick(|row| due(row).is_some_and(|at| at <= now), |row| (due(row), row.task.id), limit))
     }

@@ -116,6 +116,7 @@ impl Signal {
             | Exit::Cancelled
             | Exit::Unavailable { .. }
             | Exit::OutOfMemory { .. }
+            | Exit::Failed { .. }
             | Exit::Hopeless { .. } => Some(Self::Finished),
         }
     }
@@ -127,7 +128,7 @@ impl Signal {
             Exit::Unavailable { what, retry_after_ms } => {
                 Some(Self::Away { why: what.clone(), retry_after: retry_after_ms.map(Duration::from_millis) })
             }
-            Exit::Code(_) | Exit::Hopeless { .. } => Some(Self::Finished),
+            Exit::Code(_) | Exit::Hopeless { .. } | Exit::Failed { .. } => Some(Self::Finished),
             // Nobody can tell how far it came.
             Exit::Signal(_)
             | Exit::TimedOut(_)

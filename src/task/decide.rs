@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use ado_proto::record::{
-    Assigned, Body, Desired, DesiredChanged, Ended, Expired, FIRST_BULK_KIND, Loss, Outcome, Record, Requeued,
-    Submitted, WorkerLost,
+    Answer, Answered, AskKind, Asked, Assigned, Body, Desired, DesiredChanged, Ended, Expired, FIRST_BULK_KIND, Loss,
+    MAX_ANSWER, MAX_ASKS, Outcome, Record, Requeued, Submitted, WorkerLost,
 };
 use ado_proto::request::Settled;
 use ado_proto::spec::{Exit, Limit, Resource, TaskSpec, span};
-use ado_proto::{Epoch, Origin, Seq, TaskId, Timestamp};
+use ado_proto::{AskId, Epoch, Origin, Seq, TaskId, Timestamp};
 
 use super::{FoldError, Holder, Policy, State, Task, backoff};
 
@@ -39,6 +39,15 @@ pub enum Command {
         first: Seq,
         /// What happened, in order.
         bodies: Vec<Body>,
+    },
+    /// Somebody answers a question.
+    Answer {
+        /// Which; `None`: the only one that is open.
+        ask: Option<AskId>,
+        /// What, its choice in words of [`Asked::choice`].
+        answer: Answer,
+        /// Who, as `role/name`.
+        by: String,
     },
     /// A user wants another state.
     Desire {
@@ -103,6 +112,18 @@ pub enum Refusal {
     /// It has not ended.
     #[error("not over yet")]
     NotOver,
+    /// It asks nothing, or not that.
+    #[error("it does not ask that")]
+    NotAsked,
+    /// Another answer came before.
+    #[error("already answered")]
+    Answered,
+    /// It asks several things.
+    #[error("it asks {0} things: say which one is answered")]
+    SeveralAsked(usize),
+    /// The question does not have such an answer.
+    #[error("{0}")]
+    NoAnswer(String),
     /// It has been taken out of the dead letter.
     #[error("{}", settled_words(*.0))]
     Settled(Settled),
@@ -173,6 +194,7 @@ pub fn decide(
     match command {
         Command::Claim { worker } => claim(task, worker, now),
         Command::Append { epoch, first, bodies } => append(task, epoch, first, bodies, now, policy, jitter),
+        Command::Answer { ask, answer, by } => give(task, ask, answer, by, now),
         Command::Desire { desired, by, force } => desire(task, desired, by, force, now),
         Command::Lose { epoch, why, charged } => lose(task, epoch, why, charged, now, policy),
         Command::Expire => expire(task, now, policy, jitter),
@@ -247,6 +269,11 @@ fn check_placed(task: &Task, body: &Body) -> Result<(), Refusal> {
             let is_own = made.snapshot.is_none_or(|snapshot| snapshot.home == task.id);
             (task.agent_started && is_own, "checkpoint")
         }
+        Body::Asked(asked) => {
+            let is_new = task.asks.iter().all(|open| open.ask.id != asked.id);
+            (task.agent_started && is_new && task.asks.len() < MAX_ASKS, "asked")
+        }
+        Body::AskClosed(_) | Body::Used(_) => (true, "used"),
         // Bulk a newer worker knows and we do not. An unknown lifecycle record could change what a task is.
         Body::Unknown { kind, .. } if *kind >= FIRST_BULK_KIND => (true, "output"),
         _ => (false, "a controller's record"),
@@ -303,7 +330,8 @@ fn shorten(exit: &mut Exit) {
     if let Exit::NotStarted { error, .. }
     | Exit::Lost { error }
     | Exit::Unavailable { what: error, .. }
-    | Exit::Hopeless { error, .. } = exit
+    | Exit::Hopeless { error, .. }
+    | Exit::Failed { error } = exit
         && error.len() > MAX_ERROR
     {
         error.truncate(error.floor_char_boundary(MAX_ERROR));
@@ -328,7 +356,7 @@ fn describe(exit: &Exit, spec: &TaskSpec) -> String {
         Exit::NotStarted { error, .. } => format!("could not be started: {error}"),
         Exit::Lost { error } => format!("its worker lost hold of it: {error}"),
         Exit::Unavailable { what, .. } => format!("not available: {what}"),
-        Exit::Hopeless { error, .. } => error.clone(),
+        Exit::Hopeless { error, .. } | Exit::Failed { error } => error.clone(),
         Exit::OutOfMemory { limit } => {
             format!("killed: it used more than its {} of memory", Resource::Memory.amount(*limit))
         }
@@ -387,8 +415,66 @@ fn lose(
     Ok(decision)
 }
 
+/// One answer is accepted; whoever comes later is told so.
+fn give(task: &Task, ask: Option<AskId>, answer: Answer, by: String, now: Timestamp) -> Result<Decision, Refusal> {
+    if let State::Ended { outcome, .. } = task.state {
+        return Err(Refusal::Already(outcome));
+    }
+    let unanswered = || task.asks.iter().filter(|open| open.answer.is_none());
+    let open = match (ask, unanswered().count()) {
+        (Some(id), _) => task.asks.iter().find(|open| open.ask.id == id).ok_or(Refusal::NotAsked)?,
+        (None, 0) if task.asks.is_empty() => return Err(Refusal::NotAsked),
+        (None, 0) => return Err(Refusal::Answered),
+        (None, 1) => unanswered().next().ok_or(Refusal::NotAsked)?,
+        (None, several) => return Err(Refusal::SeveralAsked(several)),
+    };
+    if open.answer.is_some() {
+        return Err(Refusal::Answered);
+    }
+    let answer = understood(&open.ask, answer)?;
+    let mut decision = Decision::from(task);
+    decision.own(now, Answered { ask: open.ask.id, answer, by: Some(by) })?;
+    Ok(decision)
+}
+
+/// The answer as the question has it.
+fn understood(asked: &Asked, answer: Answer) -> Result<Answer, Refusal> {
+    let listed = || asked.choices.iter().map(|choice| choice.id.as_str()).collect::<Vec<_>>().join(", ");
+    if answer.text.as_ref().is_some_and(|text| text.len() > MAX_ANSWER) {
+        return Err(Refusal::NoAnswer(format!("an answer in words has at most {MAX_ANSWER} bytes")));
+    }
+    match &answer.choice {
+        Some(words) => match asked.choice(words) {
+            Some(choice) => Ok(Answer { choice: Some(choice.id.clone()), text: answer.text }),
+            // A question is answered in words as well; a permission is not given, or refused, by a slip of the pen.
+            None if asked.kind == AskKind::Question
+                && asked.free_text
+                && answer.text.is_none()
+                && words.len() <= MAX_ANSWER =>
+            {
+                Ok(Answer { choice: None, text: answer.choice })
+            }
+            None => Err(Refusal::NoAnswer(format!("`{words}` is no answer to it: these are {}", listed()))),
+        },
+        None if answer.text.is_some() && asked.free_text => Ok(answer),
+        None => Err(Refusal::NoAnswer(format!("it wants one of its answers: {}", listed()))),
+    }
+}
+
+/// Nobody answered in time.
+fn give_up_waiting(task: &Task, ask: AskId, now: Timestamp) -> Result<Decision, Refusal> {
+    let open = task.asks.iter().find(|open| open.ask.id == ask).ok_or(Refusal::NotAsked)?;
+    let answer = Answer { choice: open.ask.default.clone(), text: None };
+    let mut decision = Decision::from(task);
+    decision.own(now, Answered { ask, answer, by: None })?;
+    Ok(decision)
+}
+
 /// The controller's own limits. Whoever holds the task holds it no more.
 fn expire(task: &Task, now: Timestamp, policy: &Policy, jitter: f64) -> Result<Decision, Refusal> {
+    if let Some((_, ask)) = task.unanswered_at().filter(|(at, _)| *at <= now) {
+        return give_up_waiting(task, ask, now);
+    }
     let Some((_, limit)) = task.expires().filter(|(at, _)| *at <= now) else { return Err(Refusal::NotExpired) };
     let mut decision = Decision::from(task);
     decision.own(now, Expired { limit })?;

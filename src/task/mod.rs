@@ -16,9 +16,11 @@ mod tests;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ado_proto::record::{Body, Desired, Member, Outcome, Progress, Record};
-use ado_proto::spec::{Exit, Limit, TaskSpec};
-use ado_proto::{CheckpointId, Epoch, Namespace, Offset, Origin, Seq, Snapshot, TaskId, Timestamp, WorkerId};
+use ado_proto::record::{self, Answer, Body, Desired, Member, Outcome, Progress, Record};
+use ado_proto::spec::{Exit, Limit, TaskSpec, Usage};
+use ado_proto::{
+    AskDigest, AskId, CheckpointId, Epoch, Namespace, Offset, Origin, Seq, Snapshot, TaskId, Timestamp, WorkerId,
+};
 use serde::{Deserialize, Serialize};
 
 pub use ado_proto::request::Settled;
@@ -84,6 +86,34 @@ pub struct Task {
     pub deferrals: u32,
     /// For the limits that are not its worker's to measure.
     pub times: Times,
+    /// What it asks, oldest first: at most [`record::MAX_ASKS`].
+    pub asks: Vec<OpenAsk>,
+    /// What was answered in epochs that are over, oldest first: at most [`MAX_GIVEN`].
+    pub given: Vec<(AskDigest, Answer)>,
+    /// What its agent has used, over all attempts.
+    pub usage: Usage,
+}
+
+/// Answers that are remembered for a question that is asked again. A resumed agent repeats the last few.
+pub const MAX_GIVEN: usize = 32;
+
+/// A question that is open: its agent has no answer yet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OpenAsk {
+    /// The question.
+    pub ask: record::Asked,
+    /// When it was asked.
+    pub at: Timestamp,
+    /// What was answered; the agent does not have it yet.
+    pub answer: Option<Answer>,
+}
+
+impl OpenAsk {
+    /// When nobody has answered in time.
+    fn ends_at(&self) -> Option<Timestamp> {
+        let wait = self.ask.wait_ms.filter(|_| self.answer.is_none())?;
+        Some(self.at.after(Duration::from_millis(wait)))
+    }
 }
 
 /// What limits of time are counted with, all on the store's clock.
@@ -269,6 +299,9 @@ impl Task {
             retry_of: None,
             deferrals: 0,
             times: Times::default(),
+            asks: Vec::new(),
+            given: Vec::new(),
+            usage: Usage::default(),
         })
     }
 
@@ -294,16 +327,16 @@ impl Task {
             (_, Origin::Worker { seq, .. }) => self.next_seq = seq.next(),
             (_, Origin::Controller) => {}
         }
-        let was_paused = self.is_paused();
+        let stood = self.stands();
         self.fold(record);
-        self.count(was_paused, record.time);
+        self.count(stood, record.time);
         self.next_offset = record.offset.next();
         Ok(())
     }
 
-    /// While it is paused, no limit's time runs.
-    fn count(&mut self, was_paused: bool, now: Timestamp) {
-        match (was_paused, self.is_paused()) {
+    /// While it is paused, or waits for somebody, no limit's time runs.
+    fn count(&mut self, stood: bool, now: Timestamp) {
+        match (stood, self.stands()) {
             (false, true) => self.times.paused_at = Some(now),
             (true, false) => {
                 let paused = self.times.paused_at.take().map_or(Duration::ZERO, |at| now.since(at));
@@ -322,6 +355,7 @@ impl Task {
                 self.next_seq = Seq(0);
                 self.agent_started = false;
                 self.progress = None;
+                self.close_asks();
                 self.times.assigned_at = Some(record.time);
                 self.state = State::Starting;
             }
@@ -334,7 +368,10 @@ impl Task {
             }
             Body::Paused(_) => self.state = State::Paused,
             Body::Resumed(_) => self.state = if self.agent_started { State::Running } else { State::Starting },
-            Body::Exited(exited) => self.state = State::Exited(exited.exit.clone()),
+            Body::Exited(exited) => {
+                self.close_asks();
+                self.state = State::Exited(exited.exit.clone());
+            }
             Body::DesiredChanged(change) => {
                 self.desired = change.desired;
                 self.asked = Some(Asked { by: change.by.clone(), at: record.time });
@@ -347,6 +384,7 @@ impl Task {
                 } else {
                     self.uncharged_losses = self.uncharged_losses.saturating_add(1);
                 }
+                self.close_asks();
                 self.state = State::Lost;
             }
             Body::Requeued(requeued) => {
@@ -362,12 +400,28 @@ impl Task {
                 self.state =
                     State::Ended { outcome: ended.outcome, exit: ended.exit.clone(), error: ended.error.clone() };
             }
-            Body::Expired(expired) => self.state = State::Exited(Exit::TimedOut(expired.limit)),
+            Body::Expired(expired) => {
+                self.close_asks();
+                self.state = State::Exited(Exit::TimedOut(expired.limit));
+            }
             Body::Retries(retries) => self.retry_of = Some(retries.task),
             Body::Checkpointed(_) => self.checkpoint = Checkpoint::of(record),
             Body::Progress(progress) => {
                 self.progress.get_or_insert_default().take(progress);
             }
+            Body::Asked(asked) => self.asks.push(OpenAsk { ask: asked.clone(), at: record.time, answer: None }),
+            Body::Answered(answered) => {
+                if let Some(open) = self.asks.iter_mut().find(|open| open.ask.id == answered.ask) {
+                    open.answer = Some(answered.answer.clone());
+                }
+            }
+            Body::AskClosed(closed) => {
+                let open = self.asks.iter().position(|open| open.ask.id == closed.ask);
+                if let Some(open) = open.map(|at| self.asks.remove(at)) {
+                    self.remember(open);
+                }
+            }
+            Body::Used(used) => self.usage = self.usage.and(used.usage),
             Body::Submitted(_)
             | Body::Output(_)
             | Body::Note(_)
@@ -375,6 +429,44 @@ impl Task {
             | Body::Skipped(_)
             | Body::Unknown { .. } => {}
         }
+    }
+
+    /// Nobody is left who asks.
+    fn close_asks(&mut self) {
+        for open in std::mem::take(&mut self.asks) {
+            self.remember(open);
+        }
+    }
+
+    fn remember(&mut self, open: OpenAsk) {
+        let Some(answer) = open.answer else { return };
+        self.given.retain(|(digest, _)| *digest != open.ask.digest);
+        self.given.push((open.ask.digest, answer));
+        let surplus = self.given.len().saturating_sub(MAX_GIVEN);
+        self.given.drain(..surplus);
+    }
+
+    /// Whether it waits for somebody's answer.
+    pub fn is_waiting(&self) -> bool {
+        self.state == State::Running && self.asks.iter().any(|open| open.answer.is_none())
+    }
+
+    /// Whether the time of no limit runs.
+    fn stands(&self) -> bool {
+        self.is_paused() || self.is_waiting()
+    }
+
+    /// When the first question is to be answered as it says itself, since nobody does.
+    pub fn unanswered_at(&self) -> Option<(Timestamp, AskId)> {
+        let waiting = self.is_waiting() && self.desired == Desired::Running;
+        let open = self.asks.iter().filter(|_| waiting);
+        open.filter_map(|open| Some((open.ends_at()?, open.ask.id))).min_by_key(|(at, _)| *at)
+    }
+
+    /// When a controller has to look at it, if nothing happens until then.
+    pub fn due_at(&self) -> Option<Timestamp> {
+        let limit = self.expires().map(|(at, _)| at);
+        limit.into_iter().chain(self.unanswered_at().map(|(at, _)| at)).min()
     }
 
     /// Number of the current or next execution, from 1. Uncharged losses do not count.
@@ -424,6 +516,7 @@ impl Task {
             State::Paused => "paused",
             State::Queued { .. } | State::Lost => "queued",
             State::Starting => "starting",
+            State::Running if self.is_waiting() => "waiting",
             State::Running | State::Exited(_) => "running",
             State::Ended { outcome: Outcome::Completed, .. } => "completed",
             State::Ended { outcome: Outcome::Failed, .. } => "failed",

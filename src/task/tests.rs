@@ -754,3 +754,85 @@ fn no_time_runs_while_it_is_paused() {
     );
     assert_eq!(next(68, desire(Desired::Cancelled)), None);
 }
+
+fn asked(number: u128, wait_ms: Option<u64>) -> record::Asked {
+    let choice = |id: &str| record::Choice { id: id.into(), label: format!("{id} it") };
+    record::Asked {
+        id: AskId(Uuid::from_u128(number)),
+        digest: AskDigest(Uuid::from_u128(100 + number)),
+        kind: record::AskKind::Permission { tool: "Bash".into() },
+        text: "may it use Bash: ls".into(),
+        detail: "{}".into(),
+        choices: vec![choice("allow"), choice("always"), choice("deny")],
+        free_text: true,
+        default: Some("deny".into()),
+        wait_ms,
+    }
+}
+
+fn give(task: &Task, ask: Option<u128>, words: &str) -> Result<Task, Refusal> {
+    let answer = Answer { choice: Some(words.into()), text: None };
+    let ask = ask.map(|ask| AskId(Uuid::from_u128(ask)));
+    let command = Command::Answer { ask, answer, by: "user/ann".into() };
+    decide(task, command, task.created_at.after(STEP), &POLICY, 0.5).map(|decision| decision.task)
+}
+
+#[test]
+fn one_answer_is_accepted_and_is_as_the_question_has_it() {
+    let run = Run::after(&[Claim, Started]);
+    let task = append(&run, 1, vec![asked(1, None).into()]).expect("a question").task;
+    assert_eq!(task.state_word(), "waiting");
+    assert!(matches!(give(&task, None, "al"), Err(Refusal::NoAnswer(_))), "it fits two");
+    assert!(matches!(give(&task, None, "perhaps"), Err(Refusal::NoAnswer(_))), "a permission is not answered in words");
+    assert_eq!(give(&task, Some(9), "deny"), Err(Refusal::NotAsked));
+    let answered = give(&task, None, "De").expect("an answer");
+    let chosen = answered.asks[0].answer.as_ref().and_then(|answer| answer.choice.as_deref());
+    assert_eq!((answered.state_word(), chosen), ("running", Some("deny")));
+    assert_eq!(give(&answered, Some(1), "allow"), Err(Refusal::Answered));
+    assert_eq!(give(&answered, None, "allow"), Err(Refusal::Answered));
+    let two = append(&run, 1, vec![asked(1, None).into(), asked(2, None).into()]).expect("questions").task;
+    assert_eq!(give(&two, None, "allow"), Err(Refusal::SeveralAsked(2)));
+    assert_eq!(give(&two, Some(2), "allow").expect("an answer").state_word(), "waiting", "the other one is open");
+}
+
+#[test]
+fn an_answer_stays_for_the_next_epoch_and_a_question_without_one_does_not() {
+    let mut run = Run::after(&[Claim, Started]);
+    run.task = append(&run, 1, vec![asked(1, None).into(), asked(2, None).into()]).expect("questions").task;
+    run.task = give(&run.task, Some(1), "allow").expect("an answer");
+    let lose = Command::Lose { epoch: run.task.epoch, why: Loss::Silent, charged: false };
+    let lost = decide(&run.task, lose, run.now, &POLICY, 0.5).expect("a loss").task;
+    assert_eq!((lost.asks.len(), lost.state_word()), (0, "queued"));
+    let given: Vec<_> =
+        lost.given.iter().map(|(digest, answer)| (digest.0.as_u128(), answer.choice.as_deref())).collect();
+    assert_eq!(given, [(101, Some("allow"))]);
+    assert_eq!(give(&lost, Some(1), "deny"), Err(Refusal::NotAsked), "nobody is there who asks");
+}
+
+#[test]
+fn who_is_not_answered_in_time_is_answered_by_the_question_itself() {
+    let run = Run::after(&[Claim, Started]);
+    let at = run.now;
+    let task = append(&run, 1, vec![asked(1, Some(5_000)).into()]).expect("a question").task;
+    assert_eq!(task.due_at(), task.unanswered_at().map(|(at, _)| at));
+    let expire = |task: &Task, seconds| {
+        decide(task, Command::Expire, at.after(Duration::from_secs(seconds)), &POLICY, 0.5)
+            .map(|decision| decision.task)
+    };
+    assert_eq!(expire(&task, 4), Err(Refusal::NotExpired));
+    let over = expire(&task, 60).expect("its time is over");
+    let answer = over.asks[0].answer.as_ref().and_then(|answer| answer.choice.as_deref());
+    assert_eq!((over.state_word(), answer), ("running", Some("deny")));
+    let frozen =
+        append(&run, 1, vec![asked(1, Some(5_000)).into(), Paused { generation: 0 }.into()]).expect("both").task;
+    assert_eq!(frozen.due_at(), None, "who is paused waits for nothing");
+}
+
+#[test]
+fn a_worker_asks_no_more_than_a_row_holds() {
+    let run = Run::after(&[Claim, Started]);
+    let all = |count: u128| (1..=count).map(|number| asked(number, None).into()).collect::<Vec<Body>>();
+    assert!(append(&run, 1, all(record::MAX_ASKS as u128)).is_ok());
+    assert_eq!(append(&run, 1, all(record::MAX_ASKS as u128 + 1)), Err(Refusal::Misplaced("asked")));
+    assert_eq!(append(&run, 1, vec![asked(1, None).into(), asked(1, None).into()]), Err(Refusal::Misplaced("asked")));
+}

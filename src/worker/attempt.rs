@@ -21,17 +21,20 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::checkpoints::{self, Archive, Asker, Checkpoints, Hold, Origin, Parts};
 use super::course::{Course, GiveUp, Orders};
+use super::dialogue::{Dialogue, Needs, Started as Prepared, Turn};
 use super::guard::BootTime;
 use super::guard::protocol::{FromGuard, Reason, Start, ToGuard};
 use super::inside::{Reply, Server, Sockets, Voice};
 use super::keeper::Keeper;
 use super::outbox::SharedOutbox;
 use super::pipes::{Mark, Pipes};
+use super::programs::{self, Programs};
 use super::redact::Redactor;
+use super::roster::Given;
 use super::silence::Silence;
 use super::snapshot::{Root, Vault, WORKSPACE};
 use super::{former, removal};
-use crate::agents::{self, Plan};
+use crate::agents::{self, Plan, Real};
 use crate::env::Env;
 
 /// After the end of a guard: whoever else got hold of the pipes may keep them open for ever.
@@ -58,6 +61,8 @@ pub struct Place {
     pub environment: BTreeMap<String, String>,
     /// With what folders are kept.
     pub archive: Archive,
+    /// AI agents that are there.
+    pub programs: Programs,
 }
 
 /// How the one that sends an attempt's records ended.
@@ -86,6 +91,8 @@ pub struct Attempt {
     pub assignment: Assignment,
     /// What is wanted; the attempt itself gives up when its records cannot be delivered.
     pub orders: watch::Sender<Orders>,
+    /// What is answered to its agent's questions.
+    pub answers: watch::Receiver<Given>,
     /// Where it runs.
     pub place: Place,
     /// Where snapshots of its folder are.
@@ -166,7 +173,11 @@ impl Attempt {
                 let started = Started { pid: 0, containment: self.place.containment };
                 (VecDeque::from([started.into(), Exited { exit: Exit::Code(0) }.into()]), GiveUp::No)
             }
-            Ok(Plan::Process { argv }) => self.run_in_workspace(argv, outbox).await,
+            Ok(Plan::Process { argv }) => self.run_in_workspace(Work::Argv(argv), outbox).await,
+            Ok(Plan::Talk { agent }) => match agents::real(agent) {
+                Some(real) => self.run_in_workspace(Work::Talk(real), outbox).await,
+                None => unreachable!("a plan names an agent that there is: {agent}"),
+            },
         };
         outbox.push_all(&mut bodies, self.env.now());
         let mut orders = self.orders.subscribe();
@@ -190,7 +201,7 @@ impl Attempt {
     }
 
     /// Makes the workspace, runs the agent in it, removes it. What is left to say.
-    async fn run_in_workspace(&self, argv: Vec<String>, outbox: &SharedOutbox) -> (VecDeque<Body>, GiveUp) {
+    async fn run_in_workspace(&self, work: Work, outbox: &SharedOutbox) -> (VecDeque<Body>, GiveUp) {
         let own = self.place.tasks.join(self.assignment.task.to_string());
         let cwd = match &self.assignment.spec.cwd {
             Some(given) => PathBuf::from(given),
@@ -204,14 +215,66 @@ impl Attempt {
                 GiveUp::No,
             );
         }
+        let home = self.place.tasks.join(format!("{}.agent", self.assignment.task));
+        let has_home = matches!(work, Work::Talk(_));
         let result = match self.restored(&own).await {
-            Ok(origin) => self.run_agent(argv, &own, &cwd, origin, outbox).await,
+            Ok(origin) => match self.prepare(work, &cwd, &home).await {
+                Ok(ready) => self.run_agent(ready, &own, &cwd, origin, outbox).await,
+                Err(exit) => (VecDeque::from([Exited { exit }.into()]), GiveUp::No),
+            },
             Err(end) => end,
         };
+        if has_home && let Err(error) = blocking(home.clone(), removal::remove).await {
+            tracing::warn!(path = %home.display(), %error, "cannot remove an agent's folder");
+        }
         if made && let Err(error) = blocking(own.clone(), removal::remove).await {
             tracing::warn!(path = %own.display(), %error, "cannot remove a task's directory");
         }
         result
+    }
+
+    /// All there has to be before an agent starts.
+    async fn prepare(&self, work: Work, cwd: &Path, home: &Path) -> Result<Ready, Exit> {
+        let spec = &self.assignment.spec;
+        let refused = |error: String, permanent| Exit::NotStarted { error, permanent };
+        let real = match work {
+            Work::Argv(argv) => {
+                let redactor = Redactor::new(self.secrets().map(|(_, value)| value.expose())).map(Arc::new);
+                return Ok(Ready { argv, redactor, talk: None, given: BTreeMap::new() });
+            }
+            Work::Talk(real) => real,
+        };
+        let Some(program) = self.place.programs.of(real.name) else {
+            return Err(refused(format!("`{}` is not installed on this worker", real.program), true));
+        };
+        if !self.place.programs.has_credential(real) && !programs::brings_credential(real, spec) {
+            let names = real.credentials.join(" or ");
+            let first = real.credentials.first().copied().unwrap_or_default();
+            let error = format!(
+                "{} has no credential: neither the task nor this worker's environment has {names}; keep one with `ado secret set` and give it with `--secret NAME={first}`",
+                real.name
+            );
+            return Err(refused(error, true));
+        }
+        let given = self.place.programs.given(real, spec);
+        let hidden = self.secrets().map(|(_, value)| value.expose()).chain(Programs::hidden(real, &given));
+        let redactor = Redactor::new(hidden).map(Arc::new);
+        let cannot = |error: io::Error| refused(format!("cannot prepare `{}`: {error}", home.display()), false);
+        blocking(home.to_owned(), removal::remove).await.map_err(cannot)?;
+        let needs = Needs {
+            real,
+            spec,
+            program,
+            ado: &self.place.executable,
+            home,
+            cwd,
+            redactor: redactor.as_ref(),
+            answers: self.assignment.answers.clone(),
+            env: &self.env,
+        };
+        let (dialogue, prepared) = Dialogue::prepare(needs).map_err(cannot)?;
+        let argv = prepared.launch.argv.clone();
+        Ok(Ready { argv, redactor, talk: Some((dialogue, prepared)), given })
     }
 
     /// Makes the folder what it was at the checkpoint; or what is left to say, if it cannot be.
@@ -242,14 +305,16 @@ impl Attempt {
     /// Runs the agent under a guard. What is left to say.
     async fn run_agent(
         &self,
-        argv: Vec<String>,
+        ready: Ready,
         own: &Path,
         cwd: &Path,
         origin: Option<Origin>,
         outbox: &SharedOutbox,
     ) -> (VecDeque<Body>, GiveUp) {
-        let redactor = Redactor::new(self.secrets().map(|(_, value)| value.expose())).map(Arc::new);
-        let (keeper, pipes) = match Keeper::spawn(&self.place.executable, &self.place.guards, redactor.as_ref()) {
+        let Ready { argv, redactor, talk, given } = ready;
+        // Who talks hides secrets in what is said, not in frames: they are answered as they came.
+        let hides = redactor.as_ref().filter(|_| talk.is_none());
+        let (keeper, pipes) = match Keeper::spawn(&self.place.executable, &self.place.guards, hides) {
             Ok(spawned) => spawned,
             Err(error) => {
                 let error = format!("cannot start a guard ({}): {error}", self.place.executable.display());
@@ -257,11 +322,16 @@ impl Attempt {
                 return (VecDeque::from([Exited { exit }.into()]), GiveUp::No);
             }
         };
-        let voice = Arc::new(Voice::new());
+        let voice = Arc::new(Voice::new(self.assignment.answers.clone()));
         let (taking, asker, holds) = self.checkpoints(own, origin, &voice, outbox);
         let server = keeper.id().and_then(|guard| self.listen(guard, &voice, asker, outbox));
-        let start = self.start(argv, cwd, server.as_ref());
-        let agent = Agent::new(self, keeper, pipes, outbox, voice, redactor, holds);
+        let mut start = self.start(argv, cwd, server.as_ref());
+        let talk = talk.map(|(dialogue, prepared)| {
+            add_launch(&mut start, prepared, &self.assignment.spec.env);
+            dialogue
+        });
+        start.secrets.extend(given);
+        let agent = Agent::new(self, keeper, pipes, outbox, voice, redactor, holds, talk);
         let mut agent = Box::pin(agent.run(start));
         tokio::select! {
             biased;
@@ -329,6 +399,7 @@ impl Attempt {
                 .collect(),
             env,
             cwd: cwd.display().to_string(),
+            stdin: None,
             time_limit_ms: self.assignment.spec.time_limit_ms,
             total_left_ms: self.assignment.total_left_ms,
             lease: self.orders.borrow().lease,
@@ -361,6 +432,35 @@ async fn given_up(orders: &mut watch::Receiver<Orders>) -> GiveUp {
     }
 }
 
+/// What is run.
+enum Work {
+    /// A command line.
+    Argv(Vec<String>),
+    /// An AI agent.
+    Talk(&'static Real),
+}
+
+/// All there has to be before an agent starts.
+struct Ready {
+    argv: Vec<String>,
+    redactor: Option<Arc<Redactor>>,
+    talk: Option<(Dialogue, Prepared)>,
+    /// Of its environment, from the worker's own.
+    given: BTreeMap<String, Secret>,
+}
+
+/// The driver's part of how a process is started. What the task says itself comes over it.
+fn add_launch(start: &mut Start, prepared: Prepared, own: &BTreeMap<String, String>) {
+    let Prepared { launch, stdin } = prepared;
+    start.env.extend(launch.env.into_iter().filter(|(name, _)| !own.contains_key(name)));
+    if let Some(first) = launch.path_first {
+        let path = start.env.get("PATH").filter(|path| !path.is_empty()).map_or(DEFAULT_PATH, String::as_str);
+        let path = format!("{first}:{path}");
+        start.env.insert("PATH".into(), path);
+    }
+    start.stdin = Some(stdin.display().to_string());
+}
+
 /// An agent's process while it lives.
 struct Agent<'a> {
     attempt: &'a Attempt,
@@ -376,6 +476,11 @@ struct Agent<'a> {
     voice: Arc<Voice>,
     /// Hides the task's secrets in that, as it is done in its output.
     redactor: Option<Arc<Redactor>>,
+    /// With an AI agent.
+    talk: Option<Dialogue>,
+    answers: watch::Receiver<Given>,
+    /// It waits for somebody's answer.
+    waits: bool,
     /// The one thing it said whose turn has not come.
     due: Option<Due>,
     guard_lives: bool,
@@ -410,6 +515,8 @@ enum Step {
     Ordered,
     Said(Option<FromGuard>),
     Room,
+    Talked(Turn),
+    Answered,
     Told((Body, Option<Reply>)),
     Hold(Option<Hold>),
     Output(Option<ado_proto::record::Output>),
@@ -426,6 +533,7 @@ impl<'a> Agent<'a> {
         voice: Arc<Voice>,
         redactor: Option<Arc<Redactor>>,
         holds: Option<mpsc::Receiver<Hold>>,
+        talk: Option<Dialogue>,
     ) -> Self {
         Self {
             attempt,
@@ -437,6 +545,9 @@ impl<'a> Agent<'a> {
             begun: false,
             voice,
             redactor,
+            talk,
+            answers: attempt.answers.clone(),
+            waits: false,
             due: None,
             guard_lives: true,
             silence: Silence::new(attempt.assignment.spec.limit(Limit::Silence)),
@@ -481,7 +592,19 @@ impl<'a> Agent<'a> {
                 }
                 Step::Output(output) => {
                     self.silence.broken(Instant::now());
-                    self.backlog.extend(output.map(Body::from));
+                    match (&mut self.talk, output) {
+                        (Some(talk), Some(output)) => talk.hear(&output),
+                        (_, output) => self.backlog.extend(output.map(Body::from)),
+                    }
+                }
+                Step::Talked(Turn::Said) => self.silence.broken(Instant::now()),
+                Step::Talked(Turn::Kill) => self.tell(vec![ToGuard::Kill]).await,
+                Step::Answered => {
+                    let given = self.answers.borrow_and_update().clone();
+                    self.voice.answered(&given);
+                    if let Some(talk) = &mut self.talk {
+                        talk.answered(&given);
+                    }
                 }
                 Step::Hold(hold) => self.hold(hold).await,
                 Step::Silent => {
@@ -494,6 +617,7 @@ impl<'a> Agent<'a> {
                 }
             }
             self.take_due();
+            self.talked().await;
             self.outbox.push_all(&mut self.backlog, self.attempt.env.now());
             self.tell_until();
         }
@@ -505,9 +629,13 @@ impl<'a> Agent<'a> {
         self.keeper.gone().await;
         let give_up = course.give_up();
         let last = course.last_words().map(|body| match body {
-            Body::Exited(Exited { exit }) => Exited { exit: self.voice.judge(exit) }.into(),
+            Body::Exited(Exited { exit }) => {
+                let exit = self.talk.as_mut().map_or(exit.clone(), |talk| talk.judge(exit));
+                Exited { exit: self.voice.judge(exit) }.into()
+            }
             other => other,
         });
+        self.backlog.extend(self.talk.iter_mut().flat_map(Dialogue::ready));
         self.backlog.extend(last);
         (self.backlog, give_up)
     }
@@ -524,12 +652,27 @@ impl<'a> Agent<'a> {
             () = self.outbox.room(), if !self.backlog.is_empty() => Step::Room,
             hold = wanted(&mut self.holds), if self.begun && self.guard_lives => Step::Hold(hold),
             // There is little of it, and before output that never ends it would not come at all.
+            Ok(()) = self.answers.changed() => Step::Answered,
+            turn = talk(&mut self.talk), if self.begun && self.backlog.is_empty() => Step::Talked(turn),
             told = self.voice.next(), if self.begun && self.backlog.is_empty() && self.due.is_none() => Step::Told(told),
             output = self.pipes.next(), if self.begun && self.backlog.is_empty() && !self.pipes.is_ended() => {
                 Step::Output(output)
             }
             // Last: what it has said is looked at before its silence.
-            () = sleep_until(silent), if silence.is_some() && self.backlog.is_empty() => Step::Silent,
+            () = sleep_until(silent), if silence.is_some() && self.backlog.is_empty() && !self.waits => Step::Silent,
+        }
+    }
+
+    /// Takes what a talk had to say.
+    async fn talked(&mut self) {
+        if let Some(talk) = &mut self.talk {
+            self.backlog.extend(talk.ready());
+        }
+        let waits = self.voice.is_waiting() || self.talk.as_ref().is_some_and(Dialogue::is_waiting);
+        if waits != self.waits {
+            self.waits = waits;
+            self.silence.broken(Instant::now());
+            self.tell(vec![ToGuard::Waits(waits)]).await;
         }
     }
 
@@ -540,6 +683,7 @@ impl<'a> Agent<'a> {
         }
         if how == GiveUp::Discard {
             self.pipes.close();
+            self.talk = None;
             self.backlog.clear();
         }
     }
@@ -627,6 +771,14 @@ impl<'a> Agent<'a> {
     }
 }
 
+/// Pending for ever without a talk.
+async fn talk(talk: &mut Option<Dialogue>) -> Turn {
+    match talk {
+        Some(talk) => talk.next().await,
+        None => std::future::pending().await,
+    }
+}
+
 /// Names of variables agents get from their worker's environment. Nothing that could be a secret.
 const INHERITED: [&str; 9] = ["PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_ALL", "TZ", "TMPDIR"];
 
@@ -710,6 +862,7 @@ mod tests {
             generation: 0,
             secrets: Vec::new(),
             total_left_ms: None,
+            answers: Vec::new(),
         };
         let place = Place {
             executable: "/opt/ado".into(),
@@ -720,6 +873,7 @@ mod tests {
             containment: Containment::Subreaper,
             archive: Archive::new(snapshot::Limits::default(), "/w/snapshots".into()),
             environment: base,
+            programs: Programs::default(),
         };
         let mut all = environment(&place, Some(Path::new("/w/s")), &assignment);
         let expected = [

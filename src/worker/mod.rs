@@ -9,6 +9,7 @@ pub mod attempt;
 pub mod checkpoints;
 pub mod containment;
 pub mod course;
+mod dialogue;
 mod former;
 pub mod guard;
 pub mod inside;
@@ -17,6 +18,7 @@ mod load;
 mod metrics;
 pub mod outbox;
 mod pipes;
+pub mod programs;
 mod redact;
 mod removal;
 mod roster;
@@ -24,6 +26,8 @@ mod session;
 mod silence;
 pub mod snapshot;
 pub mod spool;
+pub mod tool;
+mod track;
 mod uplink;
 
 use std::collections::BTreeMap;
@@ -43,6 +47,7 @@ use tracing::Instrument;
 use self::attempt::Place;
 use self::checkpoints::Archive;
 use self::inside::Sockets;
+use self::programs::Programs;
 use self::session::{Shared, Status};
 use crate::env::Env;
 use crate::net::{self, LinkState};
@@ -68,8 +73,10 @@ pub struct Config {
     pub slots: u32,
     /// Labels.
     pub labels: BTreeMap<String, String>,
-    /// Agents it can run; see [`crate::agents::ALL`].
+    /// Agents it offers, of [`crate::agents::ALL`]; those whose program is not there it does not.
     pub agents: Vec<String>,
+    /// A folder in which programs of AI agents are looked for before those of `PATH`.
+    pub programs: Option<PathBuf>,
     /// What it has for tasks with limits; `None`: all the machine has. Kinds of limits that it cannot enforce it never has.
     pub capacity: Resources,
     /// The program whose subcommand `guard` is the guard; `None`: this program.
@@ -144,6 +151,8 @@ pub async fn start(config: Config, env: Env) -> Result<Handle, Error> {
         Some(path) => path.clone(),
         None => std::env::current_exe().map_err(Error::Executable)?,
     };
+    let programs = Programs::find(&config.env_base, config.programs.as_deref());
+    config.agents.retain(|agent| programs.can_run(agent));
     let forced = config.env_base.get(containment::FORCE).map(String::as_str);
     let place = Place {
         guards,
@@ -154,6 +163,7 @@ pub async fn start(config: Config, env: Env) -> Result<Handle, Error> {
         containment: containment::choose(forced),
         archive: Archive::new(config.snapshots, config.dir.join("snapshots")),
         environment: attempt::base_environment(config.env_base.clone()),
+        programs,
     };
     let request = WorkerSession {
         incarnation: Incarnation(env.uuid()),

@@ -223,7 +223,7 @@ impl Pipes {
         let Some(collected) = &mut self.collected else { return };
         let pipe = match collected.stream {
             Stream::Stdout => &mut self.stdout,
-            Stream::Stderr => &mut self.stderr,
+            Stream::Stderr | Stream::Tool => &mut self.stderr,
         };
         while collected.data.len() < pipe.most() {
             match pipe.try_read(&mut collected.data) {
@@ -240,7 +240,7 @@ impl Pipes {
         let Collected { stream, data, .. } = self.collected.take()?;
         let pipe = match stream {
             Stream::Stdout => &mut self.stdout,
-            Stream::Stderr => &mut self.stderr,
+            Stream::Stderr | Stream::Tool => &mut self.stderr,
         };
         pipe.give(data)
     }

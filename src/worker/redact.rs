@@ -75,6 +75,14 @@ impl Redactor {
                 progress.message = progress.message.map(|message| self.text(&message));
                 progress.into()
             }
+            Body::Asked(mut asked) => {
+                asked.text = self.text(&asked.text);
+                asked.detail = self.json(asked.detail);
+                for choice in &mut asked.choices {
+                    choice.label = self.text(&choice.label);
+                }
+                asked.into()
+            }
             Body::Checkpointed(mut made) => {
                 made.data = self.json(made.data);
                 made.into()

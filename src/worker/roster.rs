@@ -5,9 +5,10 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
+use ado_proto::record::Answer;
 use ado_proto::request::{Load, WorkerDesired, WorkerWant};
-use ado_proto::session::{Assignment, Bridge, Draining, Heartbeat, HeartbeatAnswer, Want};
-use ado_proto::{Epoch, TaskId};
+use ado_proto::session::{Answers, Assignment, Bridge, Draining, Heartbeat, HeartbeatAnswer, Want};
+use ado_proto::{AskId, Epoch, TaskId};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -21,6 +22,9 @@ const REMEMBERED: usize = 4096;
 const UNANSWERED: usize = 64;
 /// Longest part of a lease that is given away for clocks that run at different speeds.
 const MARGIN: Duration = Duration::from_secs(1);
+
+/// What was answered to an attempt's questions and is not known to have reached its agent.
+pub(super) type Given = Vec<(AskId, Answer)>;
 
 /// One assignment.
 pub(super) type Key = (TaskId, Epoch);
@@ -49,6 +53,7 @@ pub(super) struct Roster {
 #[derive(Debug)]
 struct Held {
     orders: watch::Sender<Orders>,
+    answers: watch::Sender<Given>,
     /// Cancelled when nothing of the attempt is left.
     gone: CancellationToken,
 }
@@ -57,6 +62,8 @@ struct Held {
 #[derive(Debug)]
 pub(super) struct Begin {
     pub(super) orders: watch::Sender<Orders>,
+    /// What is answered to its questions.
+    pub(super) answers: watch::Receiver<Given>,
     /// Older attempts of the same task that end now; it starts after them.
     pub(super) after: Vec<CancellationToken>,
 }
@@ -106,8 +113,9 @@ impl Roster {
         let lease =
             self.heard_since.map_or(BootTime(0), |since| deadline(since, Duration::from_millis(assignment.lease_ms)));
         let orders = watch::Sender::new(Orders::new(assignment, lease));
-        self.held.insert(key, Held { orders: orders.clone(), gone: CancellationToken::new() });
-        Some(Begin { orders, after: others.into_iter().map(|(_, gone)| gone).collect() })
+        let (answers, given) = watch::channel(Given::new());
+        self.held.insert(key, Held { orders: orders.clone(), answers, gone: CancellationToken::new() });
+        Some(Begin { orders, answers: given, after: others.into_iter().map(|(_, gone)| gone).collect() })
     }
 
     /// Nothing of an attempt is left.
@@ -155,6 +163,7 @@ impl Roster {
                 held.orders.send_if_modified(|orders| orders.want(want) | orders.renew(lease));
             }
         }
+        answer.answers.iter().for_each(|answers| self.answers(answers));
         for key in &answer.lost {
             self.give_up(*key, GiveUp::Discard);
         }
@@ -174,6 +183,17 @@ impl Roster {
     pub(super) fn want(&self, want: &Want) {
         if let Some(held) = self.held.get(&(want.task, want.epoch)) {
             held.orders.send_if_modified(|orders| orders.want(want));
+        }
+    }
+
+    /// Questions of an attempt are answered.
+    pub(super) fn answers(&self, answers: &Answers) {
+        if let Some(held) = self.held.get(&(answers.task, answers.epoch)) {
+            held.answers.send_if_modified(|given| {
+                let is_new = *given != answers.given;
+                given.clone_from(&answers.given);
+                is_new
+            });
         }
     }
 
@@ -270,6 +290,7 @@ mod tests {
             generation: 0,
             total_left_ms: None,
             secrets: Vec::new(),
+            answers: Vec::new(),
         }
     }
 
@@ -322,6 +343,7 @@ mod tests {
             renewed: vec![want(1, 1, Desired::Running, 0)],
             lost: vec![],
             wish: WorkerWant::default(),
+            answers: vec![],
         };
         roster.answered(&answer(second.number));
         assert_eq!(begin.orders.borrow().lease, BootTime(29 * SECOND));
@@ -362,7 +384,13 @@ mod tests {
     fn an_assignments_lease_counts_from_the_last_answered_heartbeat() {
         let mut roster = roster();
         let number = roster.heartbeat(BootTime(5 * SECOND), 0, Load::default()).number;
-        roster.answered(&HeartbeatAnswer { number, renewed: vec![], lost: vec![], wish: WorkerWant::default() });
+        roster.answered(&HeartbeatAnswer {
+            number,
+            renewed: vec![],
+            lost: vec![],
+            wish: WorkerWant::default(),
+            answers: vec![],
+        });
         roster.heartbeat(BootTime(10 * SECOND), 0, Load::default());
         let begin = roster.assign(&assignment(1, 1)).unwrap();
         assert_eq!(begin.orders.borrow().lease, BootTime(24 * SECOND), "a margin before its end");
@@ -385,6 +413,7 @@ mod tests {
             renewed: vec![want(1, 1, Desired::Paused, 1)],
             lost: vec![(task(2), Epoch(1)), (task(3), Epoch(1))],
             wish: WorkerWant::default(),
+            answers: vec![],
         });
         assert_eq!(one.orders.borrow().desired, Desired::Paused);
         assert_eq!(two.orders.borrow().give_up, GiveUp::Discard);

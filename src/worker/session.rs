@@ -14,7 +14,7 @@ use super::attempt::{Attempt, Ended, Place};
 use super::guard::BootTime;
 use super::metrics::Metrics;
 use super::outbox::{Outbox, SharedOutbox};
-use super::roster::{Begin, Key, Roster};
+use super::roster::{Begin, Given, Key, Roster};
 use super::snapshot::LinkVault;
 use super::spool::{MEMORY_LIMIT, Spool};
 use super::{Config, Learned, backoff, load, uplink};
@@ -257,6 +257,7 @@ fn hear(shared: &Arc<Shared>, message: ToWorker) {
             }
         }
         ToWorker::Want(want) => shared.roster().want(&want),
+        ToWorker::Answers(answers) => shared.roster().answers(&answers),
         ToWorker::Unknown { kind, version, .. } => tracing::debug!(kind, version, "unknown message"),
     }
 }
@@ -270,7 +271,7 @@ fn start(shared: &Arc<Shared>, assignment: Assignment, begin: Begin) {
             older.cancelled().await;
         }
         own.metrics.begun();
-        let ended = attempt(&own, assignment, begin.orders).await;
+        let ended = attempt(&own, assignment, begin.orders, begin.answers).await;
         own.metrics.ended(ended);
         own.change(|roster| roster.end(key, ended));
     };
@@ -278,7 +279,12 @@ fn start(shared: &Arc<Shared>, assignment: Assignment, begin: Begin) {
     shared.attempts.spawn_until_stop("attempt", Box::pin(work.instrument(span)));
 }
 
-async fn attempt(shared: &Shared, assignment: Assignment, orders: watch::Sender<super::course::Orders>) -> Ended {
+async fn attempt(
+    shared: &Shared,
+    assignment: Assignment,
+    orders: watch::Sender<super::course::Orders>,
+    answers: watch::Receiver<Given>,
+) -> Ended {
     let (task, epoch) = (assignment.task, assignment.epoch);
     let file = shared.spool.join(format!("{task}-{epoch}"));
     let spool = Spool::new(file, MEMORY_LIMIT, shared.spool_limit);
@@ -287,6 +293,7 @@ async fn attempt(shared: &Shared, assignment: Assignment, orders: watch::Sender<
     let delivery = uplink::deliver(shared.link.clone(), request, &outbox, &shared.env, &shared.metrics);
     let incarnation = shared.request.incarnation;
     let vault = Arc::new(LinkVault { link: shared.link.clone(), task, epoch, incarnation });
-    let attempt = Attempt { assignment, orders, place: shared.place.clone(), vault, env: shared.env.clone() };
+    let place = shared.place.clone();
+    let attempt = Attempt { assignment, orders, answers, place, vault, env: shared.env.clone() };
     attempt.run(&outbox, delivery).await
 }

@@ -1,5 +1,6 @@
 //! The command line as people use it: the real binary, its real background processes, nothing else on the machine.
 
+mod agents;
 mod bench;
 mod cached;
 mod checkpoints;

@@ -2,11 +2,14 @@
 
 use ado::json::Events;
 use ado_proto::record::{
-    Assigned, Body, Checkpointed, Desired, DesiredChanged, Ended, Exited, Expired, Loss, Note, Outcome, Output, Paused,
-    Progress, Requeued, Resumed, Retries, Skipped, Started, Stream, Submitted, Truncated, WorkerLost,
+    Answer, Answered, AskClosed, AskKind, Asked, Assigned, Body, Checkpointed, Choice, Desired, DesiredChanged, Ended,
+    Exited, Expired, Loss, Note, Outcome, Output, Paused, Progress, Requeued, Resumed, Retries, Skipped, Started,
+    Stream, Submitted, Truncated, Used, WorkerLost,
 };
-use ado_proto::spec::{Containment, Exit, Input, Limit, TaskSpec};
-use ado_proto::{CheckpointId, Epoch, Namespace, Offset, Origin, Record, Seq, TaskId, Timestamp, WorkerId};
+use ado_proto::spec::{Containment, Exit, Input, Limit, TaskSpec, Usage};
+use ado_proto::{
+    AskDigest, AskId, CheckpointId, Epoch, Namespace, Offset, Origin, Record, Seq, TaskId, Timestamp, WorkerId,
+};
 use bytes::Bytes;
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -81,7 +84,7 @@ fn the_names_of_the_product_are_there() {
     schema.has("task", &state.split(' ').collect::<Vec<_>>());
     let states = ["queued", "starting", "running", "paused", "waiting", "completed", "failed", "cancelled"];
     assert_eq!(schema.0["$defs"]["taskStatus"], json!({ "enum": states }));
-    assert_eq!(schema.0["$defs"]["stream"], json!({ "enum": ["stdout", "stderr"] }));
+    assert_eq!(schema.0["$defs"]["stream"], json!({ "enum": ["stdout", "stderr", "tool"] }));
 }
 
 #[test]
@@ -99,7 +102,21 @@ fn every_record_is_an_event_of_the_schema() {
         Exit::NotStarted { error: "no".into(), permanent: true },
         Exit::Lost { error: "no".into() },
         Exit::OutOfMemory { limit: 1 << 28 },
+        Exit::Failed { error: "no".into() },
     ];
+    let ask = AskId(Uuid::from_u128(4));
+    let answer = Answer { choice: Some("allow".into()), text: None };
+    let asked = Asked {
+        id: ask,
+        digest: AskDigest(Uuid::from_u128(5)),
+        kind: AskKind::Permission { tool: "Bash".into() },
+        text: "may it".into(),
+        detail: "{\"command\":\"ls\"".into(),
+        choices: vec![Choice { id: "allow".into(), label: "Allow it".into() }],
+        free_text: true,
+        default: None,
+        wait_ms: Some(1),
+    };
     let output = |data: &'static [u8]| Output { stream: Stream::Stdout, position: 0, data: Bytes::from_static(data) };
     let submitted = Submitted {
         namespace: Namespace::default(),
@@ -121,6 +138,7 @@ fn every_record_is_an_event_of_the_schema() {
         Expired { limit: Limit::SetUp }.into(),
         Retries { task, by: "user/ann".into() }.into(),
         Checkpointed { id: CheckpointId(Uuid::from_u128(3)), data: "{}".into(), snapshot: None }.into(),
+        Answered { ask, answer, by: None }.into(),
         Note { text: "x".into() }.into(),
         Ended { outcome: Outcome::Completed, exit: Some(Exit::Code(0)), error: None }.into(),
         Ended { outcome: Outcome::Failed, exit: None, error: Some("gone".into()) }.into(),
@@ -134,6 +152,9 @@ fn every_record_is_an_event_of_the_schema() {
         Resumed { generation: 2 }.into(),
         Progress { percent: Some(40), message: None }.into(),
         Checkpointed { id: CheckpointId(Uuid::from_u128(3)), data: "{\"page\":7}".into(), snapshot: None }.into(),
+        asked.into(),
+        AskClosed { ask }.into(),
+        Used { usage: Usage { turns: 1, cost_micros: Some(5), ..Usage::default() }, session: None }.into(),
         Note { text: "x".into() }.into(),
         Body::Unknown { kind: 250, version: 1, bytes: Bytes::from_static(b"x") },
     ];
@@ -158,7 +179,7 @@ fn every_record_is_an_event_of_the_schema() {
         schema.check("taskEvent", &event);
     }
     let defined = schema.0["$defs"]["taskEvent"]["oneOf"].as_array().expect("events").len();
-    assert_eq!(seen.len() + 3, defined, "all but hitl_required, and what a cache says: {seen:?}");
+    assert_eq!(seen.len() + 2, defined, "all but what a cache says: {seen:?}");
 }
 
 #[test]

@@ -198,6 +198,11 @@ impl Ran {
         std::str::from_utf8(&self.0.stderr).expect("UTF-8")
     }
 
+    /// What it complained of, byte for byte.
+    pub(crate) fn stderr_bytes(&self) -> &[u8] {
+        &self.0.stderr
+    }
+
     /// What it printed, byte for byte.
     pub(crate) fn bytes(&self) -> &[u8] {
         &self.0.stdout

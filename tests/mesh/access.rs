@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use ado::net::{Call, Error, Link};
 use ado_certs::{Ca, ClientTls, KeyRequest};
-use ado_proto::record::{Desired, Note};
+use ado_proto::record::{Answer, Desired, Note};
 use ado_proto::request::{
-    CreateToken, DeadOnes, Detach, Enrol, ErrorCode, EventsFrom, Follow, GetBlob, GetTasks, Hello, KNOWN, ListAudit,
-    ListControllers, ListEvents, ListSecrets, ListTasks, ListTokens, ListWorkers, PurgeDead, PutBlob, RemoveSecret,
-    Renew, Request, RetryDead, RevokeIdentity, RevokeToken, SetDesired, SetSecret, SetWorker, StartAt, Submit,
-    TaskOutput, WorkerBounds, WorkerDesired, WorkerSession,
+    CreateToken, DeadOnes, Detach, Enrol, ErrorCode, EventsFrom, Follow, GetBlob, GetTasks, GiveAnswer, Hello, KNOWN,
+    ListAudit, ListControllers, ListEvents, ListSecrets, ListTasks, ListTokens, ListWorkers, PurgeDead, PutBlob,
+    RemoveSecret, Renew, Request, RetryDead, RevokeIdentity, RevokeToken, SetDesired, SetSecret, SetWorker, StartAt,
+    Submit, TaskOutput, WorkerBounds, WorkerDesired, WorkerSession,
 };
 use ado_proto::session::ToAttempt;
 use ado_proto::spec::Input;
@@ -187,6 +187,7 @@ async fn allowed(link: &Link, namespace: Option<&str>) -> Vec<&'static str> {
         SetDesired { reference: reference(), desired: Desired::Paused, force: false };
         RetryDead { which: DeadOnes::Named(reference()), fresh: false };
         PurgeDead { which: DeadOnes::Named(reference()) };
+        GiveAnswer { reference: reference(), ask: None, answer: Answer { choice: None, text: None } };
         Follow { task, from: StartAt::Tail(1), follow: false, without_output: false, generation: None };
         Detach { reference: reference(), all: false };
         ListWorkers { task: None };
@@ -213,10 +214,10 @@ async fn every_request_of_every_role_goes_through_the_table() {
     let mesh = Mesh::start().await;
     let ca = Ca::open_or_create(&mesh.dir.path().join("controller"), mesh.env.now()).unwrap();
     let reads = "GetTasks ListTasks Follow Detach ListWorkers ListControllers ListEvents";
-    let user = "Hello Renew Submit GetTasks ListTasks SetDesired RetryDead PurgeDead Follow Detach ListWorkers \
+    let user = "Hello Renew Submit GetTasks ListTasks SetDesired RetryDead PurgeDead GiveAnswer Follow Detach ListWorkers \
                 ListControllers ListEvents SetSecret ListSecrets RemoveSecret";
     let admin = "Hello Renew CreateToken ListTokens RevokeToken RevokeIdentity Submit GetTasks ListTasks SetDesired \
-                 RetryDead PurgeDead Follow Detach ListWorkers SetWorker ListControllers ListEvents ListAudit SetSecret \
+                 RetryDead PurgeDead GiveAnswer Follow Detach ListWorkers SetWorker ListControllers ListEvents ListAudit SetSecret \
                  ListSecrets RemoveSecret";
     for (role, own, elsewhere) in [
         (Role::Admin, admin, admin),

@@ -17,9 +17,9 @@ pub use admin::{
     SetSecret, SystemEvent, TokenInfo, Welcome, WorkerBounds,
 };
 pub use task::{
-    CheckpointInfo, DeadOnes, DesiredSet, Detach, DetachedViewers, Follow, Following, GetTasks, ListTasks, PurgeDead,
-    RetryDead, SetDesired, Settled, SettledDead, SettledTask, StartAt, Submit, Submitted, TaskFilter, TaskInfo,
-    TaskPage,
+    AnswerGiven, CheckpointInfo, DeadOnes, DesiredSet, Detach, DetachedViewers, Follow, Following, GetTasks,
+    GiveAnswer, ListTasks, PurgeDead, RetryDead, SetDesired, Settled, SettledDead, SettledTask, StartAt, Submit,
+    Submitted, TaskFilter, TaskInfo, TaskPage,
 };
 pub use worker::{
     BlobFollows, BreakerInfo, ControllerInfo, GetBlob, ListControllers, ListWorkers, Load, OutputAccepted, PutBlob,
@@ -202,6 +202,7 @@ requests! {
     Detach: 25/1, Idempotent => DetachedViewers;
     RetryDead: 26/1, Idempotent => SettledDead;
     PurgeDead: 27/1, Idempotent => SettledDead;
+    GiveAnswer: 28/1, Idempotent => AnswerGiven;
     ListWorkers: 30/1, Read => Vec<WorkerInfo>;
     SetWorker: 31/1, Idempotent => WorkerSet;
     ListEvents: 40/1, Read => Events;

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::record::{Desired, Member, Outcome, Progress};
-use crate::spec::{Exit, TaskSpec};
-use crate::{CheckpointId, Epoch, GroupId, Namespace, Offset, Snapshot, TaskId, Timestamp, WorkerId};
+use crate::record::{Answer, Asked, Desired, Member, Outcome, Progress};
+use crate::spec::{Exit, TaskSpec, Usage};
+use crate::{AskId, CheckpointId, Epoch, GroupId, Namespace, Offset, Snapshot, TaskId, Timestamp, WorkerId};
 
 /// Submits tasks: one, or the members of a group.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -138,6 +138,34 @@ pub struct TaskInfo {
     pub retry_of: Option<TaskId>,
     /// What became of it after it had failed for good; `None` of a failed task: it is in the dead letter.
     pub settled: Option<Settled>,
+    /// What it asks and nobody has answered, oldest first.
+    pub asks: Vec<Asked>,
+    /// What its AI agent has used, over all attempts.
+    pub usage: Usage,
+}
+
+/// Answers a question of a task.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GiveAnswer {
+    /// An id, a prefix or a name of one task.
+    pub reference: String,
+    /// Which question; `None`: the only one that is open.
+    pub ask: Option<AskId>,
+    /// What. Its choice may be in words that [`Asked::choice`] takes.
+    pub answer: Answer,
+}
+
+/// Answer to [`GiveAnswer`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AnswerGiven {
+    /// The task.
+    pub task: TaskId,
+    /// The question that was answered.
+    pub ask: AskId,
+    /// What its agent is told.
+    pub answer: Answer,
+    /// Why nothing changed (`already answered`), if so.
+    pub unchanged: Option<String>,
 }
 
 /// What was done about a task in the dead letter. Its log has ended and stays as it is.

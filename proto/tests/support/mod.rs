@@ -77,6 +77,10 @@ pub(crate) fn cases() -> Vec<Case> {
             Note = make::<record::Note>,
             Checkpointed = make::<record::Checkpointed>,
             Skipped = make::<record::Skipped>,
+            Asked = make::<record::Asked>,
+            Answered = make::<record::Answered>,
+            AskClosed = make::<record::AskClosed>,
+            Used = make::<record::Used>,
             Expired = make::<record::Expired>,
             Retries = make::<record::Retries>,
             Progress = make::<record::Progress>,
@@ -93,6 +97,7 @@ pub(crate) fn cases() -> Vec<Case> {
             HeartbeatAnswer = make::<session::HeartbeatAnswer>,
             Assign = make::<session::Assignment>,
             Want = make::<session::Want>,
+            Answers = make::<session::Answers>,
             Controllers = make::<session::Controllers>,
             Wish = make::<request::WorkerWant>,
             Bridge = make::<session::Bridge>,
@@ -128,6 +133,7 @@ fn requests(cases: &mut Vec<Case>) {
     request::<request::SetDesired>(cases);
     request::<request::RetryDead>(cases);
     request::<request::PurgeDead>(cases);
+    request::<request::GiveAnswer>(cases);
     request::<request::Follow>(cases);
     request::<request::Detach>(cases);
     request::<request::ListWorkers>(cases);

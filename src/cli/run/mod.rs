@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use ado_proto::request::{Submit, Submitted};
-use ado_proto::spec::{Input, Resources, TaskSpec};
+use ado_proto::spec::{Input, Quota, Resources, Rules, TaskSpec};
 use ado_proto::{GroupId, RequestId};
 use serde_json::json;
 use tokio::time::Instant;
@@ -43,9 +43,30 @@ pub(crate) struct Args {
     /// Run a task for each line of FILE (`-`: stdin) that is not empty: the line is its TEXT
     #[arg(long, value_name = "FILE")]
     each: Option<PathBuf>,
-    /// Who does it: shell, noop (does nothing); default: shell
+    /// Who does it: claude-code, gemini-cli, cursor-cli, shell, noop (does nothing); default: shell
     #[arg(long, short)]
     agent: Option<String>,
+    /// Have an AI agent use this model
+    #[arg(long, value_name = "MODEL")]
+    model: Option<String>,
+    /// Let an AI agent use a tool without asking: TOOL or TOOL(PATTERN), as in 'shell(cargo test*)'
+    #[arg(long, value_name = "RULE", value_parser = values::rule)]
+    allow: Vec<String>,
+    /// Do not let it use a tool, whatever allows that
+    #[arg(long, value_name = "RULE", value_parser = values::rule)]
+    deny: Vec<String>,
+    /// When it asks somebody, wait this long for an answer; after that it is denied
+    #[arg(long, value_name = "TIME", value_parser = values::duration)]
+    answer_limit: Option<Duration>,
+    /// End an AI agent's attempt after this many answers of its model
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    max_turns: Option<u32>,
+    /// End an AI agent's attempt when it has cost this many dollars
+    #[arg(long, value_name = "DOLLARS", value_parser = values::micros)]
+    max_cost: Option<u64>,
+    /// End an AI agent's attempt when its model has read and written this many tokens
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    max_tokens: Option<u64>,
     /// Set a variable of its environment (public: shown to whoever may see the task)
     #[arg(long, short, value_name = "NAME=VALUE", value_parser = values::pair)]
     env: Vec<(String, String)>,
@@ -271,6 +292,10 @@ fn spec(args: &Args, config: &Config, local: bool) -> Result<TaskSpec, Error> {
         resources: resources(args),
         snapshot_every_ms: milliseconds(args.checkpoint_interval, Some(config.failover.checkpoint_interval))
             .filter(|_| args.checkpoint_workspace),
+        model: args.model.clone(),
+        rules: Rules { deny: args.deny.clone(), allow: args.allow.clone() },
+        answer_limit_ms: milliseconds(args.answer_limit, None),
+        quota: Quota { turns: args.max_turns, cost_micros: args.max_cost, tokens: args.max_tokens },
         agent,
     })
 }

@@ -34,7 +34,8 @@ pub(crate) fn run(global: &Global, args: Args) -> Result<u8, Error> {
         &Say::Checkpoint { data: json(&text)?, workspace: args.workspace },
         None,
         r#"ado task checkpoint --data "{\"page\":7}""#,
-    )?;
+    )?
+    .checkpoint_id;
     done(global, || json!({ "type": "checkpoint", "checkpointId": id }))
 }
 

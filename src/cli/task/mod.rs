@@ -1,6 +1,7 @@
 //! `ado task`: what a task says about itself, from inside of it. No home, no configuration, no mesh: only the task's own
 //! socket.
 
+mod ask;
 mod checkpoint;
 mod fail;
 mod log;
@@ -37,6 +38,7 @@ pub(crate) struct Args {
 enum Command {
     Progress(progress::Args),
     Checkpoint(checkpoint::Args),
+    Ask(ask::Args),
     Log(log::Args),
     Fail(fail::Args),
 }
@@ -45,13 +47,22 @@ pub(crate) fn run(global: &Global, args: Args) -> Result<u8, Error> {
     match args.command {
         Command::Progress(args) => progress::run(global, args),
         Command::Checkpoint(args) => checkpoint::run(global, args),
+        Command::Ask(args) => ask::run(global, args),
         Command::Log(args) => log::run(global, args),
         Command::Fail(args) => fail::run(global, args),
     }
 }
 
-/// Says something to the task's worker, and waits for its answer for as long as `patience` says. The id of a checkpoint.
-fn say(words: &Say<Box<RawValue>>, patience: Option<Duration>, example: &str) -> Result<Option<CheckpointId>, Error> {
+/// What a worker has to say to something.
+struct Said {
+    /// Of a checkpoint.
+    checkpoint_id: Option<CheckpointId>,
+    /// Of somebody who was asked.
+    answer: Option<String>,
+}
+
+/// Says something to the task's worker, and waits for its answer for as long as `patience` says.
+fn say(words: &Say<Box<RawValue>>, patience: Option<Duration>, example: &str) -> Result<Said, Error> {
     let Some(path) = std::env::var_os(SOCKET) else {
         let text = format!("this is for inside a task: {SOCKET} is not set here");
         return Err(Error::usage(text).hint(format!("ado run '{example}'")));
@@ -62,7 +73,7 @@ fn say(words: &Say<Box<RawValue>>, patience: Option<Duration>, example: &str) ->
     };
     let answer = ask(&path, words, patience).map_err(gone)?;
     match serde_json::from_str(&answer) {
-        Ok(Answer::Ok { checkpoint_id }) => Ok(checkpoint_id),
+        Ok(Answer::Ok { checkpoint_id, answer }) => Ok(Said { checkpoint_id, answer }),
         Ok(Answer::Error { message }) => Err(Error::new(Kind::Refused(0), message)),
         Err(error) => Err(Error::new(Kind::Local, "the worker's answer makes no sense").because(error)),
     }

@@ -33,6 +33,8 @@ fn task(number: u128, state: &str, command: &str) -> TaskInfo {
         reason: None,
         retry_of: None,
         settled: None,
+        asks: Vec::new(),
+        usage: ado_proto::spec::Usage::default(),
         spec: ado_proto::spec::TaskSpec::new("shell", Given::Text(command.into())),
         ..info()
     }

@@ -6,6 +6,7 @@ mod painter;
 mod pen;
 mod places;
 mod progress;
+mod question;
 mod sheet;
 mod show;
 mod streams;

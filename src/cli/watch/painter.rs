@@ -99,7 +99,7 @@ impl Painter {
                 self.events.write(record, &mut self.event);
                 sheet.output(Stream::Stdout, &self.event);
             }
-            (Body::Output(output), Format::Text) => self.output(output.stream, &output.data, sheet),
+            (Body::Output(output), Format::Text) => self.output(shown_on(output.stream), &output.data, sheet),
             (body, Format::Text) => {
                 if let (Body::Ended(_), Some(voice)) = (body, &mut self.voice) {
                     voice.finish(sheet);
@@ -139,7 +139,7 @@ impl Painter {
 
     /// Whether output of this stream is held back until its line ends.
     pub(crate) fn holds(&self, stream: Stream) -> bool {
-        self.voice.as_ref().is_some_and(|voice| voice.holds(stream))
+        self.voice.as_ref().is_some_and(|voice| voice.holds(shown_on(stream)))
     }
 
     /// Time passes.
@@ -193,6 +193,14 @@ impl Painter {
             Some(voice) => voice.say(words, sheet),
             None => sheet.say(&format!("{}: {words}", self.task.short())),
         }
+    }
+}
+
+/// Where output is shown: only an agent's own words are on stdout.
+fn shown_on(stream: Stream) -> Stream {
+    match stream {
+        Stream::Stdout => Stream::Stdout,
+        Stream::Stderr | Stream::Tool => Stream::Stderr,
     }
 }
 

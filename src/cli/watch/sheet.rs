@@ -42,7 +42,7 @@ impl Batch {
                     stdout.write_all(bytes)?;
                     stdout.flush()?;
                 }
-                Stream::Stderr => io::stderr().lock().write_all(bytes)?,
+                Stream::Stderr | Stream::Tool => io::stderr().lock().write_all(bytes)?,
             }
         }
         Ok(())
@@ -203,10 +203,10 @@ impl Sheet {
     }
 }
 
-/// Place of a stream in a pair.
+/// Place of a stream in a pair: where it goes. What tools write is no answer, so it goes to stderr.
 pub(crate) fn index(stream: Stream) -> usize {
     match stream {
         Stream::Stdout => 0,
-        Stream::Stderr => 1,
+        Stream::Stderr | Stream::Tool => 1,
     }
 }

@@ -4,7 +4,7 @@ use std::io;
 use std::pin::pin;
 use std::time::Duration;
 
-use ado_proto::record::{Body, Desired, Ended};
+use ado_proto::record::{Asked, Body, Desired, Ended};
 use ado_proto::request::StartAt;
 use ado_proto::{GroupId, Offset, TaskId};
 use futures_util::FutureExt;
@@ -20,9 +20,10 @@ use super::menu::{Choice, Offer};
 use super::painter::{Look, Painter};
 use super::places::{Place, Places};
 use super::progress::{self, Connection, Doing};
+use super::question::{self, Questions};
 use super::sheet::{Batch, Sheet, index as index_of};
 use super::streams::{Came, Streams};
-use super::terminal::{self, Terminal};
+use super::terminal::{self, Keys, Terminal};
 use super::wishes::{Heard, Wishes};
 use super::{Finish, Watch, Watched, summary};
 use crate::client::{ConnectionState, Step};
@@ -47,6 +48,8 @@ pub(super) struct Show<'a> {
     streams: Streams,
     sheet: Sheet,
     terminal: Terminal,
+    /// While something is asked that a key answers.
+    keys: Option<Keys>,
     wishes: Wishes<'a>,
     ticks: Interval,
     /// People were told that the connection is gone.
@@ -67,6 +70,7 @@ struct Member {
     /// Only what this keeps; `None`: everything.
     surviving: Option<Surviving>,
     doing: Doing,
+    questions: Questions,
     ended: Option<Ended>,
     painted: Shown,
     written: Shown,
@@ -123,6 +127,7 @@ impl<'a> Show<'a> {
                 painter: if group.is_some() { painter.among(index, count) } else { painter },
                 surviving: watched.surviving,
                 doing: watched.doing,
+                questions: Questions::default(),
                 ended: watched.ended,
                 painted: Shown::default(),
                 written: Shown::default(),
@@ -143,6 +148,7 @@ impl<'a> Show<'a> {
             streams,
             sheet: Sheet::new(look.terminals(), look.raw),
             terminal: Terminal::default(),
+            keys: None,
             wishes: Wishes::new(session.client.clone(), reference, on_interrupt, signals),
             ticks,
             away: false,
@@ -169,12 +175,14 @@ impl<'a> Show<'a> {
                     heard => self.heard(heard),
                 },
                 _ = self.ticks.tick(), if ticks => self.tick(),
+                key = pressed(&mut self.keys) => self.answer(key.as_deref()),
                 came = self.streams.next() => match came {
                     Some(came) => then = self.gather(came),
                     None => return self.end().await,
                 },
                 () = &mut taken_down => return Err(self.taken_down().await),
             }
+            self.listen();
             self.draw();
             match self.write().await? {
                 Written::All => {}
@@ -242,6 +250,7 @@ impl<'a> Show<'a> {
             Step::Record(record) => {
                 member.painter.record(&record, &mut self.sheet);
                 member.doing.saw(&record);
+                member.questions.saw(&record);
                 if let Body::Output(output) = &record.body {
                     let held = &mut member.painted.held[index_of(output.stream)];
                     let begins = held.is_none() || output.data.contains(&b'\n');
@@ -324,6 +333,39 @@ impl<'a> Show<'a> {
         self.follow && self.look.status
     }
 
+    /// The question that is shown, and whose it is.
+    fn question(&self) -> Option<(usize, &Asked)> {
+        self.members.iter().enumerate().find_map(|(index, member)| Some((index, member.questions.first()?)))
+    }
+
+    /// Takes keys while something is asked.
+    fn listen(&mut self) {
+        let asks = self.shows_status() && self.wishes.asks() && self.question().is_some();
+        match (asks, self.keys.is_some()) {
+            (true, false) => self.keys = self.terminal.keys().ok(),
+            (false, true) => {
+                self.keys = None;
+                self.terminal.restore();
+            }
+            _ => {}
+        }
+    }
+
+    /// A key was pressed; `None`: there is no keyboard any more.
+    fn answer(&mut self, key: Option<&[u8]>) {
+        let Some(key) = key else {
+            self.keys = None;
+            return self.members.iter_mut().for_each(|member| member.questions = Questions::default());
+        };
+        let chosen = self
+            .question()
+            .and_then(|(index, asked)| Some((index, asked.id, question::choice(asked, key)?.to_owned())));
+        if let Some((index, ask, choice)) = chosen {
+            self.members[index].questions.forget(ask);
+            self.wishes.answer(self.members[index].task, ask, &choice);
+        }
+    }
+
     /// Brings the footer up to date.
     fn draw(&mut self) {
         if !self.shows_status() || self.members.iter().all(|member| member.over) {
@@ -357,6 +399,10 @@ impl<'a> Show<'a> {
                 progress::several(&name, &doing, connection, now, (width, rows / 2))
             }
         };
+        let asked = self.question().filter(|_| self.keys.is_some());
+        let asked = asked.map(|(index, asked)| question::lines(self.members[index].task, asked));
+        let cut = |line: String| progress::cut(&line, width);
+        let lines: Vec<_> = asked.into_iter().flatten().map(cut).chain(lines).collect();
         match self.look.colour {
             true => lines.into_iter().map(|line| format!("\x1b[2m{line}\x1b[0m")).collect(),
             false => lines,
@@ -401,6 +447,7 @@ impl<'a> Show<'a> {
 
     /// Asks what is wanted. What tasks write meanwhile waits in the network's own windows.
     async fn ask(&mut self) -> Result<Choice, Error> {
+        self.keys = None;
         let offer = Offer {
             resume: self.members.iter().any(|member| !member.doing.is_over() && member.doing.is_paused()),
             pause: self.members.iter().any(|member| !member.doing.is_over() && !member.doing.is_paused()),
@@ -546,6 +593,14 @@ impl Member {
             (None, Some(StartAt::Tail(lines))) => Place::Tail(lines),
             (None, Some(StartAt::Since(_))) => Place::At(Offset(0)),
         }
+    }
+}
+
+/// Pending for ever while nothing is asked.
+async fn pressed(keys: &mut Option<Keys>) -> Option<Vec<u8>> {
+    match keys {
+        Some(keys) => keys.next().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -1,6 +1,8 @@
 //! What the user wants while tasks are watched, and carrying it out.
 
-use ado_proto::record::Desired;
+use ado_proto::record::{Answer, Desired};
+use ado_proto::request::GiveAnswer;
+use ado_proto::{AskId, TaskId};
 use futures_util::future::BoxFuture;
 
 use super::super::error::Error;
@@ -70,6 +72,19 @@ impl<'a> Wishes<'a> {
     pub(super) fn want(&mut self, desired: Desired) {
         let (client, reference) = (self.client.clone(), self.reference.clone());
         self.asked = Some(Box::pin(async move { client.set_desired(&reference, desired, false).await.map(drop) }));
+    }
+
+    /// Whether somebody is there who can be asked.
+    pub(super) fn asks(&self) -> bool {
+        self.on == OnInterrupt::Ask
+    }
+
+    /// Answers a question of a task.
+    pub(super) fn answer(&mut self, task: TaskId, ask: AskId, choice: &str) {
+        let answer = Answer { choice: Some(choice.into()), text: None };
+        let given = GiveAnswer { reference: task.to_string(), ask: Some(ask), answer };
+        let client = self.client.clone();
+        self.asked = Some(Box::pin(async move { client.answer(&given).await.map(drop) }));
     }
 
     fn meant(&mut self, signal: Signal) -> Heard {

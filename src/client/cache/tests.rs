@@ -107,6 +107,8 @@ fn info(number: u128) -> TaskInfo {
         reason: None,
         retry_of: None,
         settled: None,
+        asks: Vec::new(),
+        usage: ado_proto::spec::Usage::default(),
     }
 }
 

@@ -148,7 +148,9 @@ impl Asked<'_> {
             request.specs.iter().any(|spec| worker.unfit(&Demand::of(&self.access.namespace, spec)).is_none())
         };
         for spec in &request.specs {
-            enforceable(&fleet, &Demand::of(&self.access.namespace, spec))?;
+            let demand = Demand::of(&self.access.namespace, spec);
+            offered(&fleet, &demand)?;
+            enforceable(&fleet, &demand)?;
         }
         let eligible = u32::try_from(fleet.iter().filter(fits).count()).unwrap_or(u32::MAX);
         let mut tasks: Vec<_> = (0..count).map(|_| TaskId(self.shared.env.uuid())).collect();
@@ -260,6 +262,22 @@ fn desired_set(task: TaskId, outcome: &Outcome) -> DesiredSet {
         Outcome::Locked => ("unknown", Some("busy: try again".into())),
     };
     DesiredSet { task, state: state.into(), unchanged }
+}
+
+/// Refuses an AI agent that is installed on none of the workers that there are. With nobody there the task waits: who comes
+/// may have it.
+fn offered(fleet: &[Candidate], demand: &Demand<'_>) -> Result<(), ErrorReply> {
+    let Some(real) = crate::agents::real(demand.agent) else { return Ok(()) };
+    let ours = |worker: &&Candidate| worker.namespace == *demand.namespace && worker.pool == demand.pool;
+    let mut there = fleet.iter().filter(ours).peekable();
+    if there.peek().is_none() || there.any(|worker| worker.agents.iter().any(|agent| agent == real.name)) {
+        return Ok(());
+    }
+    let (name, program, pool) = (real.name, real.program, demand.pool);
+    let message = format!("no worker of pool {pool} can run {name}: none has the program `{program}`");
+    Err(ErrorReply::new(ErrorCode::Invalid, message)
+        .hint(format!("sh deploy/agents/install.sh {name}, on the worker's machine; then start the worker again"))
+        .hint("ado workers list"))
 }
 
 /// Refuses a limit that nobody can enforce who could run the task otherwise. With nobody there the task waits: who comes

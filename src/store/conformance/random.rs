@@ -265,7 +265,7 @@ async fn agree_on(a: &dyn Store, b: &dyn Store, model: &Model) -> TestCaseResult
             let filter = ListFilter { audience, states, group: None, name: None, dead, before: None, limit: 2 };
             prop_assert_eq!(a.list(&filter).await.unwrap(), b.list(&filter).await.unwrap());
         }
-        let due = row.task.expires().map_or(Timestamp(i64::MAX), |(at, _)| at);
+        let due = row.task.due_at().unwrap_or(Timestamp(i64::MAX));
         for now in [due, Timestamp(due.0 - 1)] {
             prop_assert_eq!(a.overdue(now, 10).await.unwrap(), b.overdue(now, 10).await.unwrap());
         }

@@ -22,7 +22,7 @@ pub(super) enum Failure {
     Refused { error: String, permanent: bool },
 }
 
-/// Starts the agent in a session of its own, held by `hold`, with nothing open but /dev/null and the two pipes, signals as
+/// Starts the agent in a session of its own, held by `hold`, with nothing open but its standard input and the two pipes, signals as
 /// a shell would give them. It has been reaped by nobody when this returns.
 pub(super) fn spawn(start: &Start, hold: &Hold) -> Result<Pid, Failure> {
     match fs::metadata(&start.cwd) {
@@ -37,7 +37,14 @@ pub(super) fn spawn(start: &Start, hold: &Hold) -> Result<Pid, Failure> {
         return Err(refused("there is no command".into(), true));
     };
     let mut command = Command::new(program);
-    command.args(arguments).env_clear().envs(&start.env).current_dir(&start.cwd).stdin(Stdio::null());
+    let stdin = match &start.stdin {
+        Some(path) => match fs::File::open(path) {
+            Ok(pipe) => Stdio::from(pipe),
+            Err(error) => return Err(refused(format!("cannot open `{path}`: {error}"), false)),
+        },
+        None => Stdio::null(),
+    };
+    command.args(arguments).env_clear().envs(&start.env).current_dir(&start.cwd).stdin(stdin);
     command.envs(start.secrets.iter().map(|(name, value)| (name, value.expose())));
     match born(&mut command, hold) {
         Ok(agent) => Ok(agent),

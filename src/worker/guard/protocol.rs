@@ -43,6 +43,8 @@ pub enum ToGuard {
     Kill,
     /// Kill it: a limit of time is over that the worker measures.
     TimeOut(Limit),
+    /// It waits for somebody, or no longer does: time in which it does is no running time.
+    Waits(bool),
 }
 
 /// What to run.
@@ -56,6 +58,8 @@ pub struct Start {
     pub secrets: BTreeMap<String, Secret>,
     /// Working directory.
     pub cwd: String,
+    /// What it reads on its standard input: a named pipe that its worker holds open, or nothing.
+    pub stdin: Option<String>,
     /// Longest running time, milliseconds; time frozen does not count.
     pub time_limit_ms: Option<u64>,
     /// What is left of the time the task may take as a whole, milliseconds; counted like the running time.

@@ -35,8 +35,10 @@ pub(super) struct Watch {
     limit: Option<(Duration, Limit)>,
     /// Running time before `since`.
     ran: Duration,
-    /// Start of the current stretch of running; of no meaning while frozen.
+    /// Start of the current stretch of running; of no meaning while frozen or waiting.
     since: BootTime,
+    /// It waits for somebody.
+    waits: bool,
     /// Why it is being ended, if it is not by itself.
     verdict: Option<Exit>,
     /// End of the grace after SIGTERM.
@@ -52,6 +54,7 @@ impl Watch {
             limit: first_limit(start),
             ran: Duration::ZERO,
             since: now,
+            waits: false,
             verdict: None,
             kill_at: None,
         }
@@ -80,6 +83,10 @@ impl Watch {
             ToGuard::Kill => {
                 self.verdict.get_or_insert(Exit::Cancelled);
                 vec![Act::Kill]
+            }
+            ToGuard::Waits(waits) => {
+                self.waits(now, *waits);
+                Vec::new()
             }
             ToGuard::TimeOut(limit) => {
                 self.verdict.get_or_insert(Exit::TimedOut(*limit));
@@ -114,7 +121,17 @@ impl Watch {
     fn limit_at(&self) -> Option<(BootTime, Limit)> {
         let (length, limit) = self.limit?;
         let left = length.saturating_sub(self.ran);
-        self.reasons.is_empty().then(|| (self.since.after(left), limit))
+        (self.reasons.is_empty() && !self.waits).then(|| (self.since.after(left), limit))
+    }
+
+    fn waits(&mut self, now: BootTime, waits: bool) {
+        if self.reasons.is_empty() && waits && !self.waits {
+            self.ran += now.min(self.lease).since(self.since);
+        }
+        if !waits && self.waits {
+            self.since = now;
+        }
+        self.waits = waits;
     }
 
     fn stop(&mut self, now: BootTime, grace: Duration) -> Vec<Act> {
@@ -142,7 +159,9 @@ impl Watch {
             return vec![tell];
         }
         // What a sleeping machine slept beyond the lease is not running time.
-        self.ran += now.min(self.lease).since(self.since);
+        if !self.waits {
+            self.ran += now.min(self.lease).since(self.since);
+        }
         vec![Act::Freeze, tell]
     }
 
@@ -188,6 +207,7 @@ mod tests {
             env: BTreeMap::new(),
             secrets: BTreeMap::new(),
             cwd: "/".into(),
+            stdin: None,
             time_limit_ms: limit.map(|seconds| seconds * 1000),
             total_left_ms: None,
             lease: at(lease),

@@ -1,7 +1,7 @@
 //! What a line from a task means. Pure; the line may be anything.
 
 use ado_proto::inside::Say;
-use ado_proto::record::{MAX_CHECKPOINT, MAX_MESSAGE, Progress};
+use ado_proto::record::{MAX_ANSWER, MAX_CHECKPOINT, MAX_CHOICES, MAX_MESSAGE, Progress};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
@@ -24,7 +24,18 @@ pub(super) enum Wish {
         workspace: bool,
     },
     Note(String),
+    Ask(Asking),
     Verdict(Verdict),
+}
+
+/// What a task asks somebody.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Asking {
+    pub(super) text: String,
+    /// None: words are the answer.
+    pub(super) options: Vec<String>,
+    pub(super) default: Option<String>,
+    pub(super) wait_ms: Option<u64>,
 }
 
 /// Reads a line; what is wrong with it, for its writer.
@@ -36,6 +47,7 @@ pub(super) fn read(line: &[u8]) -> Result<Wish, String> {
             checkpoint(data.get()).map(|data| Wish::Checkpoint { data, workspace })
         }
         Ok(Say::Log { message }) => one_line(&message, "the log message is empty").map(Wish::Note),
+        Ok(Say::Ask { message, options, default, wait_ms }) => ask(&message, &options, default, wait_ms),
         Ok(Say::Hopeless { message }) => {
             one_line(&message, NO_REASON).map(|error| Wish::Verdict(Verdict::Hopeless { error }))
         }
@@ -55,6 +67,27 @@ fn progress(percent: Option<u8>, message: Option<String>) -> Result<Wish, String
     }
     let message = message.map(|message| clean(&message)).transpose()?;
     Ok(Wish::Progress(Progress { percent, message }))
+}
+
+fn ask(message: &str, options: &[String], default: Option<String>, wait_ms: Option<u64>) -> Result<Wish, String> {
+    let text = clean(message)?;
+    if text.is_empty() {
+        return Err("the question is empty: say what is asked".into());
+    }
+    if options.len() > MAX_CHOICES {
+        return Err(format!("a question has at most {MAX_CHOICES} options, not {}", options.len()));
+    }
+    let options = options.iter().map(|option| clean(option)).collect::<Result<Vec<_>, _>>()?;
+    if let Some(option) = options.iter().find(|option| option.is_empty() || option.len() > MAX_ANSWER) {
+        return Err(format!("an option has 1 to {MAX_ANSWER} bytes, not {}", option.len()));
+    }
+    match &default {
+        Some(default) if !options.contains(default) => {
+            Err(format!("the default `{}` is none of the options", short(default)))
+        }
+        None if wait_ms.is_some() => Err("a time to wait needs a default: what is answered when it is over".into()),
+        _ => Ok(Wish::Ask(Asking { text, options, default, wait_ms })),
+    }
 }
 
 fn one_line(message: &str, when_empty: &str) -> Result<String, String> {
@@ -178,6 +211,23 @@ mod tests {
         let deep = "[".repeat(10_000) + &"]".repeat(10_000);
         assert!(data(&deep).unwrap_err().contains("recursion"));
         assert!(data(r#""\ud800""#).is_err(), "half a character");
+    }
+
+    #[test]
+    fn a_question_has_options_or_takes_words() {
+        let ask = |text: &str, options: &[&str], default: Option<&str>, wait_ms| {
+            let options = options.iter().map(ToString::to_string).collect();
+            Ok(Wish::Ask(Asking { text: text.into(), options, default: default.map(Into::into), wait_ms }))
+        };
+        assert_eq!(read(br#"{"ask":{"message":"Name?"}}"#), ask("Name?", &[], None, None));
+        let timed = br#"{"ask":{"message":"Deploy?\n","options":["yes","no"],"default":"no","waitMs":5}}"#;
+        assert_eq!(read(timed), ask("Deploy?", &["yes", "no"], Some("no"), Some(5)));
+        refused(r#"{"ask":{"message":" "}}"#, "question is empty");
+        refused(r#"{"ask":{"message":"x","options":[""]}}"#, "1 to 1024 bytes");
+        refused(r#"{"ask":{"message":"x","options":["a"],"default":"b"}}"#, "`b` is none of the options");
+        refused(r#"{"ask":{"message":"x","options":["a"],"waitMs":5}}"#, "needs a default");
+        let many = (0..17).map(|n| format!("\"{n}\"")).collect::<Vec<_>>().join(",");
+        refused(&format!(r#"{{"ask":{{"message":"x","options":[{many}]}}}}"#), "at most 16 options, not 17");
     }
 
     #[test]

@@ -10,12 +10,13 @@ mod peer;
 mod said;
 mod server;
 
+use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use ado_proto::Seq;
-use ado_proto::record::{Body, Checkpointed, Progress};
+use ado_proto::record::{Answer, AskClosed, Asked, Body, Checkpointed, Progress};
 use ado_proto::spec::Exit;
+use ado_proto::{AskDigest, AskId, Seq};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, sleep_until};
 
@@ -35,12 +36,72 @@ pub(super) struct Voice {
     /// There may be something for the log. One waits.
     more: Notify,
     since: Instant,
+    asks: Mutex<Asks>,
+}
+
+/// Questions, and what is known of answers.
+#[derive(Debug, Default)]
+struct Asks {
+    open: BTreeMap<AskId, oneshot::Sender<Answer>>,
+    /// What was answered in earlier epochs.
+    known: BTreeMap<AskDigest, Answer>,
 }
 
 impl Voice {
-    /// Nothing was said yet.
-    pub(super) fn new() -> Self {
-        Self { said: Mutex::new(Said::new()), more: Notify::new(), since: Instant::now() }
+    /// Nothing was said yet. What was answered in earlier epochs is not asked again.
+    pub(super) fn new(known: impl IntoIterator<Item = (AskDigest, Answer)>) -> Self {
+        let asks = Mutex::new(Asks { open: BTreeMap::new(), known: known.into_iter().collect() });
+        Self { said: Mutex::new(Said::new()), more: Notify::new(), since: Instant::now(), asks }
+    }
+
+    /// Questions are answered: whoever asked is told.
+    pub(super) fn answered(&self, given: &[(AskId, Answer)]) {
+        for (id, answer) in given {
+            let asker = self.asks().open.remove(id);
+            if let Some(asker) = asker {
+                // Its connection may be gone.
+                let _ = asker.send(answer.clone());
+                self.closed(*id);
+            }
+        }
+    }
+
+    /// Whether it waits for somebody.
+    pub(super) fn is_waiting(&self) -> bool {
+        !self.asks().open.is_empty()
+    }
+
+    /// Asks somebody; where the answer comes.
+    fn ask(&self, asked: Asked) -> Result<oneshot::Receiver<Answer>, Refusal> {
+        let (reply, answer) = oneshot::channel();
+        let mut asks = self.asks();
+        if let Some(known) = asks.known.remove(&asked.digest) {
+            let _ = reply.send(known);
+            return Ok(answer);
+        }
+        if asks.open.len() >= said::ASKS_WAITING {
+            return Err(Refusal::Asking);
+        }
+        asks.open.insert(asked.id, reply);
+        drop(asks);
+        self.tell(|said, _| said.ask(asked.into())).map(|()| answer)
+    }
+
+    /// Nobody waits for the answer any more.
+    fn withdraw(&self, id: AskId) {
+        let open = self.asks().open.remove(&id);
+        if open.is_some() {
+            self.closed(id);
+        }
+    }
+
+    fn closed(&self, ask: AskId) {
+        // Once the attempt is given up nobody asks any more.
+        let _ = self.tell(|said, _| said.ask(AskClosed { ask }.into()));
+    }
+
+    fn asks(&self) -> MutexGuard<'_, Asks> {
+        self.asks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What goes into the log next. Cancel safe; one waits at a time.

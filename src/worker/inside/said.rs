@@ -17,6 +17,8 @@ const CHECKPOINTS: Rate = Rate { every: Duration::from_millis(200), burst: 40 };
 const CHECKPOINT_UNIT: usize = 4096;
 /// Checkpoints asked for and not durable.
 const CHECKPOINTS_WAITING: usize = 8;
+/// Questions that wait for somebody at once.
+pub(super) const ASKS_WAITING: usize = 8;
 /// Reading lines costs the worker time: 2,000 short ones or 2 MB a second. Those who say more are read later.
 const LINES: Rate = Rate { every: Duration::from_micros(500), burst: 2_000 };
 const LINE_UNIT: usize = 1024;
@@ -41,6 +43,9 @@ pub(in crate::worker) enum Refusal {
     /// The task's folder cannot be a part of a checkpoint.
     #[error("no checkpoint: {0}")]
     Folder(String),
+    /// Too many questions.
+    #[error("{ASKS_WAITING} questions wait already for somebody's answer")]
+    Asking,
     /// The attempt was given up.
     #[error("this attempt is over: nothing it says is recorded any more")]
     Over,
@@ -145,6 +150,13 @@ impl<R> Said<R> {
         self.notes.take(now, 1).map_err(|again_in| Refusal::TooFast { again_in })?;
         self.notes_waiting += 1;
         self.queue.push_back((Note { text }.into(), None));
+        Ok(())
+    }
+
+    /// A question, or the end of one.
+    pub(super) fn ask(&mut self, body: Body) -> Result<(), Refusal> {
+        self.goes_on()?;
+        self.queue.push_back((body, None));
         Ok(())
     }
 

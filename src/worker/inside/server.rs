@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ado_proto::inside::{Answer, MAX_LINE};
-use ado_proto::record::Checkpointed;
-use ado_proto::{CheckpointId, Seq};
+use ado_proto::record::{AskKind, Asked, Checkpointed, Choice};
+use ado_proto::{AskDigest, AskId, CheckpointId, Seq};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::line::{self, Wish};
+use super::line::{self, Asking, Wish};
 use super::said::Refusal;
 use super::{Voice, peer};
 use crate::env::Env;
@@ -142,11 +142,26 @@ impl Desk {
             Ok(Wish::Progress(progress)) => self.voice.progress(&progress).map(|()| None),
             Ok(Wish::Note(text)) => self.voice.note(text).map(|()| None),
             Ok(Wish::Verdict(verdict)) => self.voice.verdict(verdict).map(|()| None),
+            Ok(Wish::Ask(asking)) => return self.ask(asking).await,
             Ok(Wish::Checkpoint { data, workspace }) => self.checkpoint(data, workspace).await.map(Some),
         };
         match accepted {
-            Ok(checkpoint_id) => Answer::Ok { checkpoint_id },
+            Ok(checkpoint_id) => Answer::Ok { checkpoint_id, answer: None },
             Err(refusal) => refused(refusal),
+        }
+    }
+
+    /// Waits until somebody has answered, however long that takes.
+    async fn ask(&self, asking: Asking) -> Answer {
+        let id = AskId(self.env.uuid());
+        let answer = match self.voice.ask(question(id, asking)) {
+            Ok(answer) => answer,
+            Err(refusal) => return refused(refusal),
+        };
+        let _open = Open { voice: &self.voice, id };
+        match answer.await {
+            Ok(answer) => Answer::Ok { checkpoint_id: None, answer: answer.choice.or(answer.text) },
+            Err(_) => refused(Refusal::Over),
         }
     }
 
@@ -163,6 +178,36 @@ impl Desk {
         let mut durable = self.durable.clone();
         durable.wait_for(|next| *next > seq).await.map_err(|_| Refusal::Over)?;
         Ok(id)
+    }
+}
+
+fn question(id: AskId, asking: Asking) -> Asked {
+    let Asking { text, options, default, wait_ms } = asking;
+    let all = format!("task\0{text}\0{}", options.join("\0"));
+    let digest = ring::digest::digest(&ring::digest::SHA256, all.as_bytes());
+    let first: [u8; 16] = digest.as_ref()[..16].try_into().expect("SHA-256 has 32 bytes");
+    Asked {
+        id,
+        digest: AskDigest(uuid::Uuid::from_bytes(first)),
+        kind: AskKind::Question,
+        text,
+        detail: "{}".into(),
+        free_text: options.is_empty(),
+        choices: options.into_iter().map(|option| Choice { id: option.clone(), label: option }).collect(),
+        default,
+        wait_ms,
+    }
+}
+
+/// A question that waits.
+struct Open<'a> {
+    voice: &'a Voice,
+    id: AskId,
+}
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        self.voice.withdraw(self.id);
     }
 }
 
