@@ -314,7 +314,7 @@ impl Attempt {
         let Ready { argv, redactor, talk, given } = ready;
         // Who talks hides secrets in what is said, not in frames: they are answered as they came.
         let hides = redactor.as_ref().filter(|_| talk.is_none());
-        let (keeper, pipes) = match Keeper::spawn(&self.place.executable, &self.place.guards, hides) {
+        let spawned = match Keeper::spawn(&self.place.executable, &self.place.guards, hides) {
             Ok(spawned) => spawned,
             Err(error) => {
                 let error = format!("cannot start a guard ({}): {error}", self.place.executable.display());
@@ -324,14 +324,14 @@ impl Attempt {
         };
         let voice = Arc::new(Voice::new(self.assignment.answers.clone()));
         let (taking, asker, holds) = self.checkpoints(own, origin, &voice, outbox);
-        let server = keeper.id().and_then(|guard| self.listen(guard, &voice, asker, outbox));
+        let server = spawned.0.id().and_then(|guard| self.listen(guard, &voice, asker, outbox));
         let mut start = self.start(argv, cwd, server.as_ref());
         let talk = talk.map(|(dialogue, prepared)| {
             add_launch(&mut start, prepared, &self.assignment.spec.env);
             dialogue
         });
         start.secrets.extend(given);
-        let agent = Agent::new(self, keeper, pipes, outbox, voice, redactor, holds, talk);
+        let agent = Agent::new(self, spawned, outbox, voice, redactor, holds, talk);
         let mut agent = Box::pin(agent.run(start));
         tokio::select! {
             biased;
@@ -527,8 +527,7 @@ enum Step {
 impl<'a> Agent<'a> {
     fn new(
         attempt: &'a Attempt,
-        keeper: Keeper,
-        pipes: Pipes,
+        (keeper, pipes): (Keeper, Pipes),
         outbox: &'a SharedOutbox,
         voice: Arc<Voice>,
         redactor: Option<Arc<Redactor>>,
