@@ -12,6 +12,7 @@ use quinn_proto::HashedConnectionIdGenerator;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::error::{Error, code};
+use super::kick::Kick;
 use super::server::ServerKeys;
 
 /// What the kernel may hold for a socket in each direction. Its defaults (about 200 KiB) drop packets of a single busy
@@ -91,7 +92,7 @@ pub(super) fn sockets(given: Option<Arc<dyn Sockets>>) -> Arc<dyn Sockets> {
     given.unwrap_or_else(|| Arc::new(SystemSockets))
 }
 
-fn transport(idle_timeout: Duration) -> TransportConfig {
+fn transport(idle_timeout: Duration, kick: &Kick) -> TransportConfig {
     let mut config = TransportConfig::default();
     config
         .max_idle_timeout(Some(IdleTimeout::try_from(idle_timeout).unwrap_or(IdleTimeout::from(VarInt::MAX))))
@@ -100,33 +101,49 @@ fn transport(idle_timeout: Duration) -> TransportConfig {
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .datagram_receive_buffer_size(Some(DATAGRAMS))
         .datagram_send_buffer_size(DATAGRAMS)
-        .initial_rtt(INITIAL_RTT);
+        .initial_rtt(INITIAL_RTT)
+        .congestion_controller_factory(Arc::new(kick.clone()));
     config
 }
 
-/// What is told to quinn for one dial.
-pub(super) fn client_config(
-    tls: Arc<rustls::ClientConfig>,
+/// What is told to quinn for dials.
+pub(super) struct Dialling {
+    // Made once: address tokens belong to it.
+    config: quinn::ClientConfig,
     keep_alive: Duration,
     idle_timeout: Duration,
-) -> Result<quinn::ClientConfig, Error> {
-    let tls = QuicClientConfig::try_from(tls)
-        .map_err(|error| Error::Certificate(format!("the TLS configuration does not fit QUIC: {error}")))?;
-    let mut transport = transport(idle_timeout);
-    transport
-        .keep_alive_interval(Some(keep_alive))
-        .receive_window(CONNECTION_WINDOW.into())
-        // Controllers open no streams.
-        .max_concurrent_bidi_streams(VarInt::from_u32(0));
-    let mut config = quinn::ClientConfig::new(Arc::new(tls));
-    config.transport_config(Arc::new(transport));
-    Ok(config)
+}
+
+impl Dialling {
+    pub(super) fn new(
+        tls: Arc<rustls::ClientConfig>,
+        keep_alive: Duration,
+        idle_timeout: Duration,
+    ) -> Result<Self, Error> {
+        let tls = QuicClientConfig::try_from(tls)
+            .map_err(|error| Error::Certificate(format!("the TLS configuration does not fit QUIC: {error}")))?;
+        Ok(Self { config: quinn::ClientConfig::new(Arc::new(tls)), keep_alive, idle_timeout })
+    }
+
+    /// For one dial, whose connection `kick` is for.
+    pub(super) fn config(&self, kick: &Kick) -> quinn::ClientConfig {
+        let mut transport = transport(self.idle_timeout, kick);
+        transport
+            .keep_alive_interval(Some(self.keep_alive))
+            .receive_window(CONNECTION_WINDOW.into())
+            // Controllers open no streams.
+            .max_concurrent_bidi_streams(VarInt::from_u32(0));
+        let mut config = self.config.clone();
+        config.transport_config(Arc::new(transport));
+        config
+    }
 }
 
 /// How connections are taken, whatever socket they come through. What it grants is for strangers; see [`grant`].
 pub(super) struct Listening {
     endpoint: EndpointConfig,
     server: quinn::ServerConfig,
+    idle_timeout: Duration,
 }
 
 impl Listening {
@@ -138,19 +155,29 @@ impl Listening {
     ) -> Result<Self, Error> {
         let tls = QuicServerConfig::try_from(tls)
             .map_err(|error| Error::Certificate(format!("the TLS configuration does not fit QUIC: {error}")))?;
-        let mut transport = transport(idle_timeout);
-        transport.max_concurrent_bidi_streams(STRANGER_STREAMS.into()).receive_window(STRANGER_WINDOW.into());
         let token_key = ring::hkdf::Salt::new(ring::hkdf::HKDF_SHA256, &[]).extract(&keys.token);
         let mut server = quinn::ServerConfig::new(Arc::new(tls), Arc::new(token_key));
         server
-            .transport_config(Arc::new(transport))
             .max_incoming(max_incoming)
             .incoming_buffer_size(INCOMING_BUFFER)
             .incoming_buffer_size_total(INCOMING_BUFFERS);
         let mut endpoint = EndpointConfig::new(Arc::new(ring::hmac::Key::new(ring::hmac::HMAC_SHA256, &keys.reset)));
         let key = keys.connection_id;
         endpoint.cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(key)));
-        Ok(Self { endpoint, server })
+        Ok(Self { endpoint, server, idle_timeout })
+    }
+
+    /// Begins a connection, which `kick` is for.
+    pub(super) fn accept(
+        &self,
+        incoming: quinn::Incoming,
+        kick: &Kick,
+    ) -> Result<quinn::Connecting, quinn::ConnectionError> {
+        let mut transport = transport(self.idle_timeout, kick);
+        transport.max_concurrent_bidi_streams(STRANGER_STREAMS.into()).receive_window(STRANGER_WINDOW.into());
+        let mut server = self.server.clone();
+        server.transport_config(Arc::new(transport));
+        incoming.accept_with(Arc::new(server))
     }
 
     /// An endpoint that takes them through `socket`.
