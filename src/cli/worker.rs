@@ -28,7 +28,7 @@ use crate::worker::{self, Learned};
 /// Interval at which the connection proves that it lives; heartbeats say the same of the worker.
 const KEEP_ALIVE: Duration = Duration::from_millis(1500);
 /// A connection silent for this long is given up.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+const IDLE_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Run agents for a controller
 ///

@@ -71,8 +71,8 @@ pub struct Config {
 
 /// Interval at which a watched connection proves that it lives.
 const KEEP_ALIVE: Duration = Duration::from_millis(500);
-/// A connection silent for this long is given up: enough for a network to change under it.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+/// A connection silent for this long is given up: enough for a lid that is closed on the way to another room.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// When a session first asks where the controllers are, and how often after.
 const LEARN_AFTER: Duration = Duration::from_millis(300);

@@ -38,7 +38,7 @@ const MAX_CONNECTIONS: usize = 4096;
 /// Connections at once that have not proved who they are.
 const MAX_STRANGERS: usize = 64;
 /// A connection silent for this long is given up. Long enough for a closed lid.
-const IDLE: Duration = Duration::from_secs(120);
+const IDLE: Duration = Duration::from_secs(300);
 
 /// A running controller.
 pub struct Handle {

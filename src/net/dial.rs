@@ -13,8 +13,9 @@ use futures_util::future::join_all;
 use futures_util::stream::FuturesUnordered;
 use tokio::time::{sleep, timeout};
 
-use super::endpoint::{Endpoints, Reach, client_config, sockets, wildcard};
+use super::endpoint::{Dialling, Endpoints, Reach, sockets, wildcard};
 use super::error::Error;
+use super::kick::Kick;
 use super::link::LinkConfig;
 use super::websocket::Outer;
 use crate::tasks::Tasks;
@@ -47,6 +48,7 @@ pub enum Via {
 #[derive(Debug)]
 pub(super) struct Dialled {
     pub(super) connection: quinn::Connection,
+    pub(super) kick: Kick,
     pub(super) via: Via,
 }
 
@@ -54,9 +56,7 @@ pub(super) struct Dialled {
 pub(super) struct Dialler {
     pub(super) config: LinkConfig,
     pub(super) endpoints: Endpoints,
-    // Made once: address tokens belong to them.
-    near: quinn::ClientConfig,
-    far: quinn::ClientConfig,
+    quic: Dialling,
     outer: Outer,
     /// Where the last connection was lost.
     lost: Mutex<Option<SocketAddr>>,
@@ -65,15 +65,19 @@ pub(super) struct Dialler {
 impl Dialler {
     pub(super) fn new(config: LinkConfig, tasks: &Tasks) -> Result<Self, Error> {
         let endpoints = Endpoints::new(sockets(config.sockets.clone()));
-        let quic = |reach| client_config(config.tls.config(), config.keep_alive, config.idle_timeout, reach);
-        let (near, far) = (quic(Reach::Loopback)?, quic(Reach::Network)?);
+        let quic = Dialling::new(config.tls.config(), config.keep_alive, config.idle_timeout)?;
         let outer = Outer::new(tasks)?;
-        Ok(Self { config, endpoints, near, far, outer, lost: Mutex::default() })
+        Ok(Self { config, endpoints, quic, outer, lost: Mutex::default() })
     }
 
     /// A connection to this address was lost: others are tried first.
     pub(super) fn lost(&self, at: SocketAddr) {
         *self.lost.lock().unwrap_or_else(PoisonError::into_inner) = Some(at);
+    }
+
+    /// Where the last connection was lost, if one was.
+    pub(super) fn last_lost(&self) -> Option<SocketAddr> {
+        *self.lost.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The first connection that is made: over UDP if that answers, by WebSocket if it does not and that is allowed.
@@ -108,22 +112,21 @@ impl Dialler {
     async fn by_websocket(&self) -> Result<Dialled, Error> {
         let hosts = (self.config.addresses)();
         let dials = hosts.iter().map(|host| self.dial_websocket(host));
-        match race(dials, STAGGER).await {
-            Ok(connection) => Ok(Dialled { connection, via: Via::WebSocket }),
-            Err(failure) => Err(failure.unwrap_or_else(|| nowhere(&hosts))),
-        }
+        race(dials, STAGGER).await.map_err(|failure| failure.unwrap_or_else(|| nowhere(&hosts)))
     }
 
     /// A connection to one `host:port` by WebSocket.
-    pub(super) async fn dial_websocket(&self, host: &str) -> Result<quinn::Connection, Error> {
-        self.outer.dial(host, self.far.clone()).await
+    pub(super) async fn dial_websocket(&self, host: &str) -> Result<Dialled, Error> {
+        let kick = Kick::default();
+        let connection = self.outer.dial(host, self.quic.config(&kick, Reach::Network)).await?;
+        Ok(Dialled { connection, kick, via: Via::WebSocket })
     }
 
     /// The first connection that is made over UDP.
     pub(super) async fn over_udp(&self, random: f64) -> Result<Dialled, Error> {
         let hosts = (self.config.addresses)();
         let (mut addresses, unresolved) = resolve(&hosts).await;
-        let lost = *self.lost.lock().unwrap_or_else(PoisonError::into_inner);
+        let lost = self.last_lost();
         let stagger = match lost {
             Some(lost) => {
                 put_last(&mut addresses, lost, random);
@@ -132,8 +135,7 @@ impl Dialler {
             None => STAGGER,
         };
         let dials = addresses.into_iter().map(|address| self.dial(address));
-        let dialled = race(dials, stagger).await.map(|connection| Dialled { connection, via: Via::Udp });
-        dialled.map_err(|failure| match failure.or(unresolved) {
+        race(dials, stagger).await.map_err(|failure| match failure.or(unresolved) {
             Some(Error::Unreachable { addresses, cause }) if hosts.len() > 1 => {
                 Error::Unreachable { addresses: hosts.join(", "), cause: format!("{addresses}: {cause}") }
             }
@@ -143,18 +145,15 @@ impl Dialler {
     }
 
     /// A connection to one address over UDP.
-    pub(super) async fn dial(&self, address: SocketAddr) -> Result<quinn::Connection, Error> {
+    pub(super) async fn dial(&self, address: SocketAddr) -> Result<Dialled, Error> {
         let unreachable = |cause: String| Error::Unreachable { addresses: address.to_string(), cause };
         let endpoint = self.endpoints.reaching(address).map_err(|error| unreachable(error.to_string()))?;
-        let quic = match Reach::of(address) {
-            Reach::Loopback => &self.near,
-            Reach::Network => &self.far,
-        };
+        let kick = Kick::default();
         let connecting = endpoint
-            .connect_with(quic.clone(), address, SERVER_NAME)
+            .connect_with(self.quic.config(&kick, Reach::of(address)), address, SERVER_NAME)
             .map_err(|error| unreachable(error.to_string()))?;
         match timeout(DIAL_FOR, connecting).await {
-            Ok(Ok(connection)) => Ok(connection),
+            Ok(Ok(connection)) => Ok(Dialled { connection, kick, via: Via::Udp }),
             Ok(Err(error)) => Err(match Error::from(error) {
                 Error::Lost(cause) => unreachable(cause),
                 error => error,

@@ -12,6 +12,7 @@ use quinn_proto::HashedConnectionIdGenerator;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::error::{Error, code};
+use super::kick::Kick;
 use super::server::ServerKeys;
 
 /// What the kernel may hold for a socket in each direction. Its defaults (about 200 KiB) drop packets of a single busy
@@ -111,7 +112,7 @@ impl Reach {
     }
 }
 
-fn transport(idle_timeout: Duration, reach: Reach) -> TransportConfig {
+fn transport(idle_timeout: Duration, reach: Reach, kick: &Kick) -> TransportConfig {
     let mut config = TransportConfig::default();
     if reach == Reach::Loopback {
         let mut discovery = MtuDiscoveryConfig::default();
@@ -125,36 +126,49 @@ fn transport(idle_timeout: Duration, reach: Reach) -> TransportConfig {
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .datagram_receive_buffer_size(Some(DATAGRAMS))
         .datagram_send_buffer_size(DATAGRAMS)
-        .initial_rtt(INITIAL_RTT);
+        .initial_rtt(INITIAL_RTT)
+        .congestion_controller_factory(Arc::new(kick.clone()));
     config
 }
 
-/// What is told to quinn for one dial.
-pub(super) fn client_config(
-    tls: Arc<rustls::ClientConfig>,
+/// What is told to quinn for dials.
+pub(super) struct Dialling {
+    // Made once: address tokens belong to it.
+    config: quinn::ClientConfig,
     keep_alive: Duration,
     idle_timeout: Duration,
-    reach: Reach,
-) -> Result<quinn::ClientConfig, Error> {
-    let tls = QuicClientConfig::try_from(tls)
-        .map_err(|error| Error::Certificate(format!("the TLS configuration does not fit QUIC: {error}")))?;
-    let mut transport = transport(idle_timeout, reach);
-    transport
-        .keep_alive_interval(Some(keep_alive))
-        .receive_window(CONNECTION_WINDOW.into())
-        // Controllers open no streams.
-        .max_concurrent_bidi_streams(VarInt::from_u32(0));
-    let mut config = quinn::ClientConfig::new(Arc::new(tls));
-    config.transport_config(Arc::new(transport));
-    Ok(config)
+}
+
+impl Dialling {
+    pub(super) fn new(
+        tls: Arc<rustls::ClientConfig>,
+        keep_alive: Duration,
+        idle_timeout: Duration,
+    ) -> Result<Self, Error> {
+        let tls = QuicClientConfig::try_from(tls)
+            .map_err(|error| Error::Certificate(format!("the TLS configuration does not fit QUIC: {error}")))?;
+        Ok(Self { config: quinn::ClientConfig::new(Arc::new(tls)), keep_alive, idle_timeout })
+    }
+
+    /// For one dial, whose connection `kick` is for.
+    pub(super) fn config(&self, kick: &Kick, reach: Reach) -> quinn::ClientConfig {
+        let mut transport = transport(self.idle_timeout, reach, kick);
+        transport
+            .keep_alive_interval(Some(self.keep_alive))
+            .receive_window(CONNECTION_WINDOW.into())
+            // Controllers open no streams.
+            .max_concurrent_bidi_streams(VarInt::from_u32(0));
+        let mut config = self.config.clone();
+        config.transport_config(Arc::new(transport));
+        config
+    }
 }
 
 /// How connections are taken, whatever socket they come through. What it grants is for strangers; see [`grant`].
 pub(super) struct Listening {
     endpoint: EndpointConfig,
     server: quinn::ServerConfig,
-    /// For those who come from this machine.
-    near: Arc<quinn::ServerConfig>,
+    idle_timeout: Duration,
 }
 
 impl Listening {
@@ -166,25 +180,31 @@ impl Listening {
     ) -> Result<Self, Error> {
         let tls = QuicServerConfig::try_from(tls)
             .map_err(|error| Error::Certificate(format!("the TLS configuration does not fit QUIC: {error}")))?;
-        let transport = |reach| {
-            let mut transport = transport(idle_timeout, reach);
-            transport.max_concurrent_bidi_streams(STRANGER_STREAMS.into()).receive_window(STRANGER_WINDOW.into());
-            Arc::new(transport)
-        };
         let token_key = ring::hkdf::Salt::new(ring::hkdf::HKDF_SHA256, &[]).extract(&keys.token);
         let mut server = quinn::ServerConfig::new(Arc::new(tls), Arc::new(token_key));
         server
-            .transport_config(transport(Reach::Network))
             .max_incoming(max_incoming)
             .incoming_buffer_size(INCOMING_BUFFER)
             .incoming_buffer_size_total(INCOMING_BUFFERS);
-        let mut near = server.clone();
-        near.transport_config(transport(Reach::Loopback));
         let mut endpoint = EndpointConfig::new(Arc::new(ring::hmac::Key::new(ring::hmac::HMAC_SHA256, &keys.reset)));
         take_long_packets(&mut endpoint);
         let key = keys.connection_id;
         endpoint.cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(key)));
-        Ok(Self { endpoint, server, near: Arc::new(near) })
+        Ok(Self { endpoint, server, idle_timeout })
+    }
+
+    /// Begins a connection, which `kick` is for.
+    pub(super) fn accept(
+        &self,
+        incoming: quinn::Incoming,
+        kick: &Kick,
+    ) -> Result<quinn::Connecting, quinn::ConnectionError> {
+        let reach = Reach::of(incoming.remote_address());
+        let mut transport = transport(self.idle_timeout, reach, kick);
+        transport.max_concurrent_bidi_streams(STRANGER_STREAMS.into()).receive_window(STRANGER_WINDOW.into());
+        let mut server = self.server.clone();
+        server.transport_config(Arc::new(transport));
+        incoming.accept_with(Arc::new(server))
     }
 
     /// An endpoint that takes them through `socket`.
@@ -194,14 +214,6 @@ impl Listening {
         runtime: Arc<dyn quinn::Runtime>,
     ) -> io::Result<quinn::Endpoint> {
         quinn::Endpoint::new_with_abstract_socket(self.endpoint.clone(), Some(self.server.clone()), socket, runtime)
-    }
-
-    /// Begins a handshake.
-    pub(super) fn accept(&self, incoming: quinn::Incoming) -> Result<quinn::Connecting, quinn::ConnectionError> {
-        match Reach::of(incoming.remote_address()) {
-            Reach::Loopback => incoming.accept_with(self.near.clone()),
-            Reach::Network => incoming.accept(),
-        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! The calling side: a session with a mesh's controllers that outlives its connections.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -15,10 +15,13 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::blocked::Blocked;
+use super::changes::{Change, Changes};
 use super::channel::{Carrier, Channel, Priority};
-use super::dial::{Dialled, Dialler, Via};
+use super::dial::{Dialled, Dialler, Via, own_address};
 use super::endpoint::Sockets;
 use super::error::{Error, code};
+use super::kick::Kick;
+use super::pulse::{self, End};
 use crate::env::Env;
 use crate::tasks::Tasks;
 
@@ -32,8 +35,14 @@ const SILENT_KEEP_ALIVES: u32 = 3;
 const UNANSWERED: u64 = 3;
 const UNANSWERED_FOR: Duration = Duration::from_millis(500);
 const UNANSWERED_RTTS: u32 = 4;
+/// How long a silent connection may take to answer once another one to the same place could be made, and how many round
+/// trips at least.
+const COME_BACK_FOR: Duration = Duration::from_millis(100);
+const COME_BACK_RTTS: u32 = 3;
 /// How often in a keep-alive's interval is looked.
 const LOOKS: u32 = 8;
+/// How often is looked whether a silent connection is heard again.
+const SOUND_EVERY: Duration = Duration::from_millis(20);
 /// How long after it had to leave it a link tries UDP again, and how seldom in the end. It costs a packet or two.
 const BACK_FIRST: Duration = Duration::from_secs(2);
 const BACK_MOST: Duration = Duration::from_secs(60);
@@ -116,8 +125,9 @@ struct Shared {
     state: watch::Sender<LinkState>,
     // When the other side was last known to be there; `None` while it is.
     away_since: Mutex<Option<Instant>>,
-    // The network has changed: dial now.
+    // The network has changed: dial now, or else ask whether the other side is still there.
     nudge: Notify,
+    changed: Notify,
     stop: CancellationToken,
 }
 
@@ -154,9 +164,17 @@ impl Link {
             state: watch::Sender::new(LinkState::Connecting(None)),
             away_since: Mutex::new(Some(Instant::now())),
             nudge: Notify::new(),
+            changed: Notify::new(),
             stop: stop.clone(),
         });
         let (work, all) = (shared.clone(), tasks.clone());
+        // A simulated network tells of its changes itself.
+        if shared.dialler.config.sockets.is_none() {
+            let (watching, stop) = (shared.clone(), stop.clone());
+            tasks.spawn_until_stop("network", async move {
+                stop.run_until_cancelled(watching.follow_network()).await;
+            });
+        }
         tasks.spawn("link", async move {
             let error = tokio::select! {
                 biased;
@@ -211,10 +229,10 @@ impl Link {
         *self.shared.away()
     }
 
-    /// The seam of roaming: the network has changed. Rebinds the socket, and dials at once if not connected.
+    /// The network has changed: moves to fresh sockets, asks whether the other side is still there, and dials at once if
+    /// not connected. Links on the operating system's sockets notice by themselves.
     pub fn network_changed(&self) {
-        self.shared.dialler.endpoints.rebind();
-        self.shared.nudge.notify_one();
+        self.shared.moved();
     }
 
     /// Closes the connection, after what was sent on finished streams has arrived or a short time has passed.
@@ -325,12 +343,16 @@ impl Shared {
             };
             let lost = match dialled {
                 Err(error) => error,
-                Ok(Dialled { connection, via }) => {
+                Ok(Dialled { connection, kick, via }) => {
                     number += 1;
                     tracing::debug!(to = %connection.remote_address(), number, ?via, "connected");
                     let live = Live { carrier: Carrier::new(connection, ()), number, via };
                     self.enter(Phase::Up(live.clone()));
-                    let (lost, next) = self.hold(&live).await;
+                    let (lost, next) = tokio::select! {
+                        biased;
+                        over = self.hold(&live) => over,
+                        () = self.tend(&live, &kick) => (Error::Closed, None),
+                    };
                     replacement = next;
                     if live.carrier.quic.stats().frame_rx.stream > 0 {
                         // Only a server that let us in answers.
@@ -372,6 +394,49 @@ impl Shared {
         }
     }
 
+    /// Never ends.
+    async fn tend(&self, live: &Live, kick: &Kick) {
+        pulse::tend(&live.carrier.quic, kick, End::Client, &self.changed).await;
+    }
+
+    /// Follows the network this machine is on. Never ends.
+    async fn follow_network(&self) {
+        let mut changes = Changes::watch();
+        let mut own = self.own();
+        loop {
+            let change = changes.next().await;
+            let before = std::mem::replace(&mut own, self.own());
+            match change {
+                Change::Look if own == before => {}
+                // Its sockets are as good as before.
+                Change::Told if own == before => self.asked_again(),
+                Change::Told | Change::Look | Change::Woke => {
+                    tracing::debug!(?change, ?before, ?own, "the network has changed");
+                    self.moved();
+                }
+            }
+        }
+    }
+
+    /// Where packets to the other side leave from; `None` when there is no way, or nobody yet.
+    fn own(&self) -> Option<IpAddr> {
+        let peer = match &*self.phase.borrow() {
+            Phase::Up(live) => live.carrier.quic.remote_address(),
+            Phase::Down(_) | Phase::Closed(_) => self.dialler.last_lost()?,
+        };
+        own_address(peer).ok()
+    }
+
+    fn moved(&self) {
+        self.dialler.endpoints.rebind();
+        self.asked_again();
+    }
+
+    fn asked_again(&self) {
+        self.nudge.notify_one();
+        self.changed.notify_one();
+    }
+
     /// Waits for the end of a connection. A silent one is over when another could be made before it was heard again.
     async fn hold(&self, live: &Live) -> (Error, Option<Dialled>) {
         let connection = &live.carrier.quic;
@@ -394,6 +459,8 @@ impl Shared {
                 }
             }
             tracing::debug!("silent: dialling another connection");
+            // What forgot us on the way (a NAT) may know a fresh port.
+            self.dialler.endpoints.rebind();
             self.dialler.lost(connection.remote_address());
             let now = Instant::now();
             *self.away() = Some(now.checked_sub(silent_for).unwrap_or(now));
@@ -402,6 +469,13 @@ impl Shared {
                 error = connection.closed() => return (error.into(), None),
                 () = sound(connection, keep_alive) => *self.away() = None,
                 dialled = self.connect() => {
+                    if let Ok(next) = &dialled
+                        && self.came_back(live, next).await
+                    {
+                        *self.away() = None;
+                        next.connection.close(code::DONE, b"not needed");
+                        continue;
+                    }
                     connection.close(code::DONE, b"replaced");
                     let silent = Error::Lost("the other side was silent".into());
                     return match dialled {
@@ -411,6 +485,18 @@ impl Shared {
                 }
             }
         }
+    }
+
+    /// Whether a connection that was silent answers, now that `next` shows that the way to its other side is there: it
+    /// has streams that need not be opened anew.
+    async fn came_back(&self, live: &Live, next: &Dialled) -> bool {
+        let (silent, next) = (&live.carrier.quic, (&next.connection, next.via));
+        if (next.0.remote_address(), next.1) != (silent.remote_address(), live.via) {
+            return false;
+        }
+        self.changed.notify_one();
+        let patience = COME_BACK_FOR.max(next.0.rtt() * COME_BACK_RTTS);
+        timeout(patience, sound(silent, self.dialler.config.keep_alive)).await.is_ok()
     }
 
     /// Resolves with a connection over UDP, for one that goes `via` something else.
@@ -549,7 +635,7 @@ async fn silence(connection: &quinn::Connection, keep_alive: Duration, others: b
 async fn sound(connection: &quinn::Connection, keep_alive: Duration) {
     let heard = packets(connection);
     while packets(connection) == heard {
-        sleep(keep_alive / 4).await;
+        sleep((keep_alive / 4).min(SOUND_EVERY)).await;
     }
 }
 

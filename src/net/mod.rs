@@ -8,12 +8,15 @@
 //! use before it is known who it is (streams, bytes, time) is bounded apart from what members of the mesh may.
 
 mod blocked;
+mod changes;
 mod channel;
 mod dial;
 mod endpoint;
 mod error;
 mod incoming;
+mod kick;
 mod link;
+mod pulse;
 mod renewal;
 mod server;
 mod survey;

@@ -11,7 +11,7 @@ use ado_proto::frame::Limits;
 use futures_util::future::join_all;
 use quinn::crypto::rustls::HandshakeData;
 use rustls::pki_types::CertificateDer;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
@@ -19,6 +19,8 @@ use super::channel::Carrier;
 use super::endpoint::{self, Listening, Sockets};
 use super::error::{Error, code, refusal};
 use super::incoming::{Incoming, Reading};
+use super::kick::Kick;
+use super::pulse::{self, End};
 use super::websocket;
 use crate::env::Env;
 use crate::tasks::Tasks;
@@ -201,15 +203,7 @@ impl Shared {
                 incoming.refuse();
                 continue;
             };
-            let from = incoming.remote_address();
-            let connecting = match self.listening.accept(incoming) {
-                Ok(connecting) => connecting,
-                Err(error) => {
-                    tracing::debug!(%from, %error, "handshake failed");
-                    continue;
-                }
-            };
-            let work = self.clone().shake_hands(from, connecting, permit, accepted.clone(), tasks.clone());
+            let work = self.clone().shake_hands(incoming, permit, accepted.clone(), tasks.clone());
             tasks.spawn_until_stop("handshake", work);
         }
     }
@@ -274,12 +268,17 @@ impl Shared {
 
     async fn shake_hands(
         self: Arc<Self>,
-        from: SocketAddr,
-        connecting: quinn::Connecting,
+        incoming: quinn::Incoming,
         handshake: OwnedSemaphorePermit,
         accepted: mpsc::Sender<Connection>,
         tasks: Tasks,
     ) {
+        let from = incoming.remote_address();
+        let kick = Kick::default();
+        let connecting = match self.listening.accept(incoming, &kick) {
+            Ok(connecting) => connecting,
+            Err(error) => return tracing::debug!(%from, %error, "handshake failed"),
+        };
         let quic = match timeout(HANDSHAKE_FOR, connecting).await {
             Ok(Ok(quic)) => quic,
             Ok(Err(error)) => return tracing::debug!(%from, %error, "handshake failed"),
@@ -303,7 +302,9 @@ impl Shared {
             }
             Peer::Verified(_) => {
                 endpoint::grant(&quic);
-                self.registry.add(quic, peer, None, self.denied.clone())
+                let ends = CancellationToken::new();
+                tasks.spawn_until_stop("pulse", tend(quic.clone(), kick, ends.clone()));
+                self.registry.add(quic, peer, Some(ends.drop_guard()), self.denied.clone())
             }
         };
         drop(handshake);
@@ -329,6 +330,13 @@ impl WebSockets {
 
 fn cannot_bind(address: SocketAddr, protocol: &str, error: &io::Error) -> Error {
     Error::Unreachable { addresses: format!("{address} ({protocol})"), cause: error.to_string() }
+}
+
+/// Tends a connection as long as somebody uses it.
+async fn tend(quic: quinn::Connection, kick: Kick, ends: CancellationToken) {
+    // A server does not move.
+    let changed = Notify::new();
+    ends.run_until_cancelled(pulse::tend(&quic, &kick, End::Server, &changed)).await;
 }
 
 async fn end_after(carrier: Weak<Carrier>, time: Duration) {
@@ -380,7 +388,7 @@ impl Registry {
         self: &Arc<Self>,
         quic: quinn::Connection,
         peer: Peer,
-        permit: Option<OwnedSemaphorePermit>,
+        kept: impl Send + Sync + 'static,
         denied: Denied,
     ) -> Connection {
         let reading = Reading::new(match peer {
@@ -392,7 +400,7 @@ impl Registry {
         let number = live.next;
         live.next += 1;
         let registered = Registered { registry: Arc::downgrade(self), number };
-        let carrier = Carrier::new(quic, (permit, registered));
+        let carrier = Carrier::new(quic, (kept, registered));
         live.connections.insert(number, Entry { carrier: Arc::downgrade(&carrier), peer: peer.clone() });
         drop(live);
         Connection { carrier, peer, registry: self.clone(), reading: Arc::new(reading.into()), denied }

@@ -69,7 +69,7 @@ impl Survey {
     /// What a dial can end with: [`Error::Unreachable`], [`Error::Certificate`], [`Error::Version`].
     pub async fn over_udp(&self, address: SocketAddr) -> Result<Reached, Error> {
         let begun = Instant::now();
-        let connection = self.dialler.dial(address).await?;
+        let connection = self.dialler.dial(address).await?.connection;
         let from = super::own_address(address).ok();
         let port = self.dialler.endpoints.reaching(address).and_then(|endpoint| endpoint.local_addr());
         let from = from.zip(port.ok()).map(|(ip, socket)| SocketAddr::new(ip, socket.port()));
@@ -82,7 +82,7 @@ impl Survey {
     /// As [`Survey::over_udp`].
     pub async fn by_websocket(&self, host: &str) -> Result<Reached, Error> {
         let begun = Instant::now();
-        let connection = self.dialler.dial_websocket(host).await?;
+        let connection = self.dialler.dial_websocket(host).await?.connection;
         Ok(Reached { carrier: Carrier::new(connection, ()), took: begun.elapsed(), from: None })
     }
 }

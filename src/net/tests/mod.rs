@@ -3,6 +3,7 @@
 mod calls;
 mod coming_back;
 mod refused;
+mod roaming;
 mod simulated;
 mod websocket;
 
@@ -26,7 +27,8 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::channel::Carrier;
-use super::endpoint::{Endpoints, Reach, Sockets, client_config};
+use super::endpoint::{Dialling, Endpoints, Reach, Sockets};
+use super::kick::Kick;
 use super::*;
 use crate::env::{Env, Source};
 use crate::tasks::Tasks;
@@ -150,7 +152,8 @@ async fn raw_from(
     tls: Arc<rustls::ClientConfig>,
 ) -> Result<Arc<Carrier>, Error> {
     let endpoint = Endpoints::new(sockets).reaching(to).unwrap();
-    let config = client_config(tls, Duration::from_secs(5), Duration::from_secs(60), Reach::of(to))?;
+    let config =
+        Dialling::new(tls, Duration::from_secs(5), Duration::from_secs(60))?.config(&Kick::default(), Reach::of(to));
     let quic = endpoint.connect_with(config, to, ado_certs::SERVER_NAME).unwrap().await?;
     Ok(Carrier::new(quic, ()))
 }

@@ -6,9 +6,9 @@ use tokio::time::{Instant, sleep};
 
 use super::*;
 
-const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
+pub(super) const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
 const STRANGER: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 2));
-const FIRST: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 1, 1));
+pub(super) const FIRST: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 1, 1));
 const SECOND: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 1, 2));
 const PORT: u16 = 4433;
 
@@ -24,12 +24,12 @@ impl Sockets for Simulated {
     }
 }
 
-fn at(network: &Network, ip: IpAddr) -> Arc<dyn Sockets> {
+pub(super) fn at(network: &Network, ip: IpAddr) -> Arc<dyn Sockets> {
     Arc::new(Simulated(network.host(ip)))
 }
 
 impl Mesh {
-    fn config_at(&self, network: &Network, ip: IpAddr) -> ServerConfig {
+    pub(super) fn config_at(&self, network: &Network, ip: IpAddr) -> ServerConfig {
         ServerConfig { listen: vec![(ip, PORT).into()], sockets: Some(at(network, ip)), ..self.config(0) }
     }
 
