@@ -151,7 +151,7 @@ fn the_densest_values_expand_only_so_far() {
     let empty = TaskSpec { pool: String::new(), ..TaskSpec::new("", Input::Text(String::new())) };
     let one = request::encode_request(&header(), &Submit { name: None, specs: vec![empty], copies: 1 });
     // Every field of it is one zero byte.
-    let spec = 24;
+    let spec = 25;
     assert!(one.ends_with(&[[1].as_slice(), &vec![0; spec], &[1]].concat()));
     let bytes = [vec![0], varint(specs), vec![0; spec * specs as usize], vec![1]].concat();
     let held = peak(|| assert!(request::decode_body::<Submit>(&bytes).is_ok()));
