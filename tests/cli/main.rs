@@ -20,6 +20,7 @@ mod promises;
 mod redis;
 mod remote;
 mod retention;
+mod roaming;
 mod schema;
 mod secrets;
 #[path = "../support/servers/mod.rs"]

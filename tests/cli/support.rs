@@ -238,16 +238,24 @@ impl Running {
     /// Waits for the next line of its output.
     #[track_caller]
     pub(crate) fn line(&mut self) -> String {
+        self.next_line().expect("it ended before the line came")
+    }
+
+    /// The next line of its output; `None` at the end.
+    pub(crate) fn next_line(&mut self) -> Option<String> {
         let mut line = String::new();
         let read = self.stdout.read_line(&mut line).expect("its output");
-        assert!(read > 0, "it ended before the line came");
-        line
+        (read > 0).then_some(line)
+    }
+
+    /// Its process.
+    pub(crate) fn id(&self) -> nix::unistd::Pid {
+        nix::unistd::Pid::from_raw(i32::try_from(self.child.id()).expect("a pid"))
     }
 
     /// Sends a signal.
     pub(crate) fn signal(&self, signal: nix::sys::signal::Signal) {
-        let pid = nix::unistd::Pid::from_raw(i32::try_from(self.child.id()).expect("a pid"));
-        nix::sys::signal::kill(pid, signal).expect("it runs");
+        nix::sys::signal::kill(self.id(), signal).expect("it runs");
     }
 
     /// Closes this side of its stdout: whatever it writes next finds no reader.
