@@ -183,6 +183,15 @@ impl Out {
     }
 }
 
+/// The words of a value: of a text its own, of anything else its JSON.
+pub(super) fn text_of(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Null => String::new(),
+        other => other.to_string(),
+    }
+}
+
 /// At most so many bytes of text on one line: what comes from an agent may hold anything.
 pub(super) fn one_line(text: &str, most: usize) -> String {
     let mut line: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();

@@ -9,7 +9,7 @@ use ado_proto::record::{Answer, AskKind, Choice};
 use ado_proto::spec::{TaskSpec, Usage};
 use serde_json::{Value, json};
 
-use super::event::{Class, Event, Out, Outcome, Question, Subject, Tool, one_line};
+use super::event::{Class, Event, Out, Outcome, Question, Subject, Tool, one_line, text_of};
 use super::{Driver, File, Launch, Real, Site};
 
 /// How it is found, and what it needs.
@@ -454,14 +454,6 @@ fn class(kind: &str) -> Class {
 fn status_in(words: &str) -> Option<u64> {
     let numbers = words.split(|c: char| !c.is_ascii_digit()).filter(|number| number.len() == 3);
     numbers.filter_map(|number| number.parse().ok()).find(|number| (400..600).contains(number))
-}
-
-fn text_of(value: &Value) -> String {
-    match value {
-        Value::String(text) => text.clone(),
-        Value::Null => String::new(),
-        other => other.to_string(),
-    }
 }
 
 #[cfg(test)]

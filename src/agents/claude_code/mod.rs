@@ -9,7 +9,7 @@ use ado_proto::record::{Answer, AskKind, Choice};
 use ado_proto::spec::{TaskSpec, Usage};
 use serde_json::{Value, json};
 
-use super::event::{Class, Event, Out, Outcome, Question, Subject, Tool, one_line};
+use super::event::{Class, Event, Out, Outcome, Question, Subject, Tool, one_line, text_of};
 use super::{Driver, File, Launch, Real, Site};
 
 /// How it is found, and what it needs.
@@ -478,14 +478,6 @@ fn class(tool: &str) -> Class {
         "Read" | "Glob" | "Grep" | "LS" => Class::Read,
         "WebFetch" | "WebSearch" => Class::Fetch,
         _ => Class::Other,
-    }
-}
-
-fn text_of(value: &Value) -> String {
-    match value {
-        Value::String(text) => text.clone(),
-        Value::Null => String::new(),
-        other => other.to_string(),
     }
 }
 
