@@ -8,6 +8,7 @@ set -eu
 
 here=$(cd "$(dirname "$0")/.." && pwd)
 folder=$(mktemp -d)
+chmod 711 "$folder" # PostgreSQL runs as another user
 export TMPDIR="$folder"
 pids=
 
