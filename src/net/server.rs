@@ -36,6 +36,9 @@ const GRACE: Duration = Duration::from_secs(60);
 /// connections.
 const ACCEPTED: usize = 64;
 
+/// Ports that are tried when any will do, until one is free for UDP and for TCP.
+const PORTS: usize = 16;
+
 /// Keys a server keeps over restarts, so that its peers notice a restart at their next packet (stateless reset needs the
 /// reset key and the connection-id key), and address tokens stay valid.
 #[derive(Clone)]
@@ -104,19 +107,21 @@ impl Server {
     pub fn bind(config: ServerConfig, env: Env, tasks: &Tasks) -> Result<Self, Error> {
         let sockets = endpoint::sockets(config.sockets);
         let listening = Listening::new(config.tls.config(), &config.keys, config.idle_timeout, config.max_strangers)?;
+        let outer = config.websocket.then(|| ado_certs::outer::server(&config.tls)).transpose();
+        let outer = outer.map_err(|error| Error::Certificate(error.to_string()))?;
         let mut endpoints = Vec::new();
         let mut listeners = Vec::new();
         for address in config.listen {
-            let unbound = |error: io::Error| cannot_bind(address, "UDP", &error);
-            let socket = sockets.bind(address).map_err(unbound)?;
-            let endpoint = listening.on(socket, sockets.runtime()).map_err(unbound)?;
-            if config.websocket {
-                let address = endpoint.local_addr().map_err(unbound)?;
-                let tls = ado_certs::outer::server(&config.tls);
-                let tls = tls.map_err(|error| Error::Certificate(error.to_string()))?;
-                let unbound = |error: io::Error| cannot_bind(address, "TCP (for WebSockets)", &error);
-                listeners.push(websocket::bind(address, tls).map_err(unbound)?);
+            let bind = || bind(address, &listening, &*sockets, outer.as_ref());
+            let mut bound = bind();
+            for _ in 1..PORTS {
+                match bound {
+                    Err(Unbound::Taken(_)) if address.port() == 0 => bound = bind(),
+                    _ => break,
+                }
             }
+            let (endpoint, listener) = bound.map_err(Unbound::error)?;
+            listeners.extend(listener);
             endpoints.push(endpoint);
         }
         let shared = Arc::new(Shared {
@@ -326,6 +331,36 @@ impl WebSockets {
         self.endpoints.insert(self.next, endpoint);
         self.next
     }
+}
+
+/// Why an address could not be bound.
+enum Unbound {
+    /// UDP has the port, and TCP has not.
+    Taken(Error),
+    Failed(Error),
+}
+
+impl Unbound {
+    fn error(self) -> Error {
+        let (Self::Taken(error) | Self::Failed(error)) = self;
+        error
+    }
+}
+
+/// One port, on UDP and, with `outer`, on TCP.
+fn bind(
+    address: SocketAddr,
+    listening: &Listening,
+    sockets: &dyn Sockets,
+    outer: Option<&Arc<rustls::ServerConfig>>,
+) -> Result<(quinn::Endpoint, Option<websocket::Listener>), Unbound> {
+    let failed = |error: io::Error| Unbound::Failed(cannot_bind(address, "UDP", &error));
+    let endpoint = listening.on(sockets.bind(address).map_err(failed)?, sockets.runtime()).map_err(failed)?;
+    let Some(outer) = outer else { return Ok((endpoint, None)) };
+    let address = endpoint.local_addr().map_err(failed)?;
+    let listener = websocket::bind(address, outer.clone());
+    let listener = listener.map_err(|error| Unbound::Taken(cannot_bind(address, "TCP (for WebSockets)", &error)))?;
+    Ok((endpoint, Some(listener)))
 }
 
 fn cannot_bind(address: SocketAddr, protocol: &str, error: &io::Error) -> Error {

@@ -9,8 +9,9 @@ use tokio::time::Instant;
 
 use super::redact::{Redacting, Redactor};
 
-/// How long is held back what may be the beginning of a secret.
-const HOLD_FOR: Duration = Duration::from_millis(20);
+/// How long is held back what may be the beginning of a secret: more than a model pauses between two pieces of what it
+/// says, where a secret may be cut.
+const HOLD_FOR: Duration = Duration::from_millis(250);
 
 /// See the module.
 #[derive(Debug)]
